@@ -1,0 +1,115 @@
+"""A pytest plugin that proves a compiled policy computes what the eager one computes.
+
+The public names below load on first use (PEP 562), so that neither this package nor the plugin
+costs a pytest run that doesn't check anything an import of torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pytest_torchcompile.check import check_equivalence
+    from pytest_torchcompile.direct import CompiledPolicy, assert_equivalent, compile_policy
+    from pytest_torchcompile.outputs import register_output
+    from pytest_torchcompile.results import (
+        Capture,
+        CheckResult,
+        CompileCheckError,
+        CompileFailed,
+        Difference,
+        NotEquivalent,
+        UsageError,
+        Verdict,
+    )
+    from pytest_torchcompile.spaces import (
+        Box,
+        Constant,
+        Discrete,
+        Flag,
+        Image,
+        LegalAction,
+        LegalMask,
+        MultiBinary,
+        MultiDiscrete,
+        OneHot,
+        State,
+        Tokens,
+    )
+    from pytest_torchcompile.strategies import observations
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "check": ("check_equivalence",),
+    "direct": ("CompiledPolicy", "assert_equivalent", "compile_policy"),
+    "outputs": ("register_output",),
+    "results": (
+        "Capture",
+        "CheckResult",
+        "CompileCheckError",
+        "CompileFailed",
+        "Difference",
+        "NotEquivalent",
+        "UsageError",
+        "Verdict",
+    ),
+    "spaces": (
+        "Box",
+        "Constant",
+        "Discrete",
+        "Flag",
+        "Image",
+        "LegalAction",
+        "LegalMask",
+        "MultiBinary",
+        "MultiDiscrete",
+        "OneHot",
+        "State",
+        "Tokens",
+    ),
+    "strategies": ("observations",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Box",
+    "Capture",
+    "CheckResult",
+    "CompileCheckError",
+    "CompileFailed",
+    "CompiledPolicy",
+    "Constant",
+    "Difference",
+    "Discrete",
+    "Flag",
+    "Image",
+    "LegalAction",
+    "LegalMask",
+    "MultiBinary",
+    "MultiDiscrete",
+    "NotEquivalent",
+    "OneHot",
+    "State",
+    "Tokens",
+    "UsageError",
+    "Verdict",
+    "assert_equivalent",
+    "check_equivalence",
+    "compile_policy",
+    "observations",
+    "register_output",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,190 @@
+"""One call of one side, and everything that it leaves behind.
+
+Both sides, the rounding floor and the float64 reference all go through `Side.call`, so that they
+can't differ in how they seed, reset, run or take gradients.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from pytest_torchcompile import internals, isolation
+from pytest_torchcompile.outputs import NamedValues, named_values
+from pytest_torchcompile.policy import ModuleState
+
+Around = Callable[[], contextlib.AbstractContextManager[Any]]
+
+
+@dataclasses.dataclass(kw_only=True)
+class Outcome:
+    """Everything that one call leaves behind.
+
+    The tensors are copies: a later call of the same side writes to the module's own.
+
+    Args:
+        error: what it raised, in forward or backward.
+        outputs: what it returned.
+        requires_grad: paths of the outputs that autograd follows.
+        gradients: by parameter (or input) name; None where autograd found no path.
+        state: buffers, tensor attributes, written parameters after the call.
+        inputs: the inputs after the call, which may have changed them.
+        random: the random generators after the call.
+        drew: names of the generators that the call drew from.
+    """
+
+    error: Exception | None = None
+    outputs: NamedValues = dataclasses.field(default_factory=NamedValues)
+    requires_grad: frozenset[str] = frozenset()
+    gradients: dict[str, torch.Tensor | None] = dataclasses.field(default_factory=dict)
+    state: NamedValues = dataclasses.field(default_factory=NamedValues)
+    inputs: NamedValues = dataclasses.field(default_factory=NamedValues)
+    random: isolation.RandomState | None = None
+    drew: tuple[str, ...] = ()
+
+    def elementwise(self) -> dict[str, torch.Tensor]:
+        """The tensors compared element by element: outputs, state, inputs."""
+        return self.outputs.tensors | self.state.tensors | self.inputs.tensors
+
+    def differentiated(self) -> dict[str, torch.Tensor]:
+        """The gradients that exist, compared tensor by tensor."""
+        return {
+            f"gradient of {name}": gradient
+            for name, gradient in self.gradients.items()
+            if gradient is not None
+        }
+
+    def plain(self) -> dict[str, Any]:
+        """The values compared by ``==``."""
+        return self.outputs.plain | self.inputs.plain
+
+
+class Side:
+    """A callable with the module whose state it changes.
+
+    Args:
+        function: what is called.
+        model: the module; None for a function without one.
+        leading: arguments that go before the inputs (an adapter's model).
+        names: names of the positional inputs, for messages.
+        around: makes the context that each call and its backward run in.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        model: nn.Module | None,
+        *,
+        leading: tuple[Any, ...] = (),
+        names: tuple[str, ...] = (),
+        around: Around = contextlib.nullcontext,
+    ) -> None:
+        self.function = function
+        self.model = None if model is None else internals.uncompiled(model)
+        self.state = None if model is None else ModuleState(model)
+        self.leading = leading
+        self._names = names
+        self.around = around
+
+    def call(
+        self,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        *,
+        phase: str,
+        seed: int,
+        under: Around = contextlib.nullcontext,
+    ) -> Outcome:
+        """Reset the state, seed, call and, in the ``update`` phase, differentiate.
+
+        Args:
+            args: inputs that are this call's own.
+            kwargs: likewise.
+            phase: ``rollout`` (eval, no grad) or ``update`` (train, gradients).
+            seed: of every random generator, and of the ``grad_outputs``.
+            under: a further context, entered once the state is reset.
+
+        Returns:
+            The outcome; an exception of the call is in it, unless it means that memory or the user's
+            configuration is at fault.
+        """
+        if self.state is not None and self.model is not None:
+            self.state.reset()
+            self.model.train(phase == "update")
+        isolation.seed_everything(seed)
+        before = isolation.RandomState()
+        outcome = Outcome()
+        with self.around(), under():
+            try:
+                with torch.set_grad_enabled(phase == "update"):
+                    returned = self.function(*self.leading, *args, **kwargs)
+            except (MemoryError, torch.OutOfMemoryError):
+                raise
+            except Exception as error:
+                if internals.is_configuration_error(error):
+                    raise
+                return Outcome(error=error)
+            outcome.random = isolation.RandomState()
+            outcome.drew = before.unequal(outcome.random)
+            outcome.outputs = named_values(returned)
+            outcome.inputs = self._inputs(args, kwargs)
+            if phase == "update":
+                try:
+                    outcome.gradients = self._gradients(outcome, seed)
+                except (MemoryError, torch.OutOfMemoryError):
+                    raise
+                except Exception as error:
+                    return Outcome(error=error)
+            if self.state is not None:
+                outcome.state = self.state.values()
+        outcome.requires_grad = frozenset(p for p, t in outcome.outputs.tensors.items() if t.requires_grad)
+        for values in (outcome.outputs, outcome.inputs, outcome.state):
+            values.tensors = {path: tensor.detach().clone() for path, tensor in values.tensors.items()}
+        return outcome
+
+    def _inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> NamedValues:
+        found = NamedValues()
+        names = self._names or tuple(map(str, range(len(args))))
+        for name, value in [*zip(names, args, strict=False), *kwargs.items()]:
+            if _is_comparable(value):
+                nested = named_values(value, f"input {name}")
+                found.tensors |= nested.tensors
+        return found
+
+    def _gradients(self, outcome: Outcome, seed: int) -> dict[str, torch.Tensor | None]:
+        """Gradients under seeded normal ``grad_outputs``, without touching any ``.grad``."""
+        roots = {
+            path: tensor
+            for path, tensor in sorted(outcome.outputs.tensors.items())
+            if tensor.requires_grad and tensor.is_floating_point()
+        }
+        leaves = dict(self._leaves(outcome))
+        if not roots or not leaves:
+            return {}
+        generator = torch.Generator().manual_seed(seed)
+        directions = [
+            torch.randn(root.shape, generator=generator, dtype=torch.float32).to(root)
+            for root in roots.values()
+        ]
+        found = torch.autograd.grad(
+            list(roots.values()), list(leaves.values()), directions, allow_unused=True
+        )
+        return dict(zip(leaves, found, strict=True))
+
+    def _leaves(self, outcome: Outcome) -> Iterator[tuple[str, torch.Tensor]]:
+        if self.model is not None:
+            for name, parameter in self.model.named_parameters():
+                if parameter.requires_grad:
+                    yield name, parameter
+        for path, tensor in outcome.inputs.tensors.items():
+            if tensor.requires_grad and tensor.is_leaf:
+                yield path, tensor
+
+
+def _is_comparable(value: Any) -> bool:
+    return isinstance(value, (torch.Tensor, dict, list, tuple))

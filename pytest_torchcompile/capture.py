@@ -1,0 +1,189 @@
+"""Compile one method, and prove what was compiled.
+
+A wrapped callable is no proof: torch.compile hands back something callable when it is disabled, when
+it falls back, and when it never sees the method. What counts is which of the module's parameters the
+captured graphs take.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from pytest_torchcompile import internals
+from pytest_torchcompile.options import CheckOptions
+from pytest_torchcompile.policy import Method
+from pytest_torchcompile.results import Capture, UsageError
+
+# Raised by code that inductor wrote, these mean that the code is wrong, not that a kernel failed.
+_BROKEN_CODE = (AssertionError, AttributeError, NameError, SyntaxError, TypeError)
+
+
+def require_known(options: CheckOptions) -> None:
+    """Return if torch knows the backend and the mode.
+
+    Raises:
+        UsageError: naming what it knows.
+    """
+    if isinstance(options.backend, str):
+        _require("backend", options.backend, torch.compiler.list_backends(exclude_tags=()))
+    if options.mode is not None:
+        _require("mode", options.mode, internals.known_modes())
+
+
+def _require(option: str, value: str, known: list[str]) -> None:
+    if value not in known:
+        near = difflib.get_close_matches(value, known, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise UsageError(f"{option}={value!r} is unknown to torch{hint}; accepted: {', '.join(known)}")
+
+
+def compile_method(method: Method, model: nn.Module, options: CheckOptions) -> Callable[..., Any]:
+    """The method under torch.compile; nothing is compiled before it is called.
+
+    Raises:
+        UsageError: if torch.compile rejects the options.
+    """
+    target = method.of(model)
+    try:
+        compiled = torch.compile(
+            target,
+            backend=options.backend,
+            mode=options.mode,
+            dynamic=options.dynamic,
+            fullgraph=options.fullgraph,
+            options=options.options,
+        )
+    except Exception as error:
+        raise UsageError(f"torch.compile rejects the options: {first_line(error)}") from error
+    return compiled  # type: ignore[no-any-return]
+
+
+class Recorder:
+    """Notes what the compiler does while `watching`.
+
+    Args:
+        model: the compiled side's module, whose parameters are looked for in the graphs.
+        started: called when a compile begins.
+    """
+
+    def __init__(self, model: nn.Module, started: Callable[[], None] = lambda: None) -> None:
+        parameters = internals.uncompiled(model).named_parameters()
+        self._names = {id(parameter): name for name, parameter in parameters}
+        self._started_hook = started
+        self._begun = 0.0
+        self._graphs = 0
+        self._captured: set[str] = set()
+        self._left: list[BaseException] = []
+        self._frames: set[str] = set()
+        self._recompiled: dict[str, str] = {}
+        self._breaks: dict[str, None] = {}
+        self.compile_s = 0.0
+        self.compiled_in_last_call = False
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Record compiles while the body, one call, runs."""
+        self.compiled_in_last_call = False
+        breaks_before = len(internals.graph_breaks())
+        try:
+            with (
+                internals.compile_events(self._on_start, self._on_end),
+                internals.graphs_taken(self._on_graph),
+            ):
+                yield
+        finally:
+            if self.compiled_in_last_call:
+                self._breaks |= dict.fromkeys(internals.graph_breaks()[breaks_before:])
+                reasons = internals.recompile_reasons()
+                self._recompiled |= {i: reasons.get(i, text) for i, text in self._recompiled.items()}
+
+    def _on_start(self) -> None:
+        self._begun = time.perf_counter()
+        self._started_hook()
+
+    def _on_end(self, event: internals.CompileEvent) -> None:
+        self.compile_s += time.perf_counter() - self._begun
+        if event.error is not None:
+            self._left.append(event.error)
+        elif not event.backward:
+            self.compiled_in_last_call = True
+            if event.frame in self._frames:
+                self._recompiled[event.compile_id] = "reason unknown"
+            self._frames.add(event.frame)
+
+    def _on_graph(self, tensors: list[torch.Tensor]) -> None:
+        self._graphs += 1
+        self._captured |= {self._names[id(t)] for t in tensors if id(t) in self._names}
+
+    def capture(self, used: set[str]) -> Capture:
+        """What was captured, of the parameters named in `used`."""
+        return Capture(
+            graphs=self._graphs,
+            parameters=tuple(name for name in self._names.values() if name in used & self._captured),
+            left_eager=tuple(name for name in self._names.values() if name in used - self._captured),
+            breaks=tuple(self._breaks),
+            recompiles=tuple(self._recompiled.values()),
+            compile_s=self.compile_s,
+        )
+
+    def suppressed(self) -> str:
+        """What the compiler raised and dynamo swallowed; empty if nothing."""
+        return f"the compiler raised {first_line(self._left[0])}" if self._left else ""
+
+    def is_compile_failure(self, error: BaseException) -> bool:
+        """Whether `error` came out of the compiler rather than out of what it compiled.
+
+        It did if it left while a compile was in progress, forward or backward, or if it says that
+        code written by inductor is not valid. A kernel that fails at run time is not the compiler.
+        """
+        chain = [error, error.__cause__]
+        if any(one is left for one in chain for left in self._left):
+            return True
+        frames = traceback.extract_tb(error.__traceback__)
+        generated = bool(frames) and internals.in_generated_code(frames[-1].filename)
+        return generated and isinstance(error, _BROKEN_CODE)
+
+
+def first_line(error: BaseException) -> str:
+    """``Type: first line`` of the exception, out of the compiler's wrapping."""
+    inner = internals.inner_error(error)
+    lines = [line.strip() for line in str(inner).splitlines() if line.strip()]
+    return f"{type(inner).__name__}: {lines[0]:.300}" if lines else type(inner).__name__
+
+
+def failure_text(error: BaseException) -> str:
+    """One sentence about a compile failure: type, first line, place."""
+    place = internals.compiler_stack(error)
+    if place is None:
+        frames = traceback.extract_tb(internals.inner_error(error).__traceback__)
+        place = (frames[-1].filename, frames[-1].lineno or 0) if frames else None
+    where = f" (at {os.path.relpath(place[0])}:{place[1]})" if place else ""
+    return first_line(error) + where
+
+
+class Uses(internals.DispatchMode):
+    """Notes which of a module's parameters the operators of an eager call take."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        parameters = internals.uncompiled(model).named_parameters()
+        self._names = {id(parameter): name for name, parameter in parameters}
+        self.used: set[str] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        for value in [*args, *(kwargs or {}).values()]:
+            for tensor in value if isinstance(value, (list, tuple)) else (value,):
+                if id(tensor) in self._names:
+                    self.used.add(self._names[id(tensor)])
+        return func(*args, **(kwargs or {}))

@@ -1,0 +1,287 @@
+"""Every private name of torch that this project touches, each behind a function with a public meaning.
+
+torch has no public way to see which tensors a captured graph takes, why a graph broke, or whether
+an exception left the compiler. When a torch release moves one of these names, this module is the
+only one to mend; ``tests/test_internals.py`` fails first.
+
+Observed on torch 2.13.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode as DispatchMode
+
+__all__ = [
+    "CompileEvent",
+    "DispatchMode",
+    "aliased_arguments",
+    "argument_validation",
+    "compile_events",
+    "compiler_stack",
+    "decomposition",
+    "draws_random_numbers",
+    "eager_random_numbers",
+    "graph_breaks",
+    "graphs_taken",
+    "in_generated_code",
+    "inner_error",
+    "is_compiled",
+    "is_configuration_error",
+    "known_modes",
+    "module_of",
+    "quiet_trace_log",
+    "raised_recompile_limit",
+    "recompile_reasons",
+    "set_argument_validation",
+    "uncompiled",
+    "why_disabled",
+]
+
+RAISED_LIMIT = 1024
+
+
+class CompileEvent:
+    """One run of the compiler: its id (``frame/attempt``) and the exception that left it, if any."""
+
+    def __init__(self, compile_id: str, backward: bool, error: BaseException | None) -> None:
+        self.compile_id = compile_id
+        self.backward = backward
+        self.error = error
+
+    @property
+    def frame(self) -> str:
+        """The code object's number; a second event of one frame is a recompile."""
+        return self.compile_id.partition("/")[0]
+
+
+@contextlib.contextmanager
+def compile_events(started: Callable[[], None], ended: Callable[[CompileEvent], None]) -> Iterator[None]:
+    """Call `started` and `ended` around every compile, lazy backward compiles included.
+
+    The end callback runs in a ``finally`` of torch's, where the exception that is leaving the
+    compiler is the one being handled.
+    """
+    from torch._dynamo.callback import CallbackTrigger, callback_handler
+
+    def on_start(args: Any) -> None:
+        started()
+
+    def on_end(args: Any) -> None:
+        backward = args.callback_trigger is CallbackTrigger.LAZY_BACKWARD
+        ended(CompileEvent(str(args.compile_id), backward, sys.exc_info()[1]))
+
+    callback_handler.register_start_callback(on_start)
+    callback_handler.register_end_callback(on_end)
+    try:
+        yield
+    finally:
+        # torch.compiler.reset() inside the body has cleared them already.
+        with contextlib.suppress(ValueError):
+            callback_handler.remove_start_callback(on_start)
+        with contextlib.suppress(ValueError):
+            callback_handler.remove_end_callback(on_end)
+
+
+@contextlib.contextmanager
+def graphs_taken(took: Callable[[list[torch.Tensor]], None]) -> Iterator[None]:
+    """Call `took` with the tensors that a captured graph takes, once its backend has compiled it.
+
+    Between dynamo and the backend, so that it works for objects that come compiled, and without
+    putting a backend of ours in place of the user's. The tensors are the module's own, not copies.
+    """
+    from torch._dynamo.output_graph import OutputGraph
+
+    original = OutputGraph.call_user_compiler
+
+    def call_user_compiler(self: Any, gm: torch.fx.GraphModule, example_inputs: list[Any]) -> Any:
+        compiled = original(self, gm, example_inputs)
+        tensors = [value for value in example_inputs if isinstance(value, torch.Tensor)]
+        took([*tensors, *gm.parameters(), *gm.buffers()])
+        return compiled
+
+    OutputGraph.call_user_compiler = call_user_compiler  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        OutputGraph.call_user_compiler = original  # type: ignore[method-assign]
+
+
+def graph_breaks() -> list[str]:
+    """All graph breaks since the last reset: the reason's first line and ``file:line``."""
+    from torch._dynamo.output_graph import graph_break_reasons
+
+    texts = []
+    for reason in graph_break_reasons:
+        first = str(reason.reason).strip().splitlines()
+        place = reason.user_stack[-1] if reason.user_stack else None
+        where = f" at {place.filename}:{place.lineno}" if place else ""
+        texts.append((first[0] if first else "graph break") + where)
+    return texts
+
+
+def recompile_reasons() -> dict[str, str]:
+    """Why each recompile happened, by compile id; torch keeps the latest 64 compiles."""
+    from torch._dynamo.utils import get_compilation_metrics
+
+    return {
+        str(metrics.compile_id): str(metrics.recompile_reason).strip().splitlines()[0]
+        for metrics in get_compilation_metrics()
+        if metrics.recompile_reason
+    }
+
+
+@contextlib.contextmanager
+def raised_recompile_limit() -> Iterator[int]:
+    """Lift the limit after which dynamo runs eager in silence; yields the user's own limit."""
+    import torch._dynamo.config as config
+
+    limit = config.recompile_limit
+    with config.patch(recompile_limit=RAISED_LIMIT, accumulated_recompile_limit=RAISED_LIMIT):
+        yield int(limit)
+
+
+def eager_random_numbers() -> contextlib.AbstractContextManager[Any]:
+    """Make inductor draw what eager draws for the same seed, for compiles and calls in the body."""
+    import torch._inductor.config as config
+
+    return config.patch(fallback_random=True)  # type: ignore[no-any-return]
+
+
+def argument_validation() -> bool:
+    """Whether ``torch.distributions`` validates arguments; importing dynamo turns it off."""
+    return bool(torch.distributions.Distribution._validate_args)
+
+
+def set_argument_validation(value: bool) -> None:
+    """Switch the validation of distribution arguments for the process."""
+    torch.distributions.Distribution.set_default_validate_args(value)
+
+
+def is_compiled(value: Any) -> bool:
+    """Whether calling `value` goes through torch.compile: a module or function that came compiled."""
+    from torch._dynamo import OptimizedModule
+
+    if isinstance(value, OptimizedModule):
+        return True
+    if isinstance(value, torch.nn.Module):
+        return value._compiled_call_impl is not None
+    return hasattr(value, "_torchdynamo_orig_callable")
+
+
+def uncompiled(module: torch.nn.Module) -> torch.nn.Module:
+    """The module inside ``torch.compile(module)``; any other module as it is."""
+    from torch._dynamo import OptimizedModule
+
+    while isinstance(module, OptimizedModule):
+        module = module._orig_mod
+    return module
+
+
+def module_of(function: Any) -> torch.nn.Module | None:
+    """The module whose method `function` is, compiled or not; None for a function without one."""
+    if isinstance(function, torch.nn.Module):
+        return uncompiled(function)
+    original = getattr(function, "_torchdynamo_orig_callable", function)
+    owner = getattr(original, "__self__", original)
+    return uncompiled(owner) if isinstance(owner, torch.nn.Module) else None
+
+
+def inner_error(error: BaseException) -> BaseException:
+    """The exception that a backend raised, out of dynamo's wrapping of it."""
+    inner = getattr(error, "inner_exception", None)
+    return inner_error(inner) if isinstance(inner, BaseException) else error
+
+
+def compiler_stack(error: BaseException) -> tuple[str, int] | None:
+    """The user's file and line that dynamo was compiling when it raised `error`, if it says."""
+    stack = getattr(error, "real_stack", None)
+    return (stack[-1].filename, stack[-1].lineno) if stack else None
+
+
+def is_configuration_error(error: BaseException) -> bool:
+    """Whether the exception means that the user named something unknown, such as a backend."""
+    from torch._dynamo.exc import InvalidBackend
+
+    return isinstance(error, InvalidBackend)
+
+
+def in_generated_code(filename: str) -> bool:
+    """Whether a traceback's file was written by inductor."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    return filename.startswith(cache_dir())
+
+
+def why_disabled() -> str:
+    """Which setting of the process keeps torch.compile from compiling; empty if none does."""
+    import torch._dynamo.config as config
+    from torch._dynamo.eval_frame import _stance
+
+    if config.disable or os.environ.get("TORCHDYNAMO_DISABLE", "0") == "1":
+        return "dynamo is disabled (TORCHDYNAMO_DISABLE, TORCH_COMPILE_DISABLE or its config)"
+    if _stance.stance == "force_eager":
+        return "torch.compiler.set_stance('force_eager') is in force"
+    if config.suppress_errors:
+        return "torch._dynamo.config.suppress_errors turns compile errors into eager runs"
+    return ""
+
+
+def known_modes() -> list[str]:
+    """The modes that torch.compile accepts with inductor."""
+    from torch._inductor import list_mode_options
+
+    return sorted(list_mode_options())
+
+
+def decomposition(operator: Any) -> Callable[..., Any] | None:
+    """The operator written in smaller ones, for normalisations and softmax; None for all others.
+
+    These are fused on CPU, so that moving their inputs would miss the rounding inside them.
+    """
+    from torch._decomp import decomposition_table
+
+    fused = ("batch_norm", "layer_norm", "group_norm", "softmax", "logsumexp")
+    if not any(name in operator.name() for name in fused):
+        return None
+    return decomposition_table.get(operator)  # type: ignore[no-any-return]
+
+
+def aliased_arguments(operator: Any) -> tuple[frozenset[int], frozenset[str]]:
+    """Positions and names of the arguments that the operator writes to or returns views of."""
+    aliased = [
+        (position, argument.name)
+        for position, argument in enumerate(operator._schema.arguments)
+        if argument.alias_info is not None
+    ]
+    return frozenset(p for p, _ in aliased), frozenset(n for _, n in aliased)
+
+
+def draws_random_numbers(operator: Any) -> bool:
+    """Whether the operator takes numbers from a random generator."""
+    return torch.Tag.nondeterministic_seeded in operator.tags
+
+
+@contextlib.contextmanager
+def quiet_trace_log() -> Iterator[None]:
+    """Keep torch's structured trace out of pytest's captured log.
+
+    pytest >= 9.2 also listens to loggers that don't propagate. That would switch the trace on, which
+    costs time, and print some 170 lines of it below a failure.
+    """
+    trace = logging.getLogger("torch.__trace")
+    listening = [handler for handler in trace.handlers if type(handler).__module__.startswith("_pytest")]
+    for handler in listening:
+        trace.removeHandler(handler)
+    try:
+        yield
+    finally:
+        for handler in listening:
+            trace.addHandler(handler)

@@ -1,0 +1,95 @@
+"""A check leaves the process as it found it.
+
+Random generators, grad mode, default dtype, threads and the validation of distribution arguments
+are global to the process. All are put back, however the check ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from pytest_torchcompile import internals
+
+
+class RandomState:
+    """The state of every generator that a policy may draw from: torch (all devices), numpy, python."""
+
+    def __init__(self) -> None:
+        self.torch = torch.get_rng_state()
+        self.cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        self.numpy: Any = np.random.get_state()
+        self.python = random.getstate()
+
+    def restore(self) -> None:
+        """Put every generator back."""
+        torch.set_rng_state(self.torch)
+        if self.cuda:
+            torch.cuda.set_rng_state_all(self.cuda)
+        np.random.set_state(self.numpy)
+        random.setstate(self.python)
+
+    def unequal(self, other: RandomState) -> tuple[str, ...]:
+        """The names of the generators whose states differ."""
+        names = []
+        mine, theirs = [self.torch, *self.cuda], [other.torch, *other.cuda]
+        if len(mine) != len(theirs) or not all(map(torch.equal, mine, theirs)):
+            names.append("torch")
+        if self.numpy[2] != other.numpy[2] or not np.array_equal(self.numpy[1], other.numpy[1]):
+            names.append("numpy")
+        if self.python != other.python:
+            names.append("python")
+        return tuple(names)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch (all devices), numpy and python."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+@contextlib.contextmanager
+def isolated(threads: int) -> Iterator[None]:
+    """Run the body with `threads` torch threads; afterwards the process is as it was before.
+
+    Warnings are recorded while the body runs, because under ``-W error`` dynamo's own would turn
+    into exceptions inside the compiler. Those not from torch are emitted again at the end.
+    """
+    before = RandomState()
+    grad, dtype, count = torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads()
+    validation = internals.argument_validation()
+    caught: list[warnings.WarningMessage] = []
+    try:
+        with internals.quiet_trace_log(), warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.set_num_threads(threads)
+            # What importing dynamo does to every process that compiles; both sides run like that.
+            internals.set_argument_validation(False)
+            yield
+    finally:
+        internals.set_argument_validation(validation)
+        torch.set_num_threads(count)
+        torch.set_default_dtype(dtype)
+        torch.set_grad_enabled(grad)
+        before.restore()
+    _emit_again(caught)
+
+
+def _emit_again(caught: list[warnings.WarningMessage]) -> None:
+    """Emit each distinct warning that did not come from torch, under the caller's filters."""
+    inside_torch = os.path.dirname(torch.__file__) + os.sep
+    distinct = {
+        (str(warning.message), warning.category, warning.filename, warning.lineno): warning
+        for warning in caught
+        if not warning.filename.startswith(inside_torch)
+    }
+    for warning in distinct.values():
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)

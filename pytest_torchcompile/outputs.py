@@ -1,0 +1,151 @@
+"""Whatever a policy returns, as named tensors.
+
+A comparison that ignores what it can't take apart would pass a wrong policy, so a type that is not
+known is an error that says how to make it known.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch.distributions import Distribution, Transform
+
+from pytest_torchcompile.results import UsageError
+
+_PLAIN = (
+    type(None),
+    bool,
+    int,
+    str,
+    bytes,
+    enum.Enum,
+    np.generic,
+    torch.Size,
+    torch.dtype,
+    torch.device,
+    torch.memory_format,
+    torch.layout,
+)
+_MAX_DEPTH = 32
+_registered: dict[type, Callable[[Any], Any]] = {}
+
+
+@dataclasses.dataclass
+class NamedValues:
+    """A nest of values, flattened.
+
+    Args:
+        tensors: path -> tensor; numpy arrays and python floats as tensors too.
+        plain: path -> value, for what is compared by ``==``.
+        kinds: path -> type, for every value and container, so that structures can be compared.
+    """
+
+    tensors: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
+    plain: dict[str, Any] = dataclasses.field(default_factory=dict)
+    kinds: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def register_output(type_: type, unpack: Callable[[Any], Any]) -> None:
+    """Teach the comparison a type that policies return.
+
+    Args:
+        type_: the type; subclasses count too, the nearest registered one wins.
+        unpack: given a value, returns a dict or tuple of what matters in it: tensors, numbers,
+            distributions or further containers.
+
+    Raises:
+        UsageError: if `type_` is no class or `unpack` no function.
+
+    Example:
+        >>> class Action:
+        ...     def __init__(self, move):
+        ...         self.move = move
+        >>> register_output(Action, lambda action: {"move": action.move})
+    """
+    if not isinstance(type_, type) or not callable(unpack):
+        raise UsageError(
+            f"register_output({type_!r}, {unpack!r}): give a class and a function that returns "
+            f"its parts, such as register_output(Action, lambda a: {{'move': a.move}})"
+        )
+    _registered[type_] = unpack
+
+
+def named_values(value: Any, name: str = "output") -> NamedValues:
+    """`value` flattened; paths begin with `name` and read like Python: ``output[0]['logits'].loc``.
+
+    Raises:
+        UsageError: for a type that is not known, with the line that makes it known.
+    """
+    found = NamedValues()
+    _walk(value, name, found, 0)
+    return found
+
+
+def _walk(value: Any, path: str, found: NamedValues, depth: int) -> None:
+    if depth > _MAX_DEPTH:
+        raise UsageError(f"{path} nests deeper than {_MAX_DEPTH} levels, or contains itself")
+    found.kinds[path] = _kind(value)
+    if isinstance(value, torch.Tensor):
+        found.tensors[path] = value
+    elif isinstance(value, np.ndarray) and value.dtype != object:
+        found.tensors[path] = torch.from_numpy(np.ascontiguousarray(value))
+    elif isinstance(value, (float, np.floating)):
+        found.tensors[path] = torch.tensor(float(value), dtype=torch.float64)
+    elif isinstance(value, _PLAIN):
+        found.plain[path] = value
+    else:
+        for accessor, part in _parts(value, path):
+            _walk(part, path + accessor, found, depth + 1)
+
+
+def _kind(value: Any) -> str:
+    kind = type(value)
+    # dynamo may hand back a parameter's data as a plain tensor and the other way round.
+    name = "Tensor" if kind is torch.nn.Parameter else kind.__qualname__
+    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
+        return f"{name} of {len(value)}"
+    return name
+
+
+def _parts(value: Any, path: str) -> list[tuple[str, Any]]:
+    """The parts of a container, each with how it is reached."""
+    for base in type(value).__mro__:
+        if base in _registered:
+            return _parts(_registered[base](value), path)
+    if isinstance(value, (Distribution, Transform)):
+        return [(f".{name}", part) for name, part in _distribution_parts(value).items()]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = dataclasses.fields(value)
+        return [(f".{field.name}", getattr(value, field.name)) for field in fields]
+    if hasattr(value, "_fields"):
+        return [(f".{name}", getattr(value, name)) for name in value._fields]
+    if isinstance(value, Mapping):
+        return [(f"[{key!r}]", value[key]) for key in value]
+    if isinstance(value, (list, tuple)):
+        return [(f"[{i}]", part) for i, part in enumerate(value)]
+    name = type(value).__name__
+    raise UsageError(
+        f"{path} is a {type(value).__module__}.{name}, which the comparison can't see into; teach it: "
+        f"pytest_torchcompile.register_output({name}, lambda value: {{'name': value.tensor, ...}})"
+    )
+
+
+def _distribution_parts(distribution: Distribution | Transform) -> dict[str, Any]:
+    """The parameters of a distribution: its public attributes that hold tensors or distributions."""
+    known = (torch.Tensor, Distribution, Transform, float, int, list)
+    parts = {
+        name: part
+        for name, part in vars(distribution).items()
+        if not name.startswith("_") and isinstance(part, known)
+    }
+    if "logits" in parts:
+        # A lazy property: present if somebody asked for it, and a function of the logits.
+        parts.pop("probs", None)
+    if isinstance(distribution, torch.distributions.MultivariateNormal):
+        parts = {"loc": distribution.loc, "scale_tril": distribution.scale_tril}
+    return parts

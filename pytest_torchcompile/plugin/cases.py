@@ -1,0 +1,178 @@
+"""From a marked test to its cases, and from a case to an outcome that pytest understands."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import shlex
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_torchcompile.plugin.options import MARKER, Declaration
+from pytest_torchcompile.reports.failure import failure_text
+from pytest_torchcompile.results import CheckResult, UsageError, Verdict
+
+if TYPE_CHECKING:
+    from pytest_torchcompile.policy import Method
+
+CASE = "compiled_case"
+"""The parameter under which a marked test is given its case."""
+
+PROPERTY = "compile_check"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """One method in one phase of a marked test, or the reason why the marker is no good.
+
+    Args:
+        method: what to call; None with an error.
+        phase: ``rollout`` or ``update``.
+        methods: all methods of the test.
+        declaration: what the markers say.
+        error: the sentence for the user.
+    """
+
+    method: str | Callable[..., Any] = ""
+    phase: str = ""
+    declaration: Declaration | None = None
+    error: str = ""
+
+    @property
+    def id(self) -> str:
+        """``get_value-rollout``."""
+        if self.error:
+            return "usage-error"
+        name = self.method if isinstance(self.method, str) else self.method.__name__
+        return f"{name.replace('<lambda>', 'adapter')}-{self.phase}"
+
+
+def cases_of(node: Any, config: pytest.Config) -> list[Case]:
+    """The cases of a test that has the marker; a single one that holds the error of a wrong marker."""
+    try:
+        declaration = Declaration.of(node, config)
+        methods = _as_list(declaration)
+    except UsageError as error:
+        return [Case(error=str(error))]
+    return [
+        Case(method=method, phase=phase, declaration=declaration)
+        for method in methods
+        for phase in declaration.options.phases
+    ]
+
+
+def _as_list(declaration: Declaration) -> list[Any]:
+    """The methods, checked as far as that goes without torch."""
+    methods = declaration.methods
+    listed = [methods] if isinstance(methods, str) or callable(methods) else methods
+    if not isinstance(listed, (list, tuple)) or not listed:
+        raise UsageError(
+            f"{declaration.source} got methods={methods!r}; accepted: method names and functions "
+            f"f(model, **inputs)"
+        )
+    for method in listed:
+        if not (isinstance(method, str) and method) and not inspect.isroutine(method):
+            raise UsageError(
+                f"{declaration.source} got {method!r} among methods; accepted: method names and "
+                f"functions f(model, **inputs)"
+            )
+    return list(listed)
+
+
+def case_of(item: pytest.Item) -> Case | None:
+    """The case of an item; None if it has none."""
+    callspec = getattr(item, "callspec", None)
+    case = callspec.params.get(CASE) if callspec is not None else None
+    return case if isinstance(case, Case) else None
+
+
+def misuse(item: pytest.Item) -> str:
+    """Why the marker can't work on this item; empty if it can."""
+    where = f"@pytest.mark.{MARKER} on {item.nodeid}"
+    case = case_of(item)
+    function = getattr(item, "obj", None)
+    if getattr(function, "is_hypothesis_test", False):
+        return f"{where}: drop @given; the check draws its own examples from the declared specs"
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        return f"{where}: the test is async; make it a plain function that returns the module"
+    if case is None and not isinstance(item, pytest.Function):
+        return f"{where}: only test functions and methods can be factories"
+    if case is None and getattr(item, "callspec", None) is None:
+        return (
+            f"{where}: a method of unittest.TestCase can't return the module; "
+            f"move it to a plain class or a function"
+        )
+    if case is None:
+        return f"{where}: the marker came through pytest.param(marks=...); put it on the function itself"
+    return case.error
+
+
+def run(item: pytest.Function, case: Case) -> None:
+    """Check one case and tell pytest what came of it.
+
+    Raises:
+        pytest.skip.Exception: on a compile failure.
+        pytest.fail.Exception: on every other verdict but equality, and on misuse.
+    """
+    import torch
+
+    from pytest_torchcompile.check import check_case
+    from pytest_torchcompile.plugin.progress import compiling
+    from pytest_torchcompile.policy import as_methods
+
+    declaration = case.declaration
+    assert declaration is not None  # misuse has been reported in setup
+    arguments = {name: item.funcargs[name] for name in item._fixtureinfo.argnames}
+
+    def factory() -> Any:
+        return item.obj(**arguments)
+
+    torch.compiler.reset()
+    try:
+        methods = as_methods(declaration.methods)
+        with compiling(item) as started:
+            result = check_case(
+                factory,
+                _among(methods, case),
+                case.phase,
+                methods=methods,
+                observation=declaration.observation,
+                inputs=declaration.inputs,
+                options=declaration.options,
+                name=item.nodeid,
+                compiling=started,
+            )
+    except UsageError as error:
+        pytest.fail(f"{declaration.source}: {error}", pytrace=False)
+    record(item, result)
+    conclude([result], strict=declaration.options.strict, nodeid=item.nodeid)
+
+
+def _among(methods: tuple[Method, ...], case: Case) -> Method:
+    return next(m for m in methods if case.method in (m.name, m.adapter))
+
+
+def record(item: pytest.Item, result: CheckResult) -> None:
+    """Put a result on the item as plain data, where JUnit, xdist and the terminal find it."""
+    prefix = f"{PROPERTY}.{result.case}."
+    item.user_properties[:] = [p for p in item.user_properties if not str(p[0]).startswith(prefix)]
+    item.user_properties.extend((prefix + name, value) for name, value in result.row().items())
+
+
+def conclude(results: list[CheckResult], *, strict: bool, nodeid: str) -> None:
+    """Return if all results passed.
+
+    Raises:
+        pytest.fail.Exception: with the texts of the failing ones.
+        pytest.skip.Exception: if none fails but some could not be compiled.
+    """
+    rerun = f"pytest --compile-check {shlex.quote(nodeid)}"
+    skipped = [r for r in results if r.verdict is Verdict.COMPILE_FAILED and not strict]
+    failed = [r for r in results if not r.verdict.passed and r not in skipped]
+    if failed:
+        pytest.fail("\n\n".join(failure_text(result, rerun) for result in failed), pytrace=False)
+    if skipped:
+        first = skipped[0]
+        pytest.skip(f"compile failed: {first.case}: {first.reason}")

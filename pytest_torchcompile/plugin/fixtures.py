@@ -1,0 +1,74 @@
+"""The library's functions as fixtures, with the project's options applied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pytest_torchcompile.plugin.cases import conclude, record
+from pytest_torchcompile.plugin.options import merged, project_layers
+from pytest_torchcompile.results import CheckResult
+
+CURRENT_ITEM = pytest.StashKey[pytest.Item]()
+
+
+def _project_options(config: pytest.Config) -> dict[str, Any]:
+    return {name: value for _, layer in project_layers(config) for name, value in layer.items()}
+
+
+@pytest.fixture(scope="session")
+def observations() -> Callable[..., Any]:
+    """`pytest_torchcompile.observations`: a Hypothesis strategy of tensors for a spec."""
+    import pytest_torchcompile
+
+    return pytest_torchcompile.observations
+
+
+@pytest.fixture(scope="session")
+def compile_policy(pytestconfig: pytest.Config) -> Callable[..., Any]:
+    """`pytest_torchcompile.compile_policy` with the project's options; skips where compiling fails."""
+    import pytest_torchcompile
+
+    def compile_with_options(factory: Any, method: Any = "forward", **arguments: Any) -> Any:
+        options = _project_options(pytestconfig)
+        return pytest_torchcompile.compile_policy(factory, method, **{**options, **arguments})
+
+    return compile_with_options
+
+
+@pytest.fixture(scope="session")
+def assert_equivalent(pytestconfig: pytest.Config) -> Callable[..., None]:
+    """`pytest_torchcompile.assert_equivalent` with the project's tolerance, reference and seed."""
+    import pytest_torchcompile
+
+    def assert_with_options(eager: Any, compiled: Any, *args: Any, **arguments: Any) -> None:
+        __tracebackhide__ = True
+        taken = ("atol", "rtol", "reference", "seed")
+        options = {n: v for n, v in _project_options(pytestconfig).items() if n in taken}
+        pytest_torchcompile.assert_equivalent(eager, compiled, *args, **{**options, **arguments})
+
+    return assert_with_options
+
+
+@pytest.fixture(scope="session")
+def compile_check(pytestconfig: pytest.Config) -> Callable[..., list[CheckResult]]:
+    """`pytest_torchcompile.check_equivalence` with the project's options; fails or skips the test."""
+    import pytest_torchcompile
+
+    def check_with_options(factory: Any, **arguments: Any) -> list[CheckResult]:
+        __tracebackhide__ = True
+        options = _project_options(pytestconfig)
+        results = pytest_torchcompile.check_equivalence(factory, **{**options, **arguments})
+        item = pytestconfig.stash[CURRENT_ITEM]
+        for result in results:
+            record(item, result)
+        strict = arguments.get("strict", options.get("strict", False))
+        conclude(results, strict=strict, nodeid=item.nodeid)
+        return results
+
+    return check_with_options
+
+
+__all__ = ["assert_equivalent", "compile_check", "compile_policy", "merged", "observations"]

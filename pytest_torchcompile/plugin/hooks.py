@@ -1,0 +1,121 @@
+"""The pytest plugin: hooks, and nothing else.
+
+Nothing at module level imports torch: a project that has the plugin installed and checks nothing
+must not pay for it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+from pytest_torchcompile.plugin import cases, options
+from pytest_torchcompile.plugin.fixtures import (
+    CURRENT_ITEM,
+    assert_equivalent,
+    compile_check,
+    compile_policy,
+    observations,
+)
+from pytest_torchcompile.results import CompileFailed, UsageError
+
+__all__ = ["assert_equivalent", "compile_check", "compile_policy", "observations"]
+
+_HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    options.add_options(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", options.MARKER_HELP)
+    try:
+        options.merged(config, "", {})
+    except UsageError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    if not options.enabled(config):
+        return None
+    return f"compile check: backend {options.merged(config, '', {}).backend_name}"
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if metafunc.definition.get_closest_marker(options.MARKER) is None:
+        return
+    found = cases.cases_of(metafunc.definition, metafunc.config)
+    metafunc.fixturenames.append(cases.CASE)
+    metafunc.parametrize(cases.CASE, found, ids=[case.id for case in found])
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if options.enabled(config):
+        return
+    skip = pytest.mark.skip(reason="compiled against eager: run with --compile-check")
+    for item in items:
+        if item.get_closest_marker(options.MARKER) is not None:
+            item.add_marker(skip)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if options.enabled(item.config) and item.get_closest_marker(options.MARKER) is not None:
+        sentence = cases.misuse(item)
+        if sentence:
+            pytest.fail(sentence, pytrace=False)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(request: pytest.FixtureRequest) -> Generator[None, Any, Any]:
+    try:
+        return (yield)
+    except CompileFailed as failure:
+        _skip_or_fail(request.config, failure)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    item.config.stash[CURRENT_ITEM] = item
+    try:
+        return (yield)
+    except CompileFailed as failure:
+        _skip_or_fail(item.config, failure)
+
+
+def _skip_or_fail(config: pytest.Config, failure: CompileFailed) -> None:
+    if options.merged(config, "", {}).strict:
+        pytest.fail(f"compile failed: {failure}", pytrace=False)
+    pytest.skip(f"compile failed: {failure}")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    case = cases.case_of(pyfuncitem)
+    if case is None:
+        return None
+    cases.run(pyfuncitem, case)
+    return True
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    # A skip raised in here would be reported at a line of ours; the test's is the one of interest.
+    if report.skipped and isinstance(report.longrepr, tuple) and str(report.longrepr[0]).startswith(_HERE):
+        path, line, _ = item.reportinfo()
+        report.longrepr = (str(path), (line or 0) + 1, report.longrepr[2])
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    from pytest_torchcompile.reports import terminal
+
+    terminal.write_summary(terminalreporter)

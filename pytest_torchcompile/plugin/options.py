@@ -1,0 +1,159 @@
+"""Options as pytest users give them: marker arguments over command line over ini.
+
+Everything is read off `pytest_torchcompile.options.OPTIONS`; an option is added there and nowhere else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from pytest_torchcompile.options import OPTIONS, CheckOptions, unknown_name, validated
+from pytest_torchcompile.results import UsageError
+
+MARKER = "compiled_equivalence"
+DECLARATION = ("observation", "inputs", "methods")
+MARKER_HELP = (
+    f"{MARKER}(*, observation, inputs, methods, {', '.join(OPTIONS)}): the function returns a policy; "
+    f"check that it computes the same once compiled. Runs with --compile-check."
+)
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Declare ``--compile-check``, a flag and an ini setting for each option."""
+    group = parser.getgroup("compile-check", "compiled against eager (pytest-torchcompile)")
+    group.addoption(
+        "--compile-check",
+        action="store_true",
+        default=None,
+        help=f"run the tests marked {MARKER}; without it they are skipped",
+    )
+    parser.addini("compile_check", "as --compile-check", type="bool", default=False)
+    for name, field in OPTIONS.items():
+        parser.addini(f"compile_{name}", field.metadata["help"], type=_ini_type(field), default=None)
+        group.addoption(
+            _flag(name), dest=f"compile_{name}", default=None, help=_help(field), **_action(field)
+        )
+
+
+def _flag(name: str) -> str:
+    return f"--compile-{name.replace('_', '-')}"
+
+
+def _is_boolean(field: dataclasses.Field[Any]) -> bool:
+    return isinstance(field.default, bool)
+
+
+def _action(field: dataclasses.Field[Any]) -> dict[str, Any]:
+    if _is_boolean(field):
+        return {"action": argparse.BooleanOptionalAction}
+    return {"metavar": field.name.upper()}
+
+
+def _ini_type(field: dataclasses.Field[Any]) -> Any:
+    """The type with which pytest reads the setting, so that native TOML values are accepted too."""
+    if _is_boolean(field):
+        return "bool"
+    if isinstance(field.default, int):
+        return "int"
+    return "float" if isinstance(field.default, float) else "string"
+
+
+def _help(field: dataclasses.Field[Any]) -> str:
+    default = field.default
+    shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+    return f"{field.metadata['help']}; {field.metadata['expected']} (default: {shown})".replace("%", "%%")
+
+
+def enabled(config: pytest.Config) -> bool:
+    """Whether marked tests are to be checked."""
+    flag = config.getoption("compile_check")
+    return bool(config.getini("compile_check") if flag is None else flag)
+
+
+def project_layers(config: pytest.Config) -> list[tuple[str, dict[str, Any]]]:
+    """The project's options, ini then command line, each with its source; only those that were set.
+
+    Raises:
+        UsageError: naming the file or flag, the value and what is accepted.
+    """
+    file = config.inipath.name if config.inipath else "the ini file"
+    ini: dict[str, Any] = {}
+    flags: dict[str, Any] = {}
+    for name in OPTIONS:
+        setting = _ini_value(config, name, file)
+        if setting is not None:
+            ini[name] = validated(name, setting, f"compile_{name} in {file}")
+        flag = config.getoption(f"compile_{name}")
+        if flag is not None:
+            flags[name] = validated(name, flag, _flag(name))
+    return [(file, ini), ("the command line", flags)]
+
+
+def _ini_value(config: pytest.Config, name: str, file: str) -> Any:
+    try:
+        return config.getini(f"compile_{name}")
+    except (TypeError, ValueError) as error:
+        raise UsageError(
+            f"compile_{name} in {file}: accepted: {OPTIONS[name].metadata['expected']} ({error})"
+        ) from None
+
+
+def merged(config: pytest.Config, source: str, values: Mapping[str, Any]) -> CheckOptions:
+    """All layers with `values`, from `source`, on top.
+
+    Raises:
+        UsageError: if a value, or the combination, is not accepted.
+    """
+    return CheckOptions.merge(*project_layers(config), (source, values))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Declaration:
+    """What the markers on one test say, `pytestmark`, class and function merged.
+
+    Args:
+        source: names marker and test in messages.
+        observation: spec, or None.
+        inputs: specs by parameter name, or None.
+        methods: as written.
+        options: the options.
+    """
+
+    source: str
+    observation: Any
+    inputs: Any
+    methods: Any
+    options: CheckOptions
+
+    @classmethod
+    def of(cls, node: pytest.Item | Any, config: pytest.Config) -> Declaration:
+        """The declaration of a test that has the marker.
+
+        Raises:
+            UsageError: for positional arguments, unknown names and values that are not accepted.
+        """
+        source = f"@pytest.mark.{MARKER} on {node.nodeid}"
+        values: dict[str, Any] = {}
+        for marker in reversed(list(node.iter_markers(MARKER))):
+            if marker.args:
+                raise UsageError(
+                    f"{source} got positional arguments {marker.args!r}; it takes names only, "
+                    f"such as observation=Box((8,))"
+                )
+            values |= marker.kwargs
+        for name in values:
+            if name not in (*DECLARATION, *OPTIONS):
+                raise UsageError(unknown_name(source, "argument", name, [*DECLARATION, *OPTIONS]))
+        options = {name: value for name, value in values.items() if name in OPTIONS}
+        return cls(
+            source=source,
+            observation=values.get("observation"),
+            inputs=values.get("inputs"),
+            methods=values.get("methods", "forward"),
+            options=merged(config, source, options),
+        )

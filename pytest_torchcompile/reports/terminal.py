@@ -1,0 +1,130 @@
+"""The table at the end of a pytest run: a row for each case.
+
+Reads the plain properties of reports, so that it is the same with and without pytest-xdist.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from pytest_torchcompile.results import Verdict
+
+PROPERTY = "compile_check."
+
+_COLORS = {
+    Verdict.EQUAL: {"green": True},
+    Verdict.WITHIN_ROUNDING: {"green": True},
+    Verdict.COMPILE_FAILED: {"yellow": True, "bold": True},
+}
+_HEADINGS = (
+    "case",
+    "verdict",
+    "examples",
+    "worst difference",
+    "compiled",
+    "graphs",
+    "breaks",
+    "recompiles",
+    "seconds",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One case as it comes out of a report.
+
+    Args:
+        nodeid: the pytest item.
+        case: ``method-phase``.
+        values: what `CheckResult.row` put there.
+    """
+
+    nodeid: str
+    case: str
+    values: dict[str, Any]
+
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict."""
+        return Verdict(self.values["verdict"])
+
+    @property
+    def name(self) -> str:
+        """The item, with the case where the item's id does not tell it."""
+        return self.nodeid if self.nodeid.endswith(f"{self.case}]") else f"{self.nodeid} ({self.case})"
+
+    def cells(self) -> tuple[str, ...]:
+        """The row's texts, one for each heading."""
+        values = self.values
+        share = values["coverage"]
+        place = values["worst_place"]
+        return (
+            self.name,
+            self.verdict.value,
+            str(values["examples"]),
+            f"{float(values['worst_difference']):.1e} {place}" if place else "0",
+            share if isinstance(share, str) else f"{share:.0%}",
+            str(values["graphs"]),
+            str(values["breaks"]),
+            str(values["recompiles"]),
+            f"{float(values['compile_s']):.1f}",
+        )
+
+
+def rows_of(reports: Iterable[Any]) -> Iterator[Row]:
+    """The cases found in pytest reports."""
+    for report in reports:
+        by_case: dict[str, dict[str, Any]] = collections.defaultdict(dict)
+        for name, value in getattr(report, "user_properties", ()):
+            if str(name).startswith(PROPERTY):
+                case, _, field = str(name).removeprefix(PROPERTY).rpartition(".")
+                by_case[case][field] = value
+        for case, values in by_case.items():
+            yield Row(report.nodeid, case, values)
+
+
+def write_summary(reporter: Any) -> None:
+    """Write the table, the notes and one line that can't be overlooked if nothing was checked."""
+    reports = [r for key in ("passed", "failed", "skipped") for r in reporter.stats.get(key, ())]
+    rows = sorted(rows_of(r for r in reports if r.when == "call"), key=lambda row: row.name)
+    if not rows:
+        return
+    reporter.write_sep("=", "compiled against eager")
+    table = [row.cells() for row in rows]
+    widths = [max(map(len, column)) for column in zip(_HEADINGS, *table, strict=True)]
+    reporter.write_line(_padded(_HEADINGS, widths))
+    for row, cells in zip(rows, table, strict=True):
+        reporter.write_line(_padded(cells, widths), **_COLORS.get(row.verdict, {"red": True}))
+    _write_remarks(reporter, rows)
+    _write_count(reporter, rows)
+
+
+def _padded(cells: tuple[str, ...], widths: list[int]) -> str:
+    """Text to the left, numbers to the right."""
+    left = (0, 1, 3)
+    return "  ".join(
+        cell.ljust(width) if i in left else cell.rjust(width)
+        for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+    ).rstrip()
+
+
+def _write_remarks(reporter: Any, rows: list[Row]) -> None:
+    """Why a case was excused or skipped, and what was noticed; failures have their own section."""
+    for row in rows:
+        remarks = [row.values["notes"]]
+        if row.verdict in (Verdict.WITHIN_ROUNDING, Verdict.COMPILE_FAILED):
+            remarks.insert(0, f"{row.verdict.value}: {row.values['reason']}")
+        for remark in filter(None, remarks):
+            reporter.write_line(f"{row.name}: {remark}")
+
+
+def _write_count(reporter: Any, rows: list[Row]) -> None:
+    counts = collections.Counter(row.verdict for row in rows)
+    text = ", ".join(f"{counts[verdict]} {verdict.value}" for verdict in Verdict if counts[verdict])
+    if counts[Verdict.COMPILE_FAILED] == len(rows):
+        reporter.write_line(f"NOTHING WAS CHECKED: {text} of {len(rows)} cases", red=True, bold=True)
+    else:
+        reporter.write_line(f"{len(rows)} cases: {text}", bold=True)

@@ -1,0 +1,181 @@
+"""What a check found, as plain data.
+
+Everything here survives JSON and a process boundary: no tensors, no modules and no import of
+torch, because the terminal report, JUnit and pytest-xdist all read these records.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from typing import Any
+
+
+class CompileCheckError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class UsageError(CompileCheckError):
+    """The test, marker or call asks for something that can't be done; the message names the fix."""
+
+
+class CompileFailed(CompileCheckError):
+    """torch.compile raised on a method that runs in eager.
+
+    Under pytest the plugin turns it into a skip (a failure with ``--compile-strict``).
+    """
+
+
+class NotEquivalent(CompileCheckError, AssertionError):
+    """Compiled and eager differ; the message says where, by how much and what was allowed."""
+
+
+class Verdict(enum.StrEnum):
+    """The outcome of a case, in the words of the report."""
+
+    EQUAL = "equal"
+    WITHIN_ROUNDING = "within rounding"
+    DIFFERS = "differs"
+    NOT_COMPILED = "not compiled"
+    COMPILE_FAILED = "compile failed"
+    EAGER_FAILED = "eager failed"
+
+    @property
+    def passed(self) -> bool:
+        """Whether the compiled method was shown to compute what the eager one does."""
+        return self in (Verdict.EQUAL, Verdict.WITHIN_ROUNDING)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Difference:
+    """One tensor (or other value) that a call left behind, eager held against compiled.
+
+    Args:
+        path: what was compared: ``output['logits']``, ``gradient of head.weight``.
+        problem: how it is unequal: ``values``, ``dtype``, ``shape``, ``structure`` ... ; empty if equal.
+        eager: eager's value at the worst element, or eager's dtype, shape, type, exception.
+        compiled: the same for compiled.
+        float64: the float64 reference at the worst element, where it ran.
+        index: position of the worst element.
+        difference: the largest absolute difference (0 where nothing numeric was compared).
+        allowed: what was allowed at that element.
+        ulps: the difference in units of the last place of eager's value there.
+        floor: the rounding floor of this tensor, where it was asked for.
+        unequal: how many elements exceed what is allowed.
+        elements: how many elements the tensor has.
+        rows: the batch rows with such elements, at most eight.
+        closer: which side is closer to the float64 reference at the worst element, where it ran.
+    """
+
+    path: str
+    problem: str = ""
+    eager: str = ""
+    compiled: str = ""
+    float64: str | None = None
+    index: tuple[int, ...] | None = None
+    difference: float = 0.0
+    allowed: float = 0.0
+    ulps: float | None = None
+    floor: float | None = None
+    unequal: int = 0
+    elements: int = 0
+    rows: tuple[int, ...] = ()
+    closer: str | None = None
+
+    @property
+    def place(self) -> str:
+        """The path with the index of the worst element: ``output[0][3, 7]``."""
+        return self.path + (f"[{', '.join(map(str, self.index))}]" if self.index else "")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Capture:
+    """What the compiler took of one method.
+
+    Args:
+        graphs: graphs whose backend compile finished.
+        parameters: names of the parameters that eager used and a graph took.
+        left_eager: names of the parameters that eager used and no graph took.
+        breaks: graph breaks, one text per place, with reason and ``file:line``.
+        recompiles: reasons of the recompiles, one text each.
+        compile_s: seconds spent compiling, forward and backward.
+    """
+
+    graphs: int = 0
+    parameters: tuple[str, ...] = ()
+    left_eager: tuple[str, ...] = ()
+    breaks: tuple[str, ...] = ()
+    recompiles: tuple[str, ...] = ()
+    compile_s: float = 0.0
+
+    @property
+    def coverage(self) -> float | None:
+        """Share of the parameters used by eager that some graph took; None if eager used none."""
+        used = len(self.parameters) + len(self.left_eager)
+        return len(self.parameters) / used if used else None
+
+    @property
+    def modules_left_eager(self) -> tuple[str, ...]:
+        """Names of the modules that own the parameters no graph took."""
+        owners = (name.rpartition(".")[0] or "(the module itself)" for name in self.left_eager)
+        return tuple(dict.fromkeys(owners))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckResult:
+    """The record of one case: one method in one phase under one set of compile options.
+
+    Args:
+        method: the method's name, ``forward`` or ``actor.action_log_prob``.
+        phase: ``rollout`` or ``update``.
+        verdict: the conclusion.
+        reason: one sentence that explains any verdict but ``equal``.
+        examples: how many examples were compared on both sides.
+        rounding: how many of them were equal only within rounding.
+        worst: the difference that came closest to (or exceeded most) what is allowed.
+        differences: what exceeded it on the reported example, worst first.
+        example: the shrunk example of a failure, in one line.
+        capture: what was compiled.
+        notes: sentences on what was seen but is no failure.
+        backend: the name of the backend.
+    """
+
+    method: str
+    phase: str
+    verdict: Verdict
+    reason: str = ""
+    examples: int = 0
+    rounding: int = 0
+    worst: Difference | None = None
+    differences: tuple[Difference, ...] = ()
+    example: str = ""
+    capture: Capture = Capture()
+    notes: tuple[str, ...] = ()
+    backend: str = ""
+
+    @property
+    def case(self) -> str:
+        """``method-phase``, as in the item's id."""
+        return f"{self.method}-{self.phase}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The record as nested plain data that ``json.dumps`` accepts."""
+        return dataclasses.asdict(self) | {"verdict": self.verdict.value}
+
+    def row(self) -> dict[str, str | int | float]:
+        """The record as one row of the report: strings and numbers only, for JUnit and pytest-xdist."""
+        capture, worst = self.capture, self.worst
+        return {
+            "verdict": self.verdict.value,
+            "reason": self.reason,
+            "examples": self.examples,
+            "worst_difference": worst.difference if worst else 0.0,
+            "worst_place": worst.place if worst and worst.difference else "",
+            "coverage": "n/a" if capture.coverage is None else round(capture.coverage, 4),
+            "graphs": capture.graphs,
+            "breaks": len(capture.breaks),
+            "recompiles": len(capture.recompiles),
+            "compile_s": round(capture.compile_s, 3),
+            "backend": self.backend,
+            "notes": "; ".join(self.notes),
+        }

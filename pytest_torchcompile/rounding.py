@@ -1,0 +1,272 @@
+"""How much of a difference rounding explains, and which side is closer to the truth.
+
+The *rounding floor* is how far eager itself moves when each operator's float inputs are moved by a
+few units in the last place: Monte Carlo arithmetic (Parker 1997, "Monte Carlo Arithmetic: exploiting
+randomness in floating-point arithmetic"; Denis, de Oliveira Castro, Petit 2016, "Verificarlo"). A
+fixed multiple of float64's distance does not work as a gate, because eager is sometimes exact.
+
+The *float64 reference* redoes the eager computation in float64, with the same random draws. It is
+shown to the user; it decides nothing.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from pytest_torchcompile import internals
+from pytest_torchcompile.calls import Outcome, Side
+from pytest_torchcompile.policy import TensorAttributes, map_tensors
+
+Rerun = Callable[..., Outcome]
+"""Calls eager again on the same example, under the context made by its first argument; ``wide=True``
+hands it float64 inputs."""
+
+RUNS = 8
+SHIFT = 4.0
+"""The largest relative shift of an operator's input, in units of its dtype's eps."""
+
+NEAR_CONSTANT_SHIFT = 64.0
+"""The shift for inputs most of which have one value. Sums of n equal terms round the same way each
+time, so that their error grows with n, not with its root (Higham 2002, "Accuracy and Stability of
+Numerical Algorithms", 4.2); ``benchmarks/rounding.py`` measures it on inductor."""
+
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+# Exact operators: moving what they are given would turn an equality or an index into another one.
+_EXACT = ("eq", "ne", "lt", "le", "gt", "ge", "floor", "ceil", "round", "trunc", "sign", "isfinite")
+_EXACT_OPERATORS = frozenset(f"aten::{name}" for name in (*_EXACT, "isnan", "isinf", "argmax", "argmin"))
+
+
+@dataclasses.dataclass(kw_only=True)
+class Floor:
+    """How far eager moved.
+
+    Args:
+        movement: by path, the largest movement of an element of the tensor.
+        flipped: by path, the elements of integer outputs and of NaN or infinity patterns that changed.
+        plain: paths of plain values that changed.
+        runs: how many runs counted towards `movement`; those in which an integer flipped do not.
+    """
+
+    movement: dict[str, float] = dataclasses.field(default_factory=lambda: collections.defaultdict(float))
+    flipped: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
+    plain: set[str] = dataclasses.field(default_factory=set)
+    runs: int = 0
+
+
+def rounding_floor(eager: Outcome, rerun: Rerun, shift: float = SHIFT) -> Floor:
+    """How far `eager` moves over `RUNS` runs of Monte Carlo arithmetic.
+
+    Args:
+        eager: the outcome without any shift.
+        rerun: calls eager again on the same example.
+        shift: the largest relative shift, in eps.
+    """
+    floor = Floor()
+    for run in range(RUNS):
+        jittered = rerun(lambda run=run: _Jitter(run, shift))
+        if jittered.error is None:
+            _take(floor, eager, jittered)
+    return floor
+
+
+def _take(floor: Floor, eager: Outcome, jittered: Outcome) -> None:
+    """Add one run to the floor."""
+    moved = jittered.elementwise() | jittered.differentiated()
+    movement: dict[str, float] = {}
+    flips = False
+    for path, base in (eager.elementwise() | eager.differentiated()).items():
+        other = moved.get(path)
+        if other is None or other.shape != base.shape:
+            continue
+        exact = not (base.is_floating_point() or base.is_complex())
+        odd = base != other if exact else torch.isfinite(base) != torch.isfinite(other)
+        floor.flipped[path] = floor.flipped.get(path, torch.zeros_like(odd)) | odd
+        if exact:
+            flips = flips or (path in eager.outputs.tensors and bool(odd.any()))
+        else:
+            distance = (other - base).abs()
+            movement[path] = float(distance.nan_to_num(0.0, 0.0, 0.0).max()) if distance.numel() else 0.0
+    changed = {path for path, value in eager.plain().items() if jittered.plain().get(path) != value}
+    floor.plain |= changed
+    if not flips and not changed:
+        floor.runs += 1
+        for path, distance_moved in movement.items():
+            floor.movement[path] = max(floor.movement[path], distance_moved)
+
+
+class _Jitter(internals.DispatchMode):
+    """Moves every operator's float inputs by up to `shift` eps, equal values equally."""
+
+    def __init__(self, run: int, shift: float) -> None:
+        super().__init__()
+        self._shift = shift
+        self._salt = (run + 1) * 0x9E3779B1 % 2**31
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        smaller = internals.decomposition(func)
+        if smaller is not None:
+            with self:
+                result = smaller(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        if func.name().partition(".")[0] in _EXACT_OPERATORS or _makes_integers(func, args, kwargs):
+            return func(*args, **kwargs)
+        positions, names = internals.aliased_arguments(func)
+        moved = tuple(a if i in positions else self._moved(a) for i, a in enumerate(args))
+        named = {n: a if n in names else self._moved(a) for n, a in kwargs.items()}
+        return func(*moved, **named)
+
+    def _moved(self, value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return type(value)(self._moved(item) for item in value)
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point() or not value.numel():
+            return value
+        eps = torch.finfo(value.dtype).eps
+        if value.element_size() not in _BITS:
+            return value
+        wide = value if value.element_size() >= 4 else value.float()
+        return (wide + wide * (self._noise(value) * (self._shift * eps)).to(wide.dtype)).to(value.dtype)
+
+    def _noise(self, value: torch.Tensor) -> torch.Tensor:
+        """A number in [-1, 1) for each element, a hash (murmur3's finaliser) of its bits."""
+        bits = value.detach().view(_BITS[value.element_size()]).to(torch.int64)
+        bits = (bits ^ (bits >> 32) ^ self._salt) & 0xFFFFFFFF
+        bits = ((bits ^ (bits >> 16)) * 0x85EBCA6B) & 0xFFFFFFFF
+        bits = ((bits ^ (bits >> 13)) * 0xC2B2AE35) & 0xFFFFFFFF
+        return (bits ^ (bits >> 16)).to(torch.float64) / 2.0**31 - 1.0
+
+
+def _makes_integers(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether the operator converts to an integer dtype."""
+    dtype = kwargs.get("dtype")
+    return (
+        func.name().startswith("aten::_to_copy")
+        and dtype is not None
+        and not dtype.is_floating_point
+        and bool(args)
+    )
+
+
+# --- the float64 reference ------------------------------------------------------------------------
+
+
+def float64_reference(eager: Side, rerun: Rerun) -> Outcome | None:
+    """The eager call redone in float64 with the same random draws; None where that doesn't run.
+
+    It doesn't run if the call raises, or if an output that is floating in eager does not come out as
+    float64: the module then casts where it can't be seen.
+    """
+    tape: list[Any] = []
+    narrow = rerun(lambda: _Record(tape))
+    if narrow.error is not None:
+        return None
+    wide = rerun(lambda: _in_float64(eager, tape), wide=True)
+    if wide.error is not None:
+        return None
+    for path, tensor in narrow.outputs.tensors.items():
+        other = wide.outputs.tensors.get(path)
+        if other is None or (tensor.is_floating_point() and other.dtype != torch.float64):
+            return None
+    return wide
+
+
+class _Record(internals.DispatchMode):
+    """Keeps what each operator drew."""
+
+    def __init__(self, tape: list[Any]) -> None:
+        super().__init__()
+        self._tape = tape
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if internals.draws_random_numbers(func) and isinstance(result, torch.Tensor):
+            self._tape.append(result.detach().clone())
+        return result
+
+
+class _Replay(internals.DispatchMode):
+    """Hands out what was drawn before, in the dtype that is asked for now."""
+
+    def __init__(self, tape: list[Any]) -> None:
+        super().__init__()
+        self._tape = collections.deque(tape)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not internals.draws_random_numbers(func) or not isinstance(result, torch.Tensor):
+            return result
+        drawn = self._tape.popleft()
+        if 0 in internals.aliased_arguments(func)[0]:
+            return result.copy_(drawn)
+        return drawn.to(torch.float64) if drawn.is_floating_point() else drawn
+
+
+class _Widen(TorchFunctionMode):
+    """Turns casts to a narrower float, and tensors made in one, into float64."""
+
+    _CASTS = (torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16)
+    _NARROW = (torch.float32, torch.float16, torch.bfloat16)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in self._CASTS:
+            return args[0].double()
+        widened = tuple(self._widened(a) for a in args)
+        return func(*widened, **{name: self._widened(a) for name, a in (kwargs or {}).items()})
+
+    def _widened(self, value: Any) -> Any:
+        return torch.float64 if isinstance(value, torch.dtype) and value in self._NARROW else value
+
+
+@contextlib.contextmanager
+def _in_float64(side: Side, tape: list[Any]) -> Iterator[None]:
+    """Run the body with the module's tensors and every cast in float64; buffers come back at reset."""
+    narrow: dict[torch.nn.Parameter, torch.Tensor] = {}
+    dtype = torch.get_default_dtype()
+    try:
+        if side.model is not None:
+            for parameter in side.model.parameters():
+                if parameter.is_floating_point():
+                    narrow[parameter] = parameter.data
+                    parameter.data = parameter.data.double()
+            _widen_state(side.model)
+        torch.set_default_dtype(torch.float64)
+        with _Widen(), _Replay(tape):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+        for parameter, data in narrow.items():
+            parameter.data = data
+
+
+def _widen_state(model: torch.nn.Module) -> None:
+    """Replace the float buffers and tensor attributes; `ModuleState.reset` puts the originals back."""
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.is_floating_point():
+                module._buffers[name] = buffer.double()
+    attributes = TensorAttributes(model)
+    for (owner, name), value in attributes.values.items():
+        setattr(attributes.owners[owner], name, map_tensors(widened, value))
+
+
+def widened(tensor: torch.Tensor) -> torch.Tensor:
+    """A float tensor in float64, a leaf that asks for gradients as the original does; others as they are."""
+    if not tensor.is_floating_point():
+        return tensor
+    return tensor.detach().double().requires_grad_(tensor.requires_grad)
