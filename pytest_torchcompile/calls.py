@@ -16,7 +16,7 @@ from torch import nn
 
 from pytest_torchcompile import internals, isolation
 from pytest_torchcompile.outputs import NamedValues, named_values
-from pytest_torchcompile.policy import ModuleState
+from pytest_torchcompile.state import ModuleState
 
 Around = Callable[[], contextlib.AbstractContextManager[Any]]
 

@@ -64,7 +64,7 @@ def compile_method(method: Method, model: nn.Module, options: CheckOptions) -> C
         )
     except Exception as error:
         raise UsageError(f"torch.compile rejects the options: {first_line(error)}") from error
-    return compiled  # type: ignore[no-any-return]
+    return compiled
 
 
 class Recorder:

@@ -7,7 +7,6 @@ Nothing raises for a failing verdict here: that is up to the caller.
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -17,7 +16,7 @@ import torch
 from hypothesis import strategies as st
 from torch import nn
 
-from pytest_torchcompile import internals, strategies
+from pytest_torchcompile import internals, recipes, strategies, tensors
 from pytest_torchcompile.calls import Around, Outcome, Side
 from pytest_torchcompile.capture import (
     Recorder,
@@ -26,22 +25,14 @@ from pytest_torchcompile.capture import (
     failure_text,
     require_known,
 )
+from pytest_torchcompile.evidence import Evidence, some
 from pytest_torchcompile.isolation import isolated
 from pytest_torchcompile.options import CheckOptions
-from pytest_torchcompile.policy import (
-    Binding,
-    Method,
-    Twins,
-    as_methods,
-    bind,
-    build_twins,
-    input_tree,
-    map_tensors,
-    require_all_taken,
-)
+from pytest_torchcompile.policy import Binding, Method, as_methods, bind, input_tree, require_all_taken
+from pytest_torchcompile.recipes import Recipe
 from pytest_torchcompile.results import CheckResult, Difference, Verdict
 from pytest_torchcompile.rounding import (
-    NEAR_CONSTANT_SHIFT,
+    DEGENERATE_SHIFT,
     SHIFT,
     Floor,
     float64_reference,
@@ -49,7 +40,9 @@ from pytest_torchcompile.rounding import (
     widened,
 )
 from pytest_torchcompile.search import examples_of_profile, search
+from pytest_torchcompile.state import map_tensors
 from pytest_torchcompile.tolerance import Judgement, Tolerance, judge
+from pytest_torchcompile.twins import Twins, build_twins
 
 RECOMPILES_IN_A_ROW = 3
 """Calls in a row that compile again for a shape already seen; so many are no coincidence."""
@@ -150,7 +143,7 @@ class _Stop(BaseException):
 class _Failure:
     """An example on which compiled differs."""
 
-    recipe: strategies.Recipe
+    recipe: Recipe
     judgement: Judgement
     call: int
     replayed: bool = True
@@ -186,13 +179,8 @@ class _Check:
         self._draws = False
         self._used: set[str] = set()
         self._notes = list(twins.notes)
-        self._rejected: dict[str, int] = collections.Counter()
-        self._calls = self._examples = self._rounding = 0
-        self._ill_conditioned: dict[str, int] = collections.Counter()
-        self._worst: Difference | None = None
-        self._finite: set[str] = set()
-        self._nonzero: set[str] = set()
-        self._paths: set[str] = set()
+        self._evidence = Evidence()
+        self._calls = 0
         self._seen: set[tuple[Any, ...]] = set()
         self._recompiled_in_a_row = 0
 
@@ -226,7 +214,7 @@ class _Check:
 
     def run(self, name: str) -> CheckResult:
         """The whole check."""
-        ladder = strategies.ladder(
+        ladder = recipes.ladder(
             self._binding.tree,
             self._options.batch,
             nonfinite=self._options.nonfinite,
@@ -241,16 +229,16 @@ class _Check:
             return self._result(stop.verdict, stop.reason)
         if failure is not None:
             return self._differs(failure)
-        return self._passed()
+        return self._result(*self._evidence.verdict())
 
-    def _try_eager(self, recipe: strategies.Recipe) -> None:
+    def _try_eager(self, recipe: Recipe) -> None:
         """The first eager call: what it raises, draws and uses."""
         uses = Uses(self._twins.eager)
         outcome = self._run(self._eager, recipe, under=lambda: uses)
         if outcome.error is not None:
             raise _Stop(
                 Verdict.EAGER_FAILED,
-                f"eager raises on the first example ({strategies.describe(self._binding.tree, recipe)}): "
+                f"eager raises on the first example ({tensors.describe(self._binding.tree, recipe)}): "
                 f"{type(outcome.error).__name__}: {outcome.error}",
             )
         self._used = uses.used
@@ -268,7 +256,7 @@ class _Check:
             compiled.protect(eager.written(), self._twins.compiled)
             eager.protect(eager.written(), self._twins.compiled)
 
-    def _climb(self, recipes: list[strategies.Recipe]) -> _Failure | None:
+    def _climb(self, recipes: list[Recipe]) -> _Failure | None:
         """Try the fixed examples up to the first failure."""
         for recipe in recipes:
             failure = self._try(recipe)
@@ -282,7 +270,7 @@ class _Check:
         count = examples_of_profile() if examples is None else examples
         failures = [] if first is None else [first]
 
-        def fails(recipe: strategies.Recipe) -> bool:
+        def fails(recipe: Recipe) -> bool:
             if self._out_of_budget():
                 return False
             failure = self._try(recipe)
@@ -318,14 +306,14 @@ class _Check:
         between = (min(self._options.batch) + max(self._options.batch)) // 2
         if between in self._options.batch:
             return False
-        self._try(strategies.random_recipe(self._binding.tree, between, self._options.seed))
+        self._try(recipes.random_recipe(self._binding.tree, between, self._options.seed))
         return self._recorder.compiled_in_last_call
 
     def _out_of_budget(self) -> bool:
         over = self._recorder.compile_s > self._options.max_seconds
         note = (
             f"compiling took more than max_seconds={self._options.max_seconds:g}: "
-            f"no example was drawn after number {self._examples}"
+            f"no example was drawn after number {self._evidence.examples}"
         )
         if over and not any(text.startswith("compiling took more") for text in self._notes):
             self._notes.append(note)
@@ -336,7 +324,7 @@ class _Check:
     def _run(
         self,
         side: Side,
-        recipe: strategies.Recipe,
+        recipe: Recipe,
         *,
         under: Around = contextlib.nullcontext,
         wide: bool = False,
@@ -346,11 +334,11 @@ class _Check:
             args, kwargs = map_tensors(widened, args), map_tensors(widened, kwargs)
         return side.call(args, kwargs, phase=self._phase, seed=recipe.seed, under=under)
 
-    def _try(self, recipe: strategies.Recipe) -> _Failure | None:
+    def _try(self, recipe: Recipe) -> _Failure | None:
         """Call both sides on one example and compare; a failure, or None."""
         eager = self._run(self._eager, recipe)
         if eager.error is not None:
-            self._rejected[f"{type(eager.error).__name__}: {str(eager.error).strip():.100}"] += 1
+            self._evidence.reject(eager.error)
             return None
         compiled = self._run(self._compiled, recipe)
         self._calls += 1
@@ -367,20 +355,20 @@ class _Check:
             None if self._options.reference == "eager" else lambda: self._floor(eager, recipe),
             finite_inputs=self._finite_inputs(recipe),
         )
-        self._remember(judgement)
-        self._paths |= eager.elementwise().keys() | eager.differentiated().keys()
+        degenerate = recipes.is_degenerate(self._binding.tree, recipe)
+        self._evidence.add(eager, judgement, degenerate=degenerate)
         if not judgement.differences:
             return None
         return _Failure(recipe=recipe, judgement=judgement, call=self._calls)
 
-    def _floor(self, eager: Outcome, recipe: strategies.Recipe) -> Floor:
+    def _floor(self, eager: Outcome, recipe: Recipe) -> Floor:
         return rounding_floor(
             eager,
             lambda under, wide=False: self._run(self._eager, recipe, under=under, wide=wide),
-            NEAR_CONSTANT_SHIFT if strategies.near_constant(self._binding.tree, recipe) else SHIFT,
+            DEGENERATE_SHIFT if recipes.is_degenerate(self._binding.tree, recipe) else SHIFT,
         )
 
-    def _finite_inputs(self, recipe: strategies.Recipe) -> bool:
+    def _finite_inputs(self, recipe: Recipe) -> bool:
         args, kwargs = self._binding.arguments(recipe)
         finite = True
 
@@ -392,7 +380,7 @@ class _Check:
         map_tensors(look, (args, kwargs))
         return finite
 
-    def _watch_recompiles(self, recipe: strategies.Recipe) -> None:
+    def _watch_recompiles(self, recipe: Recipe) -> None:
         """Stop if call after call compiles for shapes already seen."""
         shape = (recipe.batch, recipe.time, tuple(fill.layout for fill in recipe.fills))
         if shape in self._seen:
@@ -408,16 +396,6 @@ class _Check:
                 f"{reasons[-1] if reasons else 'unknown'}",
             )
 
-    def _remember(self, judgement: Judgement) -> None:
-        self._examples += 1
-        self._rounding += judgement.rounding
-        self._ill_conditioned.update(judgement.ill_conditioned)
-        self._finite |= judgement.finite
-        self._nonzero |= judgement.nonzero
-        worst = judgement.worst
-        if worst is not None and (self._worst is None or _severity(worst) >= _severity(self._worst)):
-            self._worst = worst
-
     # --- conclusions
 
     def _require_captured(self) -> None:
@@ -428,13 +406,14 @@ class _Check:
             raise _Stop(
                 Verdict.NOT_COMPILED,
                 f"{capture.graphs} graphs were captured, but none takes any of the {len(self._used)} "
-                f"parameters that eager uses; left eager: {_some(capture.modules_left_eager)}",
+                f"parameters that eager uses; left eager: {some(capture.modules_left_eager)}",
             )
         if capture.coverage is not None and capture.coverage < self._options.min_coverage:
             raise _Stop(
                 Verdict.NOT_COMPILED,
-                f"{capture.coverage:.0%} of the parameters were compiled, min_coverage="
-                f"{self._options.min_coverage:g} asks for more; left eager: {_some(capture.modules_left_eager)}",
+                f"{capture.coverage:.0%} of the parameters were compiled, "
+                f"min_coverage={self._options.min_coverage:g} asks for more; "
+                f"left eager: {some(capture.modules_left_eager)}",
             )
 
     def _why_no_graph(self) -> str:
@@ -466,7 +445,7 @@ class _Check:
             result,
             worst=with_reference[0],
             differences=with_reference,
-            example=strategies.describe(self._binding.tree, failure.recipe),
+            example=tensors.describe(self._binding.tree, failure.recipe),
         )
 
     def _with_float64(self, failure: _Failure) -> tuple[Difference, ...]:
@@ -482,18 +461,6 @@ class _Check:
         values = reference.elementwise() | reference.differentiated()
         return tuple(_refer(difference, values.get(difference.path)) for difference in differences)
 
-    def _passed(self) -> CheckResult:
-        outputs = [path for path in self._paths if path.startswith("output")]
-        if outputs and not self._finite & set(outputs):
-            return self._result(
-                Verdict.EAGER_FAILED, "no output was ever finite, so that nothing could be compared"
-            )
-        verdict = Verdict.WITHIN_ROUNDING if self._rounding else Verdict.EQUAL
-        reason = ""
-        if self._rounding:
-            reason = f"{self._rounding} of {self._examples} examples exceeded the tolerance by no more than rounding moves eager itself"
-        return self._result(verdict, reason)
-
     def _result(self, verdict: Verdict, reason: str) -> CheckResult:
         deployed = self._twins.deployed
         return CheckResult(
@@ -501,46 +468,27 @@ class _Check:
             phase=self._phase,
             verdict=verdict,
             reason=reason,
-            examples=self._examples,
-            rounding=self._rounding,
-            worst=self._worst,
+            examples=self._evidence.examples,
+            rounding=self._evidence.rounding,
+            worst=self._evidence.worst,
             capture=self._recorder.capture(self._used),
-            notes=(*self._notes, *self._observed_notes()),
+            notes=(*self._notes, *self._evidence.notes(), *self._limit_note()),
             backend="as deployed" if deployed else self._options.backend_name,
         )
 
-    def _observed_notes(self) -> list[str]:
-        notes = [f"eager itself raised on {n} examples: {text}" for text, n in self._rejected.items()]
-        never = sorted(self._paths - self._finite)
-        if never:
-            notes.append(f"never finite, so nothing was compared: {_some(never)}")
-        gradients = {path for path in self._paths if path.startswith("gradient of")}
-        zero = sorted((gradients & self._finite) - self._nonzero)
-        if zero:
-            notes.append(f"zero throughout: {_some(zero)}")
-        for path, count in self._ill_conditioned.items():
-            notes.append(f"ill-conditioned on {count} of {self._examples} examples: {path}")
+    def _limit_note(self) -> list[str]:
         recompiles = len(self._recorder.capture(self._used).recompiles)
-        if recompiles > self._limit:
-            notes.append(
-                f"{recompiles} recompiles exceed your recompile_limit of {self._limit}: outside the check "
-                f"torch would run some of these calls eager, in silence"
-            )
-        return notes
-
-
-def _severity(difference: Difference) -> float:
-    return difference.difference / difference.allowed if difference.allowed else 0.0
-
-
-def _some(names: Any, most: int = 4) -> str:
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+        if recompiles <= self._limit:
+            return []
+        return [
+            f"{recompiles} recompiles exceed your recompile_limit of {self._limit}: outside the check "
+            f"torch would run some of these calls eager, in silence"
+        ]
 
 
 def _refer(difference: Difference, reference: torch.Tensor | None) -> Difference:
     """`difference` with the float64 reference's value at the worst element."""
-    if reference is None or difference.index is None or not difference.problem == "values":
+    if reference is None or difference.index is None or difference.problem != "values":
         return difference
     if reference.dtype != torch.float64 or len(difference.index) != reference.dim():
         return difference

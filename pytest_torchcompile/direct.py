@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pytest_torchcompile import internals, strategies
+from pytest_torchcompile import internals
 from pytest_torchcompile.calls import Outcome, Side
 from pytest_torchcompile.capture import (
     Recorder,
@@ -21,15 +21,8 @@ from pytest_torchcompile.capture import (
 )
 from pytest_torchcompile.isolation import isolated
 from pytest_torchcompile.options import PHASES, REFERENCES, CheckOptions
-from pytest_torchcompile.policy import (
-    as_methods,
-    bind,
-    build_twins,
-    copied,
-    input_tree,
-    map_tensors,
-    require_all_taken,
-)
+from pytest_torchcompile.policy import as_methods, bind, input_tree, require_all_taken
+from pytest_torchcompile.recipes import Recipe, random_recipe
 from pytest_torchcompile.reports import failure
 from pytest_torchcompile.results import (
     Capture,
@@ -40,7 +33,9 @@ from pytest_torchcompile.results import (
     Verdict,
 )
 from pytest_torchcompile.rounding import rounding_floor, widened
+from pytest_torchcompile.state import copied, map_tensors
 from pytest_torchcompile.tolerance import Tolerance, judge
+from pytest_torchcompile.twins import build_twins
 
 
 class CompiledPolicy:
@@ -72,7 +67,7 @@ class CompiledPolicy:
                 raise CompileFailed(f"{self.name}-{self.phase}: {failure_text(error)}") from error
             raise
 
-    def first_call(self, arguments: Callable[[Any], Any], recipe: strategies.Recipe) -> None:
+    def first_call(self, arguments: Callable[[Any], Any], recipe: Recipe) -> None:
         """Call both sides once on fresh inputs, noting what eager uses; `compile_policy` does it."""
         uses = Uses(self._eager_side.model or nn.Module())
         for side, under in ((self._eager_side, lambda: uses), (self._compiled.side, contextlib.nullcontext)):
@@ -183,7 +178,7 @@ def compile_policy(
             around=lambda: _recorded(recorder),
         )
         policy = CompiledPolicy(named.name, phase, eager, compiled, recorder)
-        recipe = strategies.random_recipe(binding.tree, merged.batch[0], merged.seed)
+        recipe = random_recipe(binding.tree, merged.batch[0], merged.seed)
         policy.first_call(binding.arguments, recipe)
     return policy
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode as DispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = [
     "CompileEvent",
@@ -46,6 +46,16 @@ __all__ = [
 ]
 
 RAISED_LIMIT = 1024
+
+
+class DispatchMode(TorchDispatchMode):
+    """Sees every operator that runs in its body, below autograd; subclasses say what to do with it."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 
 class CompileEvent:
@@ -116,10 +126,10 @@ def graphs_taken(took: Callable[[list[torch.Tensor]], None]) -> Iterator[None]:
 
 def graph_breaks() -> list[str]:
     """All graph breaks since the last reset: the reason's first line and ``file:line``."""
-    from torch._dynamo.output_graph import graph_break_reasons
+    from torch._dynamo import output_graph
 
     texts = []
-    for reason in graph_break_reasons:
+    for reason in output_graph.graph_break_reasons:  # type: ignore[attr-defined]  # imported there
         first = str(reason.reason).strip().splitlines()
         place = reason.user_stack[-1] if reason.user_stack else None
         where = f" at {place.filename}:{place.lineno}" if place else ""
@@ -152,7 +162,8 @@ def eager_random_numbers() -> contextlib.AbstractContextManager[Any]:
     """Make inductor draw what eager draws for the same seed, for compiles and calls in the body."""
     import torch._inductor.config as config
 
-    return config.patch(fallback_random=True)  # type: ignore[no-any-return]
+    patch: contextlib.AbstractContextManager[Any] = config.patch(fallback_random=True)
+    return patch
 
 
 def argument_validation() -> bool:
@@ -251,7 +262,7 @@ def decomposition(operator: Any) -> Callable[..., Any] | None:
     fused = ("batch_norm", "layer_norm", "group_norm", "softmax", "logsumexp")
     if not any(name in operator.name() for name in fused):
         return None
-    return decomposition_table.get(operator)  # type: ignore[no-any-return]
+    return decomposition_table.get(operator)
 
 
 def aliased_arguments(operator: Any) -> tuple[frozenset[int], frozenset[str]]:

@@ -19,12 +19,17 @@ import torch
 from pytest_torchcompile import internals
 
 
+def _cuda_in_use() -> bool:
+    """Whether CUDA has been initialised; asking for its generators would initialise it."""
+    return torch.cuda.is_initialized()  # type: ignore[no-untyped-call,no-any-return]  # torch leaves it untyped
+
+
 class RandomState:
     """The state of every generator that a policy may draw from: torch (all devices), numpy, python."""
 
     def __init__(self) -> None:
         self.torch = torch.get_rng_state()
-        self.cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        self.cuda = torch.cuda.get_rng_state_all() if _cuda_in_use() else []
         self.numpy: Any = np.random.get_state()
         self.python = random.getstate()
 

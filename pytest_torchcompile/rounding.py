@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from pytest_torchcompile import internals
 from pytest_torchcompile.calls import Outcome, Side
-from pytest_torchcompile.policy import TensorAttributes, map_tensors
+from pytest_torchcompile.state import TensorAttributes, map_tensors
 
 Rerun = Callable[..., Outcome]
 """Calls eager again on the same example, under the context made by its first argument; ``wide=True``
@@ -32,10 +32,10 @@ RUNS = 8
 SHIFT = 4.0
 """The largest relative shift of an operator's input, in units of its dtype's eps."""
 
-NEAR_CONSTANT_SHIFT = 64.0
-"""The shift for inputs most of which have one value. Sums of n equal terms round the same way each
-time, so that their error grows with n, not with its root (Higham 2002, "Accuracy and Stability of
-Numerical Algorithms", 4.2); ``benchmarks/rounding.py`` measures it on inductor."""
+DEGENERATE_SHIFT = 128.0
+"""The shift for inputs that are near-constant or have an element that dwarfs the others. Sums of n equal
+terms round the same way each time, so that their error grows with n and not with its root (Higham
+2002, "Accuracy and Stability of Numerical Algorithms", chapter 4)."""
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 # Exact operators: moving what they are given would turn an equality or an index into another one.

@@ -87,6 +87,11 @@ class Box(_Shaped):
             ordered = bool(np.all(np.asarray(self.low) <= np.asarray(self.high)))
             self._require(ordered, "low exceeds high")
 
+    @property
+    def is_float(self) -> bool:
+        """Whether the dtype, however it is given, is a floating one."""
+        return "float" in str(self.dtype)
+
 
 @dataclasses.dataclass(frozen=True)
 class Image(_Shaped):

@@ -144,8 +144,10 @@ def _structural(eager: Outcome, compiled: Outcome) -> list[Difference]:
     for path in _paths(eager.elementwise(), compiled.elementwise()):
         found += _tensor_facts(path, eager.elementwise().get(path), compiled.elementwise().get(path))
     for path in eager.requires_grad ^ compiled.requires_grad:
-        facts = {"eager": str(path in eager.requires_grad), "compiled": str(path in compiled.requires_grad)}
-        found.append(Difference(path=path, problem="requires_grad", **facts))
+        follows = path in eager.requires_grad
+        found.append(
+            Difference(path=path, problem="requires_grad", eager=str(follows), compiled=str(not follows))
+        )
     return found + _missing_gradients(eager, compiled)
 
 
@@ -155,8 +157,7 @@ def _paths(mine: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
 
 def _tensor_facts(path: str, mine: torch.Tensor | None, theirs: torch.Tensor | None) -> list[Difference]:
     if mine is None or theirs is None:
-        states = {"eager": _presence(mine), "compiled": _presence(theirs)}
-        return [Difference(path=path, problem="presence", **states)]
+        return [_presence(path, mine, theirs)]
     facts: dict[str, tuple[Any, Any]] = {
         "dtype": (mine.dtype, theirs.dtype),
         "shape": (tuple(mine.shape), tuple(theirs.shape)),
@@ -169,8 +170,9 @@ def _tensor_facts(path: str, mine: torch.Tensor | None, theirs: torch.Tensor | N
     ]
 
 
-def _presence(tensor: torch.Tensor | None) -> str:
-    return "absent" if tensor is None else f"{tensor.dtype} {tuple(tensor.shape)}"
+def _presence(path: str, mine: torch.Tensor | None, theirs: torch.Tensor | None) -> Difference:
+    texts = ["absent" if t is None else f"{t.dtype} {tuple(t.shape)}" for t in (mine, theirs)]
+    return Difference(path=path, problem="presence", eager=texts[0], compiled=texts[1])
 
 
 def _missing_gradients(eager: Outcome, compiled: Outcome) -> list[Difference]:
@@ -181,8 +183,7 @@ def _missing_gradients(eager: Outcome, compiled: Outcome) -> list[Difference]:
         if (mine is None) != (theirs is None):
             only = mine if theirs is None else theirs
             if only is not None and bool((only != 0).any()):
-                states = {"eager": _presence(mine), "compiled": _presence(theirs)}
-                found.append(Difference(path=f"gradient of {name}", problem="presence", **states))
+                found.append(_presence(f"gradient of {name}", mine, theirs))
     return found
 
 

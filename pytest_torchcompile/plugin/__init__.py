@@ -1,0 +1,1 @@
+"""The upper floor: what pytest sees. Nothing below imports pytest."""

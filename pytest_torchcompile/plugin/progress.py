@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -17,8 +18,8 @@ def compiling(item: pytest.Item) -> Iterator[Callable[[], None]]:
 
     Nothing is written by pytest-xdist's workers, which have no terminal, nor under ``-q``.
     """
-    reporter = item.config.pluginmanager.get_plugin("terminalreporter")
-    capture = item.config.pluginmanager.get_plugin("capturemanager")
+    reporter: Any = item.config.pluginmanager.get_plugin("terminalreporter")
+    capture: Any = item.config.pluginmanager.get_plugin("capturemanager")
     timer: threading.Timer | None = None
 
     def write() -> None:

@@ -1,0 +1,169 @@
+"""Examples as plain data.
+
+Drawing a board element by element costs a tenth of a second and minutes to shrink. A `Recipe` holds
+a few numbers instead: a seed for the bulk of each tensor, the window of it that is kept, and some
+single elements set by hand. Hypothesis draws and shrinks those; ``tensors.build`` turns them into
+tensors, the same ones each time, so that both sides of a check get inputs of their own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from pytest_torchcompile import spaces
+from pytest_torchcompile.spaces import Spec
+
+LARGE = 1e4
+"""The standard deviation of the fixed example with large values."""
+
+TIMES = (5, 3, 1, 8)
+"""Lengths of a ``"T"`` in the fixed examples."""
+
+NEAR_CONSTANT = 0.75
+"""A tensor is near-constant if its bulk fill covers less than this share of it."""
+
+DWARFING = 100.0
+"""An element dwarfs the others from this many standard deviations on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Fill:
+    """The content of one tensor.
+
+    Args:
+        seed: of the bulk fill.
+        scale: standard deviation of unbounded bulk values.
+        start: first flat element (C order) that the bulk fills.
+        stop: first flat element after them; None is all.
+        rest: the value of the elements outside, where the spec admits it.
+        edits: single elements set afterwards, as (flat index, value), in the spec's own terms.
+        layout: ``contiguous``, ``strided`` or ``channels_last`` (4-d tensors only).
+    """
+
+    seed: int = 0
+    scale: float = 1.0
+    start: int = 0
+    stop: int | None = None
+    rest: float = 0.0
+    edits: tuple[tuple[int, float], ...] = ()
+    layout: str = "contiguous"
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """All inputs of one example, as plain hashable data.
+
+    Args:
+        batch: the batch size.
+        time: the length of every ``"T"``.
+        seed: of whatever the policy draws while it is called.
+        fills: the content of each leaf of the spec tree, in its order.
+    """
+
+    batch: int
+    time: int
+    seed: int
+    fills: tuple[Fill, ...]
+
+
+def uses_time(tree: Any) -> bool:
+    """Whether a shape in the tree has a ``"T"``."""
+    return any(
+        spaces.TIME in (getattr(spec, "shape", None) or (getattr(spec, "length", None),))
+        for _, spec in spaces.leaves(tree)
+    )
+
+
+def shape_of(spec: Spec, batch: int, time: int) -> tuple[int, ...]:
+    """The shape of the tensor that `spec` describes."""
+    tail: tuple[Any, ...]
+    match spec:
+        case spaces.MultiDiscrete():
+            tail = (len(spec.nvec),)
+        case spaces.OneHot() | spaces.LegalMask():
+            tail = (spec.n,)
+        case spaces.Tokens():
+            tail = (spec.length,)
+        case spaces.Discrete() | spaces.Flag() | spaces.LegalAction():
+            tail = ()
+        case _:
+            tail = getattr(spec, "shape", ())
+    sizes = [time if size == spaces.TIME else int(size) for size in tail]
+    sizes.insert(getattr(spec, "batch_dim", 0), batch)
+    return tuple(sizes)
+
+
+def is_degenerate(tree: Any, recipe: Recipe) -> bool:
+    """Whether some numeric input is near-constant or has an element that dwarfs the others.
+
+    On such inputs sums round systematically and normalisations divide by next to nothing.
+    """
+    for (_, spec), fill in zip(spaces.leaves(tree), recipe.fills, strict=True):
+        if isinstance(spec, (spaces.Box, spaces.Image, spaces.State, spaces.MultiBinary)):
+            elements = math.prod(shape_of(spec, recipe.batch, recipe.time))
+            filled = (elements if fill.stop is None else fill.stop) - fill.start
+            dwarfing = any(abs(value) > DWARFING * fill.scale for _, value in fill.edits)
+            if filled < NEAR_CONSTANT * elements or dwarfing:
+                return True
+    return False
+
+
+def ladder(tree: Any, sizes: Sequence[int], *, nonfinite: bool, seed: int) -> list[tuple[str, Recipe]]:
+    """The examples that every check begins with, each with a name.
+
+    First each batch size, because the compiler makes a graph of its own for some; then contents that
+    random fills don't reach; memory layouts last, because each may add a graph.
+    """
+    first, second = sizes[0], sizes[min(1, len(sizes) - 1)]
+    steps: list[tuple[str, int, Fill]] = [("random", first, Fill()), ("random", first, Fill())]
+    steps += [("random", size, Fill()) for size in sizes[1:]]
+    steps += [
+        ("zeros", second, Fill(stop=0)),
+        ("ones", first, Fill(stop=0, rest=1.0)),
+        ("large values", second, Fill(scale=LARGE)),
+    ]
+    if nonfinite and _floats(tree):
+        steps += [("one NaN", first, Fill()), ("one infinity", second, Fill())]
+    steps += [("random", second, Fill())]
+    steps += [(f"{layout} layout", first, Fill(layout=layout)) for layout in _layouts(tree)]
+    return [
+        (name, _rung(tree, name, size, fill, seed + number, TIMES[number % len(TIMES)]))
+        for number, (name, size, fill) in enumerate(steps)
+    ]
+
+
+def random_recipe(tree: Any, batch: int, seed: int, time: int = TIMES[0], like: Fill = Fill()) -> Recipe:
+    """An example whose tensors are filled alike, each from a seed of its own."""
+    leaves = enumerate(spaces.leaves(tree))
+    fills = tuple(dataclasses.replace(like, seed=1000 * seed + i) for i, _ in leaves)
+    return Recipe(batch, time, seed, fills)
+
+
+def _rung(tree: Any, name: str, batch: int, fill: Fill, seed: int, time: int) -> Recipe:
+    recipe = random_recipe(tree, batch, seed, time, fill)
+    if name in ("one NaN", "one infinity"):
+        leaf = _floats(tree)[0]
+        spec = [spec for _, spec in spaces.leaves(tree)][leaf]
+        middle = math.prod(shape_of(spec, batch, time)) // 2
+        value = math.nan if name == "one NaN" else math.inf
+        fills = list(recipe.fills)
+        fills[leaf] = dataclasses.replace(fills[leaf], edits=((middle, value),))
+        recipe = dataclasses.replace(recipe, fills=tuple(fills))
+    return recipe
+
+
+def _floats(tree: Any) -> list[int]:
+    """Positions of the leaves that can hold a NaN."""
+    return [
+        i for i, (_, spec) in enumerate(spaces.leaves(tree)) if isinstance(spec, spaces.Box) and spec.is_float
+    ]
+
+
+def _layouts(tree: Any) -> list[str]:
+    """The layouts in which some leaf differs from contiguous."""
+    dims = [len(shape_of(spec, 1, 1)) for _, spec in spaces.leaves(tree)]
+    found = ["strided"] if any(dim > 1 for dim in dims) else []
+    return found + (["channels_last"] if 4 in dims else [])

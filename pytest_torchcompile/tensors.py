@@ -1,0 +1,290 @@
+"""Recipes to tensors, in microseconds, and to a line that a person can read."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from pytest_torchcompile import spaces
+from pytest_torchcompile.recipes import Fill, Recipe, shape_of, uses_time
+from pytest_torchcompile.results import UsageError
+from pytest_torchcompile.spaces import Spec
+
+
+def require_drawable(tree: Any) -> None:
+    """Return if every leaf can be drawn.
+
+    Raises:
+        UsageError: for a `LegalAction` whose mask is not among the inputs, an unknown dtype, bounds
+            that don't fit the shape.
+    """
+    for path, spec in spaces.leaves(tree):
+        if isinstance(spec, spaces.LegalAction):
+            spaces.mask_of(tree, spec)
+        else:
+            try:
+                _sample(spec, np.random.default_rng(0), 1, 1, 1.0)
+                torch_dtype(getattr(spec, "dtype", "float32"))
+            except (ValueError, TypeError) as error:
+                raise UsageError(f"{spaces.dotted(path) or 'observation'}: {spec!r}: {error}") from None
+
+
+def torch_dtype(dtype: Any) -> torch.dtype:
+    """The torch dtype that `dtype` names: a torch or numpy dtype, or a name such as ``'float32'``."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
+    found = getattr(torch, name.removeprefix("torch."), None)
+    if not isinstance(found, torch.dtype):
+        raise UsageError(f"{dtype!r} is no torch dtype; accepted: 'float32', torch.float32 ...")
+    return found
+
+
+def build(tree: Any, recipe: Recipe) -> Any:
+    """The inputs of a recipe: new tensors, nested like `tree`, equal each time."""
+    paths = [path for path, _ in spaces.leaves(tree)]
+    fills = dict(zip(paths, recipe.fills, strict=True))
+    specs = dict(spaces.leaves(tree))
+    built: dict[tuple[Any, ...], Any] = {}
+
+    def value_of(path: tuple[Any, ...]) -> Any:
+        if path not in built:
+            built[path] = _tensor(specs[path], path)
+        return built[path]
+
+    def _tensor(spec: Spec, path: tuple[Any, ...]) -> Any:
+        fill = fills[path]
+        if isinstance(spec, spaces.Constant):
+            return copy_constant(spec.value)
+        if isinstance(spec, spaces.LegalAction):
+            return _legal_action(value_of(spaces.mask_of(tree, spec)), fill, spec)
+        array = _array(spec, fill, recipe.batch, recipe.time)
+        tensor = torch.from_numpy(array).to(torch_dtype(getattr(spec, "dtype", "int64")))
+        if isinstance(spec, spaces.Image):
+            tensor = tensor.to(torch.uint8)
+        tensor = _laid_out(tensor, fill.layout)
+        if isinstance(spec, spaces.Box) and spec.requires_grad:
+            tensor.requires_grad_()
+        return tensor
+
+    return spaces.rebuild(tree, value_of)
+
+
+def copy_constant(value: Any) -> Any:
+    """A constant, tensors and arrays inside it copied, so that no call can change the user's own."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone().requires_grad_(value.requires_grad)
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    return value
+
+
+def _array(spec: Spec, fill: Fill, batch: int, time: int) -> np.ndarray[Any, Any]:
+    """The values of one tensor in the dtype they are drawn in."""
+    generator = np.random.default_rng(fill.seed)
+    sampled = _sample(spec, generator, batch, time, fill.scale)
+    array = _simplest(spec, sampled.shape, fill.rest).astype(sampled.dtype)
+    flat, bulk = array.reshape(-1), sampled.reshape(-1)
+    flat[fill.start : fill.stop] = bulk[fill.start : fill.stop]
+    for index, value in fill.edits:
+        flat[index] = _admitted(spec, value, index, sampled.shape)
+    return _consistent(spec, flat.reshape(sampled.shape), generator)
+
+
+def _sample(
+    spec: Spec, generator: np.random.Generator, batch: int, time: int, scale: float
+) -> np.ndarray[Any, Any]:
+    """Bulk values; a longer tensor of the same seed starts with the same ones."""
+    shape = shape_of(spec, batch, time)
+    match spec:
+        case spaces.Box():
+            return _sample_box(spec, generator, shape, scale)
+        case spaces.Image():
+            return generator.integers(0, 256, shape, np.uint8)
+        case spaces.State():
+            return generator.standard_normal(shape, np.float32)
+        case spaces.Discrete():
+            return generator.integers(spec.start, spec.start + spec.n, shape)
+        case spaces.MultiDiscrete():
+            return generator.integers(0, np.broadcast_to(np.asarray(spec.nvec), shape))
+        case spaces.Tokens():
+            return generator.integers(0, spec.vocabulary, shape)
+        case spaces.OneHot():
+            return np.eye(spec.n, dtype=np.float32)[generator.integers(0, spec.n, batch)]
+        case spaces.LegalMask():
+            # How much is legal differs by row, from nearly nothing to nearly all.
+            legal = generator.random((batch, 1)) ** 2
+            return generator.random(shape) < legal
+        case spaces.MultiBinary() | spaces.Flag():
+            return generator.random(shape) < 0.5
+        case _:
+            return np.zeros(shape, np.float32)
+
+
+def _sample_box(
+    spec: spaces.Box, generator: np.random.Generator, shape: tuple[int, ...], scale: float
+) -> np.ndarray[Any, Any]:
+    dtype = torch_dtype(spec.dtype)
+    if not dtype.is_floating_point:
+        limits = torch.iinfo(dtype) if dtype != torch.bool else None
+        least = max(-int(scale), limits.min) if limits else 0
+        most = min(int(scale), limits.max) if limits else 1
+        low = np.asarray(least if spec.low is None else np.ceil(spec.low), np.int64)
+        high = np.asarray(most if spec.high is None else np.floor(spec.high), np.int64)
+        low = np.minimum(low, high) if spec.low is None else low
+        high = np.maximum(low, high) if spec.high is None else high
+        return generator.integers(low, high, shape, endpoint=True)
+    wide = np.float64 if dtype == torch.float64 else np.float32
+    if spec.low is not None and spec.high is not None:
+        low, high = np.asarray(spec.low, np.float64), np.asarray(spec.high, np.float64)
+        both = np.isfinite(low) & np.isfinite(high)
+        if both.all():
+            unit = generator.random(shape, np.float32)
+            return _clipped(spec, (low + unit * (high - low)).astype(wide))
+    normal = generator.standard_normal(shape, np.float32) * np.float32(scale)
+    if spec.low is not None and spec.high is None:
+        normal = np.asarray(spec.low) + np.abs(normal)
+    elif spec.high is not None and spec.low is None:
+        normal = np.asarray(spec.high) - np.abs(normal)
+    return _clipped(spec, normal.astype(wide))
+
+
+def _clipped(spec: spaces.Box, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """`array` within the bounds, which are rounded inwards to its dtype."""
+    if spec.low is not None or spec.high is not None:
+        array = np.clip(array, spec.low, spec.high).astype(array.dtype)
+    return array
+
+
+def _simplest(spec: Spec, shape: tuple[int, ...], rest: float = 0.0) -> np.ndarray[Any, Any]:
+    """What elements are that neither the bulk nor an edit has set: `rest`, or what comes nearest."""
+    match spec:
+        case spaces.Box():
+            return np.asarray(_clipped(spec, np.full(shape, rest, np.float64)))
+        case spaces.Image() | spaces.MultiBinary() | spaces.Flag():
+            return np.full(shape, rest)
+        case spaces.Discrete():
+            return np.full(shape, spec.start)
+        case spaces.LegalMask():
+            return np.ones(shape, bool)
+        case spaces.OneHot():
+            return np.broadcast_to(np.eye(spec.n)[0], shape)
+        case _:
+            return np.zeros(shape)
+
+
+def _admitted(spec: Spec, value: float, index: int, shape: tuple[int, ...]) -> float:
+    """An edit's value made one that the spec admits; NaN and infinities pass."""
+    match spec:
+        case spaces.Box():
+            low, high = (_bound_at(bound, index, shape[1:]) for bound in (spec.low, spec.high))
+            bounded = math.isfinite(value) and (low is not None or high is not None)
+            return float(np.clip(value, low, high)) if bounded else value
+        case spaces.Discrete():
+            return spec.start + int(value) % spec.n
+        case spaces.MultiDiscrete():
+            return int(value) % int(spec.nvec[index % len(spec.nvec)])
+        case spaces.Tokens():
+            return int(value) % spec.vocabulary
+        case spaces.Image():
+            return int(value) % 256
+        case spaces.State():
+            return value
+        case _:
+            return int(value) % 2
+
+
+def _bound_at(bound: Any, index: int, shape: tuple[int, ...]) -> float | None:
+    """A bound, a number or an array that broadcasts to a row, at a flat index into the batch."""
+    if bound is None:
+        return None
+    row = np.broadcast_to(np.asarray(bound), shape).reshape(-1)
+    return float(row[index % len(row)])
+
+
+def _consistent(
+    spec: Spec, array: np.ndarray[Any, Any], generator: np.random.Generator
+) -> np.ndarray[Any, Any]:
+    """`array` with whole rows repaired: one legal action at least, exactly one 1."""
+    if isinstance(spec, spaces.LegalMask):
+        rows = np.flatnonzero(~array.any(axis=1))
+        array[rows, generator.integers(0, spec.n, len(rows))] = True
+    elif isinstance(spec, spaces.OneHot):
+        array = np.eye(spec.n, dtype=array.dtype)[array.argmax(axis=1)]
+    return array
+
+
+def _legal_action(mask: Any, fill: Fill, spec: spaces.LegalAction) -> torch.Tensor:
+    """For each row an action that its mask allows; the first legal one outside the bulk's window."""
+    legal = torch.as_tensor(mask) != 0
+    if legal.dim() != 2 or not bool(legal.any(dim=1).all()):
+        raise UsageError(
+            f"{spec!r}: the mask, shaped {tuple(legal.shape)}, needs two dimensions (batch, actions) "
+            f"and a legal action in each row"
+        )
+    allowed = legal.numpy()
+    actions = allowed.argmax(axis=1)
+    order = np.random.default_rng(fill.seed).random(allowed.shape)
+    random = np.where(allowed, order, -1.0).argmax(axis=1)
+    actions[fill.start : fill.stop] = random[fill.start : fill.stop]
+    for row, value in fill.edits:
+        choices = np.flatnonzero(allowed[row])
+        actions[row] = choices[int(value) % len(choices)]
+    return torch.from_numpy(actions)
+
+
+def _laid_out(tensor: torch.Tensor, layout: str) -> torch.Tensor:
+    """`tensor` with the same values in another memory layout."""
+    if layout == "channels_last" and tensor.dim() == 4:
+        return tensor.contiguous(memory_format=torch.channels_last)
+    if layout == "strided" and tensor.dim() > 1:
+        return torch.stack([tensor, tensor], dim=-1)[..., 0]
+    return tensor
+
+
+def describe(tree: Any, recipe: Recipe) -> str:
+    """One line: ``batch 1; observation: zeros, [0, 3, 1, 2] = -6.0``."""
+    parts = [f"batch {recipe.batch}"] + ([f"T = {recipe.time}"] if uses_time(tree) else [])
+    inputs = build(tree, recipe)
+    for (path, spec), fill in zip(spaces.leaves(tree), recipe.fills, strict=True):
+        value = inputs
+        for key in path:
+            value = value[key]
+        if not isinstance(spec, spaces.Constant):
+            parts.append(f"{spaces.dotted(path) or 'observation'}: {_describe_leaf(spec, fill, value)}")
+    return "; ".join(parts)
+
+
+def _describe_leaf(spec: Spec, fill: Fill, tensor: torch.Tensor) -> str:
+    layout = "" if fill.layout == "contiguous" else f", {fill.layout}"
+    if isinstance(spec, spaces.LegalAction):
+        return f"{_elements(tensor.reshape(-1)[:8].tolist())}{' ...' if len(tensor) > 8 else ''}"
+    base = torch.from_numpy(_simplest(spec, tuple(tensor.shape)).astype(np.float64))
+    values = tensor.detach().to(torch.float64)
+    different = torch.nonzero((values != base).reshape(-1)).reshape(-1)
+    first = float(values.reshape(-1)[0]) if values.numel() else 0.0
+    if len(different) <= 4:
+        simplest = "all legal" if isinstance(spec, spaces.LegalMask) else "zeros"
+        if isinstance(spec, spaces.OneHot) or (base.numel() and float(base.reshape(-1)[-1]) not in (0, 1)):
+            simplest = "the simplest values"
+        return f"{simplest}{_listed(values, different)}{layout}"
+    if bool((values == first).all()):
+        return f"all {first:.9g}{layout}"
+    scale = f", scale {fill.scale:g}" if isinstance(spec, spaces.Box) and fill.scale != 1 else ""
+    odd = torch.nonzero(~torch.isfinite(values).reshape(-1)).reshape(-1)
+    return f"random (seed {fill.seed}{scale}){_listed(values, odd[:4])}{layout}"
+
+
+def _listed(values: torch.Tensor, flat: torch.Tensor) -> str:
+    texts = []
+    for position in flat.tolist():
+        index = [int(i) for i in np.unravel_index(position, tuple(values.shape))]
+        texts.append(f", {index} = {float(values.reshape(-1)[position]):.9g}")
+    return "".join(texts)
+
+
+def _elements(values: list[Any]) -> str:
+    return ", ".join(map(str, values))

@@ -1,0 +1,178 @@
+"""The two modules of a check, made by one factory and equal in every tensor.
+
+The module that a user made is never called if a copy can be had.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from pytest_torchcompile import internals, isolation
+from pytest_torchcompile.outputs import named_values
+from pytest_torchcompile.results import UsageError
+from pytest_torchcompile.state import TensorAttributes, copied, map_tensors
+
+
+@dataclasses.dataclass(kw_only=True)
+class Twins:
+    """The two modules of a check, equal in every tensor.
+
+    Args:
+        eager: the reference.
+        compiled: the candidate; the same object as `eager` where no second one could be had.
+        deployed: whether the factory handed back something already compiled.
+        notes: sentences for the report.
+    """
+
+    eager: nn.Module
+    compiled: nn.Module
+    deployed: bool
+    notes: list[str]
+
+
+def build_twins(factory: Callable[[], Any] | nn.Module, seed: int) -> Twins:
+    """Two equal modules out of a factory, which runs twice under one seed.
+
+    Args:
+        factory: makes the module; a module in its place is deep-copied.
+        seed: seeds torch, numpy and python before each run.
+
+    Raises:
+        UsageError: if the factory raises, needs arguments or returns something that is no module.
+    """
+    if isinstance(factory, nn.Module):
+        return _copied(factory, [])
+    if inspect.iscoroutinefunction(factory):
+        raise UsageError("the factory is async; it must be a plain function that returns the module")
+    _require_no_arguments(factory)
+    first = _run(factory, seed)
+    try:
+        second = _run(factory, seed)
+    except UsageError as error:
+        return _copied(first, [f"the factory can't run twice ({error}); the module was copied"])
+    if second is first or _share_tensors(first, second):
+        return _copied(first, [])
+    notes = []
+    try:
+        unequal = _make_equal(first, second)
+    except (KeyError, RuntimeError):
+        return _copied(first, ["factory is not deterministic: its modules differ in structure"])
+    if unequal:
+        notes.append(
+            f"factory is not deterministic: {len(unequal)} tensors differ between two runs under one "
+            f"seed ({unequal[0]} first); the second module was given the first one's"
+        )
+    return Twins(eager=first, compiled=second, deployed=comes_compiled(first), notes=notes)
+
+
+def _require_no_arguments(factory: Callable[[], Any]) -> None:
+    with contextlib.suppress(ValueError, TypeError):
+        needed = [
+            parameter.name
+            for parameter in inspect.signature(factory).parameters.values()
+            if parameter.default is parameter.empty
+            and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        ]
+        if needed:
+            raise UsageError(
+                f"the factory needs arguments ({', '.join(needed)}); give one that needs none, such as "
+                f"lambda: {getattr(factory, '__name__', 'make')}(...)"
+            )
+
+
+def _run(factory: Callable[[], Any], seed: int) -> nn.Module:
+    isolation.seed_everything(seed)
+    try:
+        made = factory()
+    except (UsageError, MemoryError):
+        raise
+    except Exception as error:
+        raise UsageError(f"the factory raised {type(error).__name__}: {error}") from error
+    if isinstance(made, nn.Module):
+        return made
+    if inspect.iscoroutine(made):
+        made.close()
+        raise UsageError("the factory is async; it must be a plain function that returns the module")
+    if isinstance(made, type):
+        raise UsageError(
+            f"the factory returned the class {made.__name__}; return an instance: {made.__name__}(...)"
+        )
+    what = "None (is a `return` missing?)" if made is None else f"a {type(made).__name__}: {made!r:.60}"
+    raise UsageError(f"the factory returned {what}; it must return a torch.nn.Module")
+
+
+def _copied(model: nn.Module, notes: list[str]) -> Twins:
+    """Two copies of the user's own module; the module itself where it can't be copied.
+
+    A copy of something compiled would still call the original's weights, so that is never copied.
+    """
+    if comes_compiled(model):
+        return Twins(eager=model, compiled=model, deployed=True, notes=notes)
+    try:
+        eager, compiled = copy.deepcopy(model), copy.deepcopy(model)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        notes = [*notes, f"the module can't be copied ({reason:.120}); both sides share it"]
+        return Twins(eager=model, compiled=model, deployed=False, notes=notes)
+    return Twins(eager=eager, compiled=compiled, deployed=False, notes=notes)
+
+
+def comes_compiled(model: nn.Module) -> bool:
+    """Whether the module, a submodule or an attribute of one of them went through torch.compile."""
+    return any(
+        internals.is_compiled(module) or any(internals.is_compiled(v) for v in vars(module).values())
+        for module in model.modules()
+    )
+
+
+def _share_tensors(first: nn.Module, second: nn.Module) -> bool:
+    pointers = [
+        {tensor.data_ptr() for _, tensor in named_tensors(model) if tensor.numel()}
+        for model in (first, second)
+    ]
+    return bool(pointers[0] & pointers[1])
+
+
+def named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters, then buffers, under the names they have without torch.compile's wrapper."""
+    yield from internals.uncompiled(model).named_parameters()
+    yield from internals.uncompiled(model).named_buffers()
+
+
+def _make_equal(first: nn.Module, second: nn.Module) -> list[str]:
+    """Copy what differs from `first` into `second`; the names of what differed."""
+    unequal = []
+    theirs = dict(named_tensors(second))
+    with torch.no_grad():
+        for name, tensor in named_tensors(first):
+            other = theirs.pop(name)
+            if tensor.shape != other.shape:
+                raise KeyError(name)
+            if not torch.equal(tensor, other) and not _equal_with_nan(tensor, other):
+                other.copy_(tensor)
+                unequal.append(name)
+    if theirs:
+        raise KeyError(next(iter(theirs)))
+    mine, yours = TensorAttributes(first), TensorAttributes(second)
+    for place, value in mine.values.items():
+        if place in yours.values and _differ(value, yours.values[place]):
+            setattr(yours.owners[place[0]], place[1], map_tensors(copied, value))
+            unequal.append(".".join(filter(None, place)))
+    return unequal
+
+
+def _equal_with_nan(first: torch.Tensor, second: torch.Tensor) -> bool:
+    return first.is_floating_point() and torch.equal(first.nan_to_num(7.0), second.nan_to_num(7.0))
+
+
+def _differ(first: Any, second: Any) -> bool:
+    one, two = named_values(first).tensors, named_values(second).tensors
+    return one.keys() != two.keys() or any(not torch.equal(one[path], two[path]) for path in one)
