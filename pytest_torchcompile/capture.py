@@ -21,7 +21,7 @@ from torch import nn
 from pytest_torchcompile import internals
 from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.policy import Method
-from pytest_torchcompile.results import Capture, UsageError
+from pytest_torchcompile.results import Capture, UsageError, some
 
 # Raised by code that inductor wrote, these mean that the code is wrong, not that a kernel failed.
 _BROKEN_CODE = (AssertionError, AttributeError, NameError, SyntaxError, TypeError)
@@ -151,6 +151,31 @@ class Recorder:
         frames = traceback.extract_tb(error.__traceback__)
         generated = bool(frames) and internals.in_generated_code(frames[-1].filename)
         return generated and isinstance(error, _BROKEN_CODE)
+
+
+def why_not_compiled(capture: Capture, method: Method, options: CheckOptions, recorder: Recorder) -> str:
+    """Why what was captured is no proof that the method was compiled; empty if it is one."""
+    if capture.graphs == 0:
+        reasons = filter(None, (internals.why_disabled(), recorder.suppressed()))
+        return f"no graph was captured: {'; '.join(reasons) or _why_not_reached(method)}"
+    if capture.coverage == 0:
+        return (
+            f"{capture.graphs} graphs were captured, but none takes any of the {len(capture.left_eager)} "
+            f"parameters that eager uses; left eager: {some(capture.modules_left_eager)}"
+        )
+    if capture.coverage is not None and capture.coverage < options.min_coverage:
+        return (
+            f"{capture.coverage:.0%} of the parameters were compiled, min_coverage="
+            f"{options.min_coverage:g} asks for more; left eager: {some(capture.modules_left_eager)}"
+        )
+    return ""
+
+
+def _why_not_reached(method: Method) -> str:
+    if torch.compile.__module__ != "torch":
+        replacement = f"{torch.compile.__module__}.{torch.compile.__qualname__}"
+        return f"torch.compile has been replaced by {replacement}"
+    return f"dynamo skipped {method.name!r}; run with TORCH_LOGS=dynamo to see why"
 
 
 def first_line(error: BaseException) -> str:

@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
 
 from pytest_torchcompile import internals
-from pytest_torchcompile.calls import Outcome, Side
-from pytest_torchcompile.capture import (
-    Recorder,
-    Uses,
-    compile_method,
-    failure_text,
-    first_line,
-    require_known,
-)
+from pytest_torchcompile.calls import Around, Outcome, Side
+from pytest_torchcompile.capture import Recorder, failure_text, why_not_compiled
 from pytest_torchcompile.isolation import isolated
 from pytest_torchcompile.options import PHASES, REFERENCES, CheckOptions
-from pytest_torchcompile.policy import as_methods, bind, input_tree, require_all_taken
-from pytest_torchcompile.recipes import Recipe, random_recipe
+from pytest_torchcompile.pair import Pair
+from pytest_torchcompile.policy import as_methods
+from pytest_torchcompile.recipes import random_recipe
 from pytest_torchcompile.reports import failure
 from pytest_torchcompile.results import (
     Capture,
@@ -35,7 +29,7 @@ from pytest_torchcompile.results import (
 from pytest_torchcompile.rounding import rounding_floor, widened
 from pytest_torchcompile.state import copied, map_tensors
 from pytest_torchcompile.tolerance import Tolerance, judge
-from pytest_torchcompile.twins import build_twins
+from pytest_torchcompile.twins import Factory
 
 
 class CompiledPolicy:
@@ -45,14 +39,12 @@ class CompiledPolicy:
     ``train()`` with gradients in ``update``.
     """
 
-    def __init__(self, name: str, phase: str, eager: Side, compiled: Side, recorder: Recorder) -> None:
-        self.name = name
-        self.phase = phase
-        self.eager: Callable[..., Any] = _InPhase(eager, phase)
-        self._eager_side = eager
-        self._compiled = _InPhase(compiled, phase)
-        self._recorder = recorder
-        self._used: set[str] = set()
+    def __init__(self, pair: Pair) -> None:
+        self._pair = pair
+        self.name = pair.method.name
+        self.phase = pair.phase
+        self.eager: Callable[..., Any] = _InPhase(pair.eager, pair.phase)
+        self._compiled = _InPhase(pair.compiled, pair.phase)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the compiled method returns.
@@ -63,35 +55,18 @@ class CompiledPolicy:
         try:
             return self._compiled(*args, **kwargs)
         except Exception as error:
-            if self._recorder.is_compile_failure(error):
-                raise CompileFailed(f"{self.name}-{self.phase}: {failure_text(error)}") from error
-            raise
+            self.fail(error)
 
-    def first_call(self, arguments: Callable[[Any], Any], recipe: Recipe) -> None:
-        """Call both sides once on fresh inputs, noting what eager uses; `compile_policy` does it."""
-        uses = Uses(self._eager_side.model or nn.Module())
-        for side, under in ((self._eager_side, lambda: uses), (self._compiled.side, contextlib.nullcontext)):
-            args, kwargs = arguments(recipe)
-            outcome = side.call(args, kwargs, phase=self.phase, seed=recipe.seed, under=under)
-            if side.state is not None:
-                side.state.reset()
-            if outcome.error is None:
-                continue
-            if side is self._eager_side:
-                raise UsageError(f"eager raises: {first_line(outcome.error)}") from outcome.error
-            if self._recorder.is_compile_failure(outcome.error):
-                raise CompileFailed(
-                    f"{self.name}-{self.phase}: {failure_text(outcome.error)}"
-                ) from outcome.error
-            raise outcome.error
-        self._used = uses.used
-        if self.capture.graphs == 0:
-            raise NotEquivalent(f"{self.name}-{self.phase}: nothing was compiled, no graph was captured")
+    def fail(self, error: Exception) -> NoReturn:
+        """Raise `error`, as `CompileFailed` if it came out of the compiler."""
+        if self._pair.recorder.is_compile_failure(error):
+            raise CompileFailed(f"{self.name}-{self.phase}: {failure_text(error)}") from error
+        raise error
 
     @property
     def capture(self) -> Capture:
         """What has been compiled so far."""
-        return self._recorder.capture(self._used)
+        return self._pair.capture
 
     def __repr__(self) -> str:
         return f"<CompiledPolicy {self.name}-{self.phase}: {failure.capture_line(self.capture)}>"
@@ -112,7 +87,7 @@ class _InPhase:
 
 
 def compile_policy(
-    factory: Callable[[], Any] | nn.Module,
+    factory: Factory,
     method: Any = "forward",
     *,
     observation: Any = None,
@@ -153,40 +128,28 @@ def compile_policy(
         raise UsageError(f"phase={phase!r}; accepted: {', '.join(PHASES)}")
     (named,) = as_methods(method)
     with isolated(merged.threads), internals.raised_recompile_limit():
-        require_known(merged)
-        twins = build_twins(factory, merged.seed)
-        tree = input_tree(observation, inputs, twins.eager)
-        binding = bind(named, twins.eager, tree)
-        require_all_taken([binding], tree)
-        recorder = Recorder(twins.compiled)
-        function = (
-            named.of(twins.compiled) if twins.deployed else compile_method(named, twins.compiled, merged)
+        pair = Pair(
+            factory,
+            named,
+            phase,
+            methods=(named,),
+            observation=observation,
+            inputs=inputs,
+            options=merged,
         )
-        adapter = named.adapter is not None
-        eager = Side(
-            named.of(twins.eager),
-            twins.eager,
-            leading=(twins.eager,) if adapter else (),
-            names=binding.positional,
-            around=lambda: torch.compiler.set_stance("force_eager"),
-        )
-        compiled = Side(
-            function,
-            twins.compiled,
-            leading=(twins.compiled,) if adapter else (),
-            names=binding.positional,
-            around=lambda: _recorded(recorder),
-        )
-        policy = CompiledPolicy(named.name, phase, eager, compiled, recorder)
-        recipe = random_recipe(binding.tree, merged.batch[0], merged.seed)
-        policy.first_call(binding.arguments, recipe)
+        recipe = random_recipe(pair.tree, merged.batch[0], merged.seed)
+        expected = pair.first_eager(recipe)
+        if expected.error is not None:
+            raise UsageError(f"eager raises: {failure_text(expected.error)}") from expected.error
+        error = pair.run(pair.compiled, recipe).error
+        pair.restore()
+    policy = CompiledPolicy(pair)
+    if error is not None:
+        policy.fail(error)
+    reason = why_not_compiled(pair.capture, named, merged, pair.recorder)
+    if reason:
+        raise NotEquivalent(f"{named.name}-{phase}: {reason}")
     return policy
-
-
-@contextlib.contextmanager
-def _recorded(recorder: Recorder) -> Any:
-    with internals.eager_random_numbers(), recorder.watching():
-        yield
 
 
 def assert_equivalent(
@@ -227,13 +190,11 @@ def assert_equivalent(
         raise UsageError(f"phase={phase!r}; accepted: {', '.join(PHASES)}")
     if reference not in REFERENCES:
         raise UsageError(f"reference={reference!r}; accepted: {', '.join(REFERENCES)}")
-    sides = (
-        _side_of(eager, lambda: torch.compiler.set_stance("force_eager")),
-        _side_of(compiled, internals.eager_random_numbers),
-    )
-    recorder = Recorder(sides[1].model or nn.Module())
+    reference_side = _side_of(eager, lambda: torch.compiler.set_stance("force_eager"))
+    candidate = _side_of(compiled, internals.eager_random_numbers)
+    recorder = Recorder(candidate.model or nn.Module())
 
-    def run(side: Side, under: Any = contextlib.nullcontext, wide: bool = False) -> Outcome:
+    def run(side: Side, under: Around = contextlib.nullcontext, wide: bool = False) -> Outcome:
         convert = widened if wide else copied
         return side.call(
             map_tensors(convert, args), map_tensors(convert, kwargs), phase=phase, seed=seed, under=under
@@ -241,22 +202,22 @@ def assert_equivalent(
 
     with isolated(torch.get_num_threads()):
         try:
-            expected = run(sides[0])
+            expected = run(reference_side)
             if expected.error is not None:
                 raise expected.error
-            actual = run(sides[1], recorder.watching)
+            actual = run(candidate, recorder.watching)
             if actual.error is not None and recorder.is_compile_failure(actual.error):
                 raise CompileFailed(failure_text(actual.error)) from actual.error
             judgement = judge(
                 expected,
                 actual,
                 Tolerance(atol=atol, rtol=rtol),
-                (lambda: rounding_floor(expected, lambda under, wide=False: run(sides[0], under, wide)))
+                (lambda: rounding_floor(expected, lambda under, wide=False: run(reference_side, under, wide)))
                 if reference == "float64"
                 else None,
             )
         finally:
-            for side in sides:
+            for side in (reference_side, candidate):
                 if side.state is not None:
                     side.state.restore()
     if judgement.differences:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable
 
 from pytest_torchcompile.calls import Outcome
-from pytest_torchcompile.results import Difference, Verdict
+from pytest_torchcompile.results import Difference, Verdict, some
 from pytest_torchcompile.tolerance import Judgement
 
 
@@ -70,12 +69,6 @@ class Evidence:
         if ill:
             found.append(f"ill-conditioned on some of {self.examples} examples: {some(ill)}")
         return found
-
-
-def some(names: Iterable[str], most: int = 4) -> str:
-    """The first few names and how many more there are."""
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _severity(difference: Difference) -> float:

@@ -111,28 +111,32 @@ def is_degenerate(tree: Any, recipe: Recipe) -> bool:
     return False
 
 
-def ladder(tree: Any, sizes: Sequence[int], *, nonfinite: bool, seed: int) -> list[tuple[str, Recipe]]:
-    """The examples that every check begins with, each with a name.
+def ladder(tree: Any, sizes: Sequence[int], *, nonfinite: bool, seed: int) -> list[Recipe]:
+    """The examples that every check begins with.
 
     First each batch size, because the compiler makes a graph of its own for some; then contents that
     random fills don't reach; memory layouts last, because each may add a graph.
+
+    Args:
+        tree: the specs.
+        sizes: batch sizes in the order in which to meet them.
+        nonfinite: whether to include a NaN and an infinity.
+        seed: of the first example; the others count on from it.
     """
     first, second = sizes[0], sizes[min(1, len(sizes) - 1)]
-    steps: list[tuple[str, int, Fill]] = [("random", first, Fill()), ("random", first, Fill())]
-    steps += [("random", size, Fill()) for size in sizes[1:]]
-    steps += [
-        ("zeros", second, Fill(stop=0)),
-        ("ones", first, Fill(stop=0, rest=1.0)),
-        ("large values", second, Fill(scale=LARGE)),
+    steps = [(first, Fill()), *((size, Fill()) for size in (first, *sizes[1:]))]
+    steps += [(second, Fill(stop=0)), (first, Fill(stop=0, rest=1.0)), (first, Fill(stop=0, rest=-1.0))]
+    steps += [(second, Fill(scale=LARGE)), (second, Fill())]
+    steps += [(first, Fill(layout=layout)) for layout in _layouts(tree)]
+    found = [
+        random_recipe(tree, size, seed + number, TIMES[number % len(TIMES)], fill)
+        for number, (size, fill) in enumerate(steps)
     ]
     if nonfinite and _floats(tree):
-        steps += [("one NaN", first, Fill()), ("one infinity", second, Fill())]
-    steps += [("random", second, Fill())]
-    steps += [(f"{layout} layout", first, Fill(layout=layout)) for layout in _layouts(tree)]
-    return [
-        (name, _rung(tree, name, size, fill, seed + number, TIMES[number % len(TIMES)]))
-        for number, (name, size, fill) in enumerate(steps)
-    ]
+        # Among shapes that are known by then, and before the layouts.
+        place = len(found) - len(_layouts(tree))
+        found[place:place] = [_with_one(tree, found[0], math.nan), _with_one(tree, found[2], math.inf)]
+    return found
 
 
 def random_recipe(tree: Any, batch: int, seed: int, time: int = TIMES[0], like: Fill = Fill()) -> Recipe:
@@ -142,17 +146,14 @@ def random_recipe(tree: Any, batch: int, seed: int, time: int = TIMES[0], like: 
     return Recipe(batch, time, seed, fills)
 
 
-def _rung(tree: Any, name: str, batch: int, fill: Fill, seed: int, time: int) -> Recipe:
-    recipe = random_recipe(tree, batch, seed, time, fill)
-    if name in ("one NaN", "one infinity"):
-        leaf = _floats(tree)[0]
-        spec = [spec for _, spec in spaces.leaves(tree)][leaf]
-        middle = math.prod(shape_of(spec, batch, time)) // 2
-        value = math.nan if name == "one NaN" else math.inf
-        fills = list(recipe.fills)
-        fills[leaf] = dataclasses.replace(fills[leaf], edits=((middle, value),))
-        recipe = dataclasses.replace(recipe, fills=tuple(fills))
-    return recipe
+def _with_one(tree: Any, recipe: Recipe, value: float) -> Recipe:
+    """The recipe with one element in the middle of the first float input set to `value`."""
+    leaf = _floats(tree)[0]
+    spec = [spec for _, spec in spaces.leaves(tree)][leaf]
+    middle = math.prod(shape_of(spec, recipe.batch, recipe.time)) // 2
+    fills = list(recipe.fills)
+    fills[leaf] = dataclasses.replace(fills[leaf], edits=((middle, value),))
+    return dataclasses.replace(recipe, fills=tuple(fills))
 
 
 def _floats(tree: Any) -> list[int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -179,3 +180,9 @@ class CheckResult:
             "backend": self.backend,
             "notes": "; ".join(self.notes),
         }
+
+
+def some(names: Iterable[str], most: int = 4) -> str:
+    """The first few names and how many more there are."""
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

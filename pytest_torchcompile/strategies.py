@@ -17,6 +17,9 @@ from pytest_torchcompile.spaces import Spec
 SCALES = (1.0, 1.0, 1.0, 1.0, 0.1, 10.0, 1e2, LARGE)
 """Standard deviations of unbounded draws: mostly O(1), sometimes large. The first is the simplest."""
 
+RESTS = (0.0, 0.0, 0.0, 1.0, -1.0)
+"""Values of the elements that the bulk fill leaves out."""
+
 LAYOUTS = ("contiguous", "strided", "channels_last")
 DEFAULT_BATCH = (1, 33)
 MAX_EDITS = 3
@@ -70,34 +73,59 @@ def recipes(
     batch: st.SearchStrategy[int],
     *,
     layouts: tuple[str, ...] = ("contiguous",),
+    like: Recipe | None = None,
 ) -> Recipe:
-    """A strategy of recipes for `tree`."""
+    """A strategy of recipes.
+
+    Args:
+        draw: given by Hypothesis.
+        tree: the specs.
+        batch: batch sizes.
+        layouts: memory layouts to choose from.
+        like: an example whose layouts, and NaN or infinity, those drawn are to share.
+    """
     size = draw(batch)
     time = draw(st.integers(1, max(TIMES))) if uses_time(tree) else 1
+    leaves = [spec for _, spec in spaces.leaves(tree)]
+    models = like.fills if like else (None,) * len(leaves)
     fills = tuple(
-        Fill() if isinstance(spec, spaces.Constant) else draw(_fills(spec, size, time, layouts))
-        for _, spec in spaces.leaves(tree)
+        Fill() if isinstance(spec, spaces.Constant) else draw(_fills(spec, size, time, layouts, model))
+        for spec, model in zip(leaves, models, strict=True)
     )
     return Recipe(size, time, draw(st.integers(0, 2**32 - 1)), fills)
 
 
 @st.composite
-def _fills(draw: st.DrawFn, spec: Spec, batch: int, time: int, layouts: tuple[str, ...]) -> Fill:
-    shape = shape_of(spec, batch, time)
-    elements = math.prod(shape)
+def _fills(
+    draw: st.DrawFn, spec: Spec, batch: int, time: int, layouts: tuple[str, ...], like: Fill | None
+) -> Fill:
+    elements = math.prod(shape_of(spec, batch, time))
     # Ranges that don't depend on the batch keep Hypothesis' choices valid while it shrinks the batch,
     # and eight times the size makes the whole tensor the common case, yet one that shrinks.
     reach = 8 * math.prod(shape_of(spec, DEFAULT_BATCH[1], max(TIMES)))
     stop = min(draw(st.integers(0, reach)), elements)
     tail = min(draw(st.integers(0, reach)), stop)
+    rest = draw(st.sampled_from(RESTS))
     scale = draw(st.sampled_from(SCALES))
     seed = draw(st.integers(0, 2**32 - 1))
-    edits = draw(st.lists(st.tuples(st.integers(0, elements - 1), _edit_values(spec)), max_size=MAX_EDITS))
-    layout = draw(st.sampled_from(layouts)) if len(layouts) > 1 else layouts[0]
-    return Fill(seed=seed, scale=scale, start=stop - tail, stop=stop, edits=tuple(edits), layout=layout)
+    # Last, because what follows a list that shrinks is drawn anew.
+    places = st.integers(0, elements - 1)
+    edits = draw(st.lists(st.tuples(places, _edit_values(spec, like)), max_size=MAX_EDITS))
+    return Fill(
+        seed=seed,
+        scale=scale,
+        start=stop - tail,
+        stop=stop,
+        rest=rest,
+        edits=tuple(edits),
+        layout=like.layout if like else draw(st.sampled_from(layouts)),
+    )
 
 
-def _edit_values(spec: Spec) -> st.SearchStrategy[float]:
+def _edit_values(spec: Spec, like: Fill | None) -> st.SearchStrategy[float]:
+    special = [value for _, value in like.edits if not math.isfinite(value)] if like else []
+    if special:
+        return st.sampled_from(special)
     if isinstance(spec, spaces.Box) and spec.is_float:
-        return st.floats(-1e4, 1e4, width=32)
+        return st.floats(-LARGE, LARGE, width=32)
     return st.integers(0, 255)

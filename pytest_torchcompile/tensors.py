@@ -73,6 +73,17 @@ def build(tree: Any, recipe: Recipe) -> Any:
     return spaces.rebuild(tree, value_of)
 
 
+def is_finite(tree: Any, recipe: Recipe) -> bool:
+    """Whether no input holds a NaN or an infinity; only edits put one there, or a constant."""
+    edits = all(math.isfinite(value) for fill in recipe.fills for _, value in fill.edits)
+    constants = (spec.value for _, spec in spaces.leaves(tree) if isinstance(spec, spaces.Constant))
+    return edits and all(
+        bool(torch.isfinite(value).all())
+        for value in constants
+        if isinstance(value, torch.Tensor) and value.is_floating_point()
+    )
+
+
 def copy_constant(value: Any) -> Any:
     """A constant, tensors and arrays inside it copied, so that no call can change the user's own."""
     if isinstance(value, torch.Tensor):

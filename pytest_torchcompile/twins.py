@@ -14,11 +14,15 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from pytest_torchcompile import internals, isolation
 from pytest_torchcompile.outputs import named_values
 from pytest_torchcompile.results import UsageError
 from pytest_torchcompile.state import TensorAttributes, copied, map_tensors
+
+Factory = Callable[[], Any] | nn.Module
+"""Makes the module when called without arguments; a module in its place is copied."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -38,7 +42,7 @@ class Twins:
     notes: list[str]
 
 
-def build_twins(factory: Callable[[], Any] | nn.Module, seed: int) -> Twins:
+def build_twins(factory: Factory, seed: int) -> Twins:
     """Two equal modules out of a factory, which runs twice under one seed.
 
     Args:
@@ -97,6 +101,11 @@ def _run(factory: Callable[[], Any], seed: int) -> nn.Module:
     except Exception as error:
         raise UsageError(f"the factory raised {type(error).__name__}: {error}") from error
     if isinstance(made, nn.Module):
+        if any(map(is_lazy, made.parameters())):
+            raise UsageError(
+                "the factory returned a module with lazily initialised parameters; "
+                "call it once inside the factory, before returning it"
+            )
         return made
     if inspect.iscoroutine(made):
         made.close()

@@ -1,0 +1,127 @@
+"""The two sides of one method in one phase, ready to be called with the same recipe."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from pytest_torchcompile import internals
+from pytest_torchcompile.calls import Around, Outcome, Side
+from pytest_torchcompile.capture import Recorder, Uses, compile_method, require_known
+from pytest_torchcompile.options import CheckOptions
+from pytest_torchcompile.policy import Method, bind, input_tree, require_all_taken
+from pytest_torchcompile.recipes import Recipe
+from pytest_torchcompile.results import Capture
+from pytest_torchcompile.rounding import widened
+from pytest_torchcompile.state import map_tensors
+from pytest_torchcompile.twins import Factory, build_twins
+
+
+class Pair:
+    """Eager and compiled, from a declaration to callables; nothing is compiled before the first call.
+
+    Args:
+        factory: makes the module, or is one.
+        method: what to call.
+        phase: ``rollout`` or ``update``.
+        methods: all methods of the test, among which the inputs are shared out.
+        observation: spec of the first argument; None takes the module's own space.
+        inputs: specs by parameter name.
+        options: how to compile.
+        compiling: called when a compile begins.
+
+    Raises:
+        UsageError: if the declaration and the module don't fit.
+    """
+
+    def __init__(
+        self,
+        factory: Factory,
+        method: Method,
+        phase: str,
+        *,
+        methods: tuple[Method, ...],
+        observation: Any,
+        inputs: Mapping[str, Any] | None,
+        options: CheckOptions,
+        compiling: Callable[[], None] = lambda: None,
+    ) -> None:
+        require_known(options)
+        self.twins = build_twins(factory, options.seed)
+        self.method = method
+        self.phase = phase
+        inner = internals.uncompiled(self.twins.eager)
+        tree = input_tree(observation, inputs, inner)
+        bindings = {each.name: bind(each, self.twins.eager, tree) for each in methods}
+        require_all_taken(bindings.values(), tree)
+        self.binding = bindings[method.name]
+        self.tree = self.binding.tree
+        self.recorder = Recorder(self.twins.compiled, compiling)
+        self._draws = False
+        self._used: set[str] = set()
+        self.eager = self._side(
+            method.of(self.twins.eager),
+            self.twins.eager,
+            lambda: torch.compiler.set_stance("force_eager"),
+        )
+        model = self.twins.compiled
+        function = method.of(model) if self.twins.deployed else compile_method(method, model, options)
+        self.compiled = self._side(function, model, self._while_compiled)
+
+    def _side(self, function: Callable[..., Any], model: nn.Module, around: Around) -> Side:
+        leading = () if self.method.adapter is None else (model,)
+        return Side(function, model, leading=leading, names=self.binding.positional, around=around)
+
+    @contextlib.contextmanager
+    def _while_compiled(self) -> Iterator[None]:
+        # Inductor draws other numbers than eager for the same seed unless it is told not to; told
+        # without need, it would compile something else than what is deployed.
+        numbers = internals.eager_random_numbers() if self._draws else contextlib.nullcontext()
+        with numbers, self.recorder.watching():
+            yield
+
+    def run(
+        self,
+        side: Side,
+        recipe: Recipe,
+        *,
+        under: Around = contextlib.nullcontext,
+        wide: bool = False,
+    ) -> Outcome:
+        """Call one side on inputs of its own; `wide` gives it float64 ones."""
+        args, kwargs = self.binding.arguments(recipe)
+        if wide:
+            args, kwargs = map_tensors(widened, args), map_tensors(widened, kwargs)
+        return side.call(args, kwargs, phase=self.phase, seed=recipe.seed, under=under)
+
+    def first_eager(self, recipe: Recipe) -> Outcome:
+        """The first eager call, which tells what the method uses, draws and writes to."""
+        uses = Uses(self.twins.eager)
+        outcome = self.run(self.eager, recipe, under=lambda: uses)
+        self._used = uses.used
+        self._draws = bool(outcome.drew)
+        self._protect_written()
+        return outcome
+
+    def _protect_written(self) -> None:
+        """Remember the parameters that the first call wrote to by the other side's, not yet called."""
+        eager, compiled = self.eager.state, self.compiled.state
+        if eager is not None and compiled is not None and eager.written():
+            names = eager.written()
+            compiled.protect(names, self.twins.compiled)
+            eager.protect(names, self.twins.compiled)
+
+    @property
+    def capture(self) -> Capture:
+        """What has been compiled so far of what eager used."""
+        return self.recorder.capture(self._used)
+
+    def restore(self) -> None:
+        """Leave both modules as they were found; one of them may be the user's own."""
+        for side in (self.eager, self.compiled):
+            if side.state is not None:
+                side.state.restore()
