@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import os
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ from torch import nn
 from pytest_torchcompile import internals
 from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.policy import Method
-from pytest_torchcompile.results import Capture, UsageError, some
+from pytest_torchcompile.results import Capture, UsageError, at, first_line, some
 
 # Raised by code that inductor wrote, these mean that the code is wrong, not that a kernel failed.
 _BROKEN_CODE = (AssertionError, AttributeError, NameError, SyntaxError, TypeError)
@@ -137,7 +136,7 @@ class Recorder:
 
     def suppressed(self) -> str:
         """What the compiler raised and dynamo swallowed; empty if nothing."""
-        return f"the compiler raised {first_line(self._left[0])}" if self._left else ""
+        return f"the compiler raised {failure_text(self._left[0])}" if self._left else ""
 
     def is_compile_failure(self, error: BaseException) -> bool:
         """Whether `error` came out of the compiler rather than out of what it compiled.
@@ -178,21 +177,14 @@ def _why_not_reached(method: Method) -> str:
     return f"dynamo skipped {method.name!r}; run with TORCH_LOGS=dynamo to see why"
 
 
-def first_line(error: BaseException) -> str:
-    """``Type: first line`` of the exception, out of the compiler's wrapping."""
-    inner = internals.inner_error(error)
-    lines = [line.strip() for line in str(inner).splitlines() if line.strip()]
-    return f"{type(inner).__name__}: {lines[0]:.300}" if lines else type(inner).__name__
-
-
 def failure_text(error: BaseException) -> str:
-    """One sentence about a compile failure: type, first line, place."""
+    """One sentence about a compile failure: type, first line, and the place that was being compiled."""
+    inner = internals.inner_error(error)
     place = internals.compiler_stack(error)
     if place is None:
-        frames = traceback.extract_tb(internals.inner_error(error).__traceback__)
-        place = (frames[-1].filename, frames[-1].lineno or 0) if frames else None
-    where = f" (at {os.path.relpath(place[0])}:{place[1]})" if place else ""
-    return first_line(error) + where
+        frames = traceback.extract_tb(inner.__traceback__)
+        place = (frames[-1].filename, frames[-1].lineno) if frames else None
+    return first_line(inner) + (at(*place) if place else "")
 
 
 class Uses(internals.DispatchMode):

@@ -23,14 +23,13 @@ from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.pair import Pair
 from pytest_torchcompile.policy import Method, as_methods
 from pytest_torchcompile.recipes import Recipe
-from pytest_torchcompile.results import CheckResult, Difference, Verdict
+from pytest_torchcompile.results import CheckResult, Difference, Verdict, raised_text
 from pytest_torchcompile.rounding import (
-    DEGENERATE_SHIFT,
-    SHIFT,
     Floor,
     Rerun,
     float64_reference,
     rounding_floor,
+    shift_for,
 )
 from pytest_torchcompile.search import examples_of_profile, search
 from pytest_torchcompile.tolerance import Judgement, Tolerance, judge
@@ -182,7 +181,7 @@ class _Check:
             raise _Stop(
                 Verdict.EAGER_FAILED,
                 f"eager raises on the first example ({tensors.describe(self._pair.tree, recipe)}): "
-                f"{failure_text(outcome.error)}",
+                f"{raised_text(outcome.error)}",
             )
         if self._pair.phase == "update" and not outcome.gradients:
             self._notes.append("no output requires grad: the update phase compared the forward only")
@@ -243,7 +242,7 @@ class _Check:
     def _out_of_budget(self) -> bool:
         if self._pair.recorder.compile_s <= self._options.max_seconds:
             return False
-        note = f"compiling took more than max_seconds={self._options.max_seconds:g}: no more examples drawn"
+        note = f"compiling took more than max_seconds={self._options.max_seconds:g}: no more examples"
         if note not in self._notes:
             self._notes.append(note)
         return True
@@ -265,14 +264,14 @@ class _Check:
                 f"{failure_text(compiled.error)}, on call {self._calls} (batch {recipe.batch})",
             )
         self._watch_recompiles(recipe)
-        degenerate = recipes.is_degenerate(pair.tree, recipe)
         judgement = judge(
             eager,
             compiled,
             self._tolerance,
-            None if self._options.reference == "eager" else lambda: self._floor(eager, recipe, degenerate),
+            None if self._options.reference == "eager" else lambda: self._floor(eager, recipe),
             finite_inputs=tensors.is_finite(pair.tree, recipe),
         )
+        degenerate = recipes.equal_terms(pair.tree, recipe) > 0
         self._evidence.add(eager, judgement, degenerate=degenerate)
         if not judgement.differences:
             return None
@@ -281,8 +280,9 @@ class _Check:
     def _rerun(self, recipe: Recipe) -> Rerun:
         return lambda under, wide=False: self._pair.run(self._pair.eager, recipe, under=under, wide=wide)
 
-    def _floor(self, eager: Outcome, recipe: Recipe, degenerate: bool) -> Floor:
-        return rounding_floor(eager, self._rerun(recipe), DEGENERATE_SHIFT if degenerate else SHIFT)
+    def _floor(self, eager: Outcome, recipe: Recipe) -> Floor:
+        shift = shift_for(recipes.equal_terms(self._pair.tree, recipe))
+        return rounding_floor(eager, self._rerun(recipe), shift)
 
     def _watch_recompiles(self, recipe: Recipe) -> None:
         """Stop if call after call compiles for shapes already seen."""
@@ -295,8 +295,8 @@ class _Check:
             reasons = self._pair.capture.recompiles or ("unknown",)
             raise _Stop(
                 Verdict.NOT_COMPILED,
-                f"{self._recompiled_in_a_row} calls in a row compiled again for shapes already seen; torch "
-                f"gives up after {self._limit} and runs eager in silence. The guard that fails: {reasons[-1]}",
+                f"{self._recompiled_in_a_row} calls in a row compiled again for shapes already seen; "
+                f"torch gives up after {self._limit} and runs eager in silence; the guard that fails: {reasons[-1]}",
             )
 
     # --- conclusions

@@ -25,6 +25,7 @@ from pytest_torchcompile.results import (
     NotEquivalent,
     UsageError,
     Verdict,
+    raised_text,
 )
 from pytest_torchcompile.rounding import rounding_floor, widened
 from pytest_torchcompile.state import copied, map_tensors
@@ -140,7 +141,7 @@ def compile_policy(
         recipe = random_recipe(pair.tree, merged.batch[0], merged.seed)
         expected = pair.first_eager(recipe)
         if expected.error is not None:
-            raise UsageError(f"eager raises: {failure_text(expected.error)}") from expected.error
+            raise UsageError(f"eager raises: {raised_text(expected.error)}") from expected.error
         error = pair.run(pair.compiled, recipe).error
         pair.restore()
     policy = CompiledPolicy(pair)

@@ -211,7 +211,7 @@ def inner_error(error: BaseException) -> BaseException:
     return inner_error(inner) if isinstance(inner, BaseException) else error
 
 
-def compiler_stack(error: BaseException) -> tuple[str, int] | None:
+def compiler_stack(error: BaseException) -> tuple[str, int | None] | None:
     """The user's file and line that dynamo was compiling when it raised `error`, if it says."""
     stack = getattr(error, "real_stack", None)
     return (stack[-1].filename, stack[-1].lineno) if stack else None

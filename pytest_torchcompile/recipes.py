@@ -96,19 +96,21 @@ def shape_of(spec: Spec, batch: int, time: int) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def is_degenerate(tree: Any, recipe: Recipe) -> bool:
-    """Whether some numeric input is near-constant or has an element that dwarfs the others.
+def equal_terms(tree: Any, recipe: Recipe) -> int:
+    """How many elements the largest degenerate input has, 0 if none is.
 
-    On such inputs sums round systematically and normalisations divide by next to nothing.
+    A numeric input is degenerate if it is near-constant or has an element that dwarfs the others:
+    sums over it round systematically, and normalisations divide by next to nothing.
     """
+    most = 0
     for (_, spec), fill in zip(spaces.leaves(tree), recipe.fills, strict=True):
         if isinstance(spec, (spaces.Box, spaces.Image, spaces.State, spaces.MultiBinary)):
             elements = math.prod(shape_of(spec, recipe.batch, recipe.time))
             filled = (elements if fill.stop is None else fill.stop) - fill.start
             dwarfing = any(abs(value) > DWARFING * fill.scale for _, value in fill.edits)
             if filled < NEAR_CONSTANT * elements or dwarfing:
-                return True
-    return False
+                most = max(most, elements)
+    return most
 
 
 def ladder(tree: Any, sizes: Sequence[int], *, nonfinite: bool, seed: int) -> list[Recipe]:

@@ -8,8 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import os
+import traceback
 from collections.abc import Iterable
 from typing import Any
+
+_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+
+NOTE_SEPARATOR = " | "
+"""Between the notes of a row, which are one string."""
 
 
 class CompileCheckError(Exception):
@@ -178,7 +185,7 @@ class CheckResult:
             "recompiles": len(capture.recompiles),
             "compile_s": round(capture.compile_s, 3),
             "backend": self.backend,
-            "notes": "; ".join(self.notes),
+            "notes": NOTE_SEPARATOR.join(self.notes),
         }
 
 
@@ -186,3 +193,25 @@ def some(names: Iterable[str], most: int = 4) -> str:
     """The first few names and how many more there are."""
     names = list(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def first_line(error: BaseException) -> str:
+    """``Type: first line`` of an exception."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]:.300}" if lines else type(error).__name__
+
+
+def raised_text(error: BaseException) -> str:
+    """One sentence about an exception of the user's code, with the last line outside torch and us."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith(_PACKAGE) and f"{os.sep}torch{os.sep}" not in frame.filename
+    ]
+    return first_line(error) + (at(frames[-1].filename, frames[-1].lineno) if frames else "")
+
+
+def at(filename: str, line: int | None) -> str:
+    """`` (at file:line)``, relative to the working directory where that is shorter."""
+    relative = os.path.relpath(filename)
+    return f" (at {min(filename, relative, key=len)}:{line})"

@@ -20,6 +20,10 @@ SCALES = (1.0, 1.0, 1.0, 1.0, 0.1, 10.0, 1e2, LARGE)
 RESTS = (0.0, 0.0, 0.0, 1.0, -1.0)
 """Values of the elements that the bulk fill leaves out."""
 
+SEEDS = st.binary(min_size=2, max_size=2).map(lambda drawn: int.from_bytes(drawn, "big"))
+"""Seeds, drawn as bytes: Hypothesis trades drawn integers off against each other, step by step, and gives
+up shrinking after 500 steps."""
+
 LAYOUTS = ("contiguous", "strided", "channels_last")
 DEFAULT_BATCH = (1, 33)
 MAX_EDITS = 3
@@ -92,7 +96,7 @@ def recipes(
         Fill() if isinstance(spec, spaces.Constant) else draw(_fills(spec, size, time, layouts, model))
         for spec, model in zip(leaves, models, strict=True)
     )
-    return Recipe(size, time, draw(st.integers(0, 2**32 - 1)), fills)
+    return Recipe(size, time, draw(SEEDS), fills)
 
 
 @st.composite
@@ -107,7 +111,7 @@ def _fills(
     tail = min(draw(st.integers(0, reach)), stop)
     rest = draw(st.sampled_from(RESTS))
     scale = draw(st.sampled_from(SCALES))
-    seed = draw(st.integers(0, 2**32 - 1))
+    seed = draw(SEEDS)
     # Last, because what follows a list that shrinks is drawn anew.
     places = st.integers(0, elements - 1)
     edits = draw(st.lists(st.tuples(places, _edit_values(spec, like)), max_size=MAX_EDITS))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from pytest_torchcompile.calls import Outcome
-from pytest_torchcompile.results import Difference
+from pytest_torchcompile.results import Difference, first_line
 from pytest_torchcompile.rounding import Floor
 
 MULTIPLE = 4.0
@@ -128,8 +128,8 @@ def judge(
 def _structural(eager: Outcome, compiled: Outcome) -> list[Difference]:
     """Exceptions, types, dtypes, shapes and ``requires_grad`` that are unequal."""
     if compiled.error is not None:
-        raised = f"{type(compiled.error).__name__}: {str(compiled.error).strip().splitlines()[:1]}"
-        return [Difference(path="output", problem="raises", eager="returns", compiled=raised)]
+        raised = f"raises {first_line(compiled.error)}"
+        return [Difference(path="output", problem="exception", eager="returns", compiled=raised)]
     found = []
     for path in _paths(eager.outputs.kinds, compiled.outputs.kinds):
         mine, theirs = eager.outputs.kinds.get(path), compiled.outputs.kinds.get(path)

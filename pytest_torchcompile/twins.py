@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 
 from pytest_torchcompile import internals, isolation
 from pytest_torchcompile.outputs import named_values
-from pytest_torchcompile.results import UsageError
+from pytest_torchcompile.results import UsageError, raised_text
 from pytest_torchcompile.state import TensorAttributes, copied, map_tensors
 
 Factory = Callable[[], Any] | nn.Module
@@ -99,7 +99,7 @@ def _run(factory: Callable[[], Any], seed: int) -> nn.Module:
     except (UsageError, MemoryError):
         raise
     except Exception as error:
-        raise UsageError(f"the factory raised {type(error).__name__}: {error}") from error
+        raise UsageError(f"the factory raised {raised_text(error)}") from error
     if isinstance(made, nn.Module):
         if any(map(is_lazy, made.parameters())):
             raise UsageError(

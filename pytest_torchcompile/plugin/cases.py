@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import shlex
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_torchcompile.plugin.options import MARKER, Declaration
+from pytest_torchcompile.plugin.progress import compiling
 from pytest_torchcompile.reports.failure import failure_text
+from pytest_torchcompile.reports.terminal import PROPERTY
 from pytest_torchcompile.results import CheckResult, UsageError, Verdict
 
 if TYPE_CHECKING:
@@ -19,8 +22,6 @@ if TYPE_CHECKING:
 
 CASE = "compiled_case"
 """The parameter under which a marked test is given its case."""
-
-PROPERTY = "compile_check"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,11 +117,15 @@ def run(item: pytest.Function, case: Case) -> None:
         pytest.skip.Exception: on a compile failure.
         pytest.fail.Exception: on every other verdict but equality, and on misuse.
     """
-    import torch
+    # Under -W error a warning of torch's own imports would fail the first case.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import torch
 
-    from pytest_torchcompile.check import check_case
-    from pytest_torchcompile.plugin.progress import compiling
-    from pytest_torchcompile.policy import as_methods
+        from pytest_torchcompile.check import check_case
+        from pytest_torchcompile.policy import as_methods
+
+        torch.compiler.reset()
 
     declaration = case.declaration
     assert declaration is not None  # misuse has been reported in setup
@@ -129,7 +134,6 @@ def run(item: pytest.Function, case: Case) -> None:
     def factory() -> Any:
         return item.obj(**arguments)
 
-    torch.compiler.reset()
     try:
         methods = as_methods(declaration.methods)
         with compiling(item) as started:
@@ -156,7 +160,7 @@ def _among(methods: tuple[Method, ...], case: Case) -> Method:
 
 def record(item: pytest.Item, result: CheckResult) -> None:
     """Put a result on the item as plain data, where JUnit, xdist and the terminal find it."""
-    prefix = f"{PROPERTY}.{result.case}."
+    prefix = f"{PROPERTY}{result.case}."
     item.user_properties[:] = [p for p in item.user_properties if not str(p[0]).startswith(prefix)]
     item.user_properties.extend((prefix + name, value) for name, value in result.row().items())
 

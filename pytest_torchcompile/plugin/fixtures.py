@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pytest_torchcompile.plugin.cases import conclude, record
-from pytest_torchcompile.plugin.options import merged, project_layers
+from pytest_torchcompile.plugin.options import project_layers
 from pytest_torchcompile.results import CheckResult
 
 CURRENT_ITEM = pytest.StashKey[pytest.Item]()
@@ -69,6 +69,3 @@ def compile_check(pytestconfig: pytest.Config) -> Callable[..., list[CheckResult
         return results
 
     return check_with_options
-
-
-__all__ = ["assert_equivalent", "compile_check", "compile_policy", "merged", "observations"]

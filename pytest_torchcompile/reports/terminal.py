@@ -10,9 +10,10 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from pytest_torchcompile.results import Verdict
+from pytest_torchcompile.results import NOTE_SEPARATOR, Verdict
 
 PROPERTY = "compile_check."
+"""What the names of our report properties begin with; ``method-phase.field`` follows."""
 
 _COLORS = {
     Verdict.EQUAL: {"green": True},
@@ -112,13 +113,15 @@ def _padded(cells: tuple[str, ...], widths: list[int]) -> str:
 
 
 def _write_remarks(reporter: Any, rows: list[Row]) -> None:
-    """Why a case was excused or skipped, and what was noticed; failures have their own section."""
+    """Why cases were excused or skipped, and what was noticed; failures have a section of their own."""
+    remarks: dict[str, list[str]] = collections.defaultdict(list)
     for row in rows:
-        remarks = [row.values["notes"]]
         if row.verdict in (Verdict.WITHIN_ROUNDING, Verdict.COMPILE_FAILED):
-            remarks.insert(0, f"{row.verdict.value}: {row.values['reason']}")
-        for remark in filter(None, remarks):
-            reporter.write_line(f"{row.name}: {remark}")
+            remarks[f"{row.verdict.value}: {row.values['reason']}"].append(row.name)
+        for note in filter(None, row.values["notes"].split(NOTE_SEPARATOR)):
+            remarks[note].append(row.name)
+    for remark, names in remarks.items():
+        reporter.write_line(f"{names[0] if len(names) == 1 else f'{len(names)} cases'}: {remark}")
 
 
 def _write_count(reporter: Any, rows: list[Row]) -> None:
