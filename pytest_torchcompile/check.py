@@ -296,7 +296,8 @@ class _Check:
             raise _Stop(
                 Verdict.NOT_COMPILED,
                 f"{self._recompiled_in_a_row} calls in a row compiled again for shapes already seen; "
-                f"torch gives up after {self._limit} and runs eager in silence; the guard that fails: {reasons[-1]}",
+                f"torch gives up after {self._limit} and runs eager in silence; "
+                f"the guard that fails: {reasons[-1]}",
             )
 
     # --- conclusions

@@ -33,10 +33,10 @@ SHIFT = 4.0
 """The largest relative shift of an operator's input, in units of its dtype's eps."""
 
 LARGEST_SHIFT = 128.0
-EQUAL_TERMS_PER_EPS = 32
+EQUAL_TERMS_PER_EPS = 16
 """Sums of n equal terms round the same way each time, so that their error grows with n and not with its
 root (Higham 2002, "Accuracy and Stability of Numerical Algorithms", chapter 4). On such inputs the
-shift is n / 32 eps, within `SHIFT` and `LARGEST_SHIFT`: three times or more what inductor was seen to
+shift is n / 16 eps, within `SHIFT` and `LARGEST_SHIFT`: three times or more what inductor was seen to
 need on BatchNorm networks, see ``benchmarks/rounding_floor.py``."""
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}

@@ -330,7 +330,7 @@ class _Measured:
             floor=floor,
             unequal=int(unequal.sum()),
             elements=unequal.numel(),
-            rows=_rows(unequal) if not self.per_tensor else (),
+            rows=_rows(unequal) if self.path.startswith(("output", "input")) else (),
         )
 
 

@@ -75,12 +75,22 @@ def enabled(config: pytest.Config) -> bool:
     return bool(config.getini("compile_check") if flag is None else flag)
 
 
-def project_layers(config: pytest.Config) -> list[tuple[str, dict[str, Any]]]:
+Layers = list[tuple[str, dict[str, Any]]]
+_LAYERS = pytest.StashKey[Layers]()
+
+
+def project_layers(config: pytest.Config) -> Layers:
     """The project's options, ini then command line, each with its source; only those that were set.
 
     Raises:
         UsageError: naming the file or flag, the value and what is accepted.
     """
+    if _LAYERS not in config.stash:
+        config.stash[_LAYERS] = _read_layers(config)
+    return config.stash[_LAYERS]
+
+
+def _read_layers(config: pytest.Config) -> Layers:
     file = config.inipath.name if config.inipath else "the ini file"
     ini: dict[str, Any] = {}
     flags: dict[str, Any] = {}
