@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 
-from pytest_torchcompile import internals, recipes, strategies, tensors
+from pytest_torchcompile import internals, recipes, spaces, strategies, tensors
 from pytest_torchcompile.calls import Outcome
 from pytest_torchcompile.capture import failure_text, why_not_compiled
 from pytest_torchcompile.evidence import Evidence
@@ -180,8 +180,8 @@ class _Check:
         if outcome.error is not None:
             raise _Stop(
                 Verdict.EAGER_FAILED,
-                f"eager raises on the first example ({tensors.describe(self._pair.tree, recipe)}): "
-                f"{raised_text(outcome.error)}",
+                f"eager raises {raised_text(outcome.error)} on inputs with batch {recipe.batch} declared as "
+                f"{spaces.declared(self._pair.tree)}",
             )
         if self._pair.phase == "update" and not outcome.gradients:
             self._notes.append("no output requires grad: the update phase compared the forward only")

@@ -28,6 +28,7 @@ from pytest_torchcompile.results import (
     raised_text,
 )
 from pytest_torchcompile.rounding import rounding_floor, widened
+from pytest_torchcompile.spaces import declared
 from pytest_torchcompile.state import copied, map_tensors
 from pytest_torchcompile.tolerance import Tolerance, judge
 from pytest_torchcompile.twins import Factory
@@ -141,7 +142,9 @@ def compile_policy(
         recipe = random_recipe(pair.tree, merged.batch[0], merged.seed)
         expected = pair.first_eager(recipe)
         if expected.error is not None:
-            raise UsageError(f"eager raises: {raised_text(expected.error)}") from expected.error
+            raise UsageError(
+                f"eager raises {raised_text(expected.error)} on inputs declared as {declared(pair.tree)}"
+            ) from expected.error
         error = pair.run(pair.compiled, recipe).error
         pair.restore()
     policy = CompiledPolicy(pair)

@@ -17,9 +17,18 @@ TIME = "T"
 """The name of the sequence dimension in a shape; its length is drawn per example."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Spec:
-    """Base of all input specs."""
+    """Base of all input specs; shown as it is written, so that messages can be pasted."""
+
+    def __repr__(self) -> str:
+        first, *rest = dataclasses.fields(self) or (None,)
+        if first is None:
+            return f"{type(self).__name__}()"
+        values = [(field.name, getattr(self, field.name), field.default) for field in rest]
+        # "is" for arrays, whose comparison has no truth value.
+        given = [f"{name}={value!r}" for name, value, default in values if value is not default]
+        return f"{type(self).__name__}({', '.join([repr(getattr(self, first.name)), *given])})"
 
     def _require(self, condition: bool, expected: str) -> None:
         if not condition:
@@ -41,7 +50,7 @@ def _shape(shape: Any) -> Any:
     return tuple(shape) if isinstance(shape, (tuple, list)) else shape
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class _Shaped(Spec):
     shape: Any
 
@@ -53,7 +62,7 @@ class _Shaped(Spec):
         )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Box(_Shaped):
     """Real (or integer) numbers, ``(batch, *shape)``.
 
@@ -71,7 +80,7 @@ class Box(_Shaped):
 
     Example:
         >>> Box((46, 9, 9))
-        Box(shape=(46, 9, 9), low=None, high=None, dtype='float32', requires_grad=False)
+        Box((46, 9, 9))
     """
 
     low: Any = None
@@ -93,12 +102,12 @@ class Box(_Shaped):
         return "float" in str(self.dtype)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Image(_Shaped):
     """Pixels from 0 to 255 as uint8, ``(batch, *shape)``; put the channels where the policy has them."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Discrete(Spec):
     """Integers from `start` to ``start + n - 1`` as int64, ``(batch,)``."""
 
@@ -109,7 +118,7 @@ class Discrete(Spec):
         self._require(_is_integer(self.n) and self.n > 0, "n is a positive integer")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class MultiDiscrete(Spec):
     """Integers, the i-th below ``nvec[i]``, as int64, ``(batch, len(nvec))``."""
 
@@ -120,14 +129,14 @@ class MultiDiscrete(Spec):
         self._require(bool(self.nvec) and all(n > 0 for n in self.nvec), "nvec holds positive integers")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class MultiBinary(_Shaped):
     """Zeros and ones of the given dtype, ``(batch, *shape)``."""
 
     dtype: Any = "float32"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class OneHot(Spec):
     """One 1 among `n` elements of each row, ``(batch, n)``."""
 
@@ -138,7 +147,7 @@ class OneHot(Spec):
         self._require(_is_integer(self.n) and self.n > 0, "n is a positive integer")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class LegalMask(Spec):
     """Which of `n` actions are legal, ``(batch, n)``; each row has at least one legal action."""
 
@@ -152,7 +161,7 @@ class LegalMask(Spec):
         )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class LegalAction(Spec):
     """The index of an action that is legal under the input named `mask`, as int64, ``(batch,)``.
 
@@ -167,14 +176,14 @@ class LegalAction(Spec):
         self._require(isinstance(self.mask, str) and bool(self.mask), "mask is the name of an input")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Flag(Spec):
     """One yes or no a row, such as an episode start, ``(batch,)``."""
 
     dtype: Any = "bool"
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class State(_Shaped):
     """A recurrent state: zeros (an episode's start) or O(1) numbers.
 
@@ -195,7 +204,7 @@ class State(_Shaped):
         )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Tokens(Spec):
     """Token ids below `vocabulary` as int64, ``(batch, length)``; `length` may be ``"T"``."""
 
@@ -209,7 +218,7 @@ class Tokens(Spec):
         self._require(_is_size(self.length), "length is a positive integer or 'T'")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Constant(Spec):
     """A value handed to the policy as it is (tensors as a fresh copy each time)."""
 
@@ -230,7 +239,7 @@ def as_spec(value: Any, where: str = "observation") -> Any:
 
     Example:
         >>> as_spec({"board": (46, 9, 9), "turn": Discrete(2)})["turn"]
-        Discrete(n=2, start=0)
+        Discrete(2)
     """
     if isinstance(value, Spec):
         return value
@@ -340,6 +349,11 @@ def rebuild(tree: Any, value_of: Callable[[tuple[Any, ...]], Any], path: tuple[A
 def dotted(path: tuple[Any, ...]) -> str:
     """A path as it is written in messages and in `LegalAction`: ``observation.board.0``."""
     return ".".join(map(str, path))
+
+
+def declared(tree: Mapping[str, Any]) -> str:
+    """Declared inputs as they could be written: ``observation=Box((8,)), action=Discrete(4)``."""
+    return ", ".join(f"{name}={spec!r}" for name, spec in tree.items())
 
 
 def mask_of(tree: Any, action: LegalAction) -> tuple[Any, ...]:
