@@ -92,7 +92,7 @@ class Recorder:
     def watching(self) -> Iterator[None]:
         """Record compiles while the body, one call, runs."""
         self.compiled_in_last_call = False
-        breaks_before = len(internals.graph_breaks())
+        breaks_before = internals.graph_break_count()
         try:
             with (
                 internals.compile_events(self._on_start, self._on_end),
@@ -101,7 +101,7 @@ class Recorder:
                 yield
         finally:
             if self.compiled_in_last_call:
-                self._breaks |= dict.fromkeys(internals.graph_breaks()[breaks_before:])
+                self._breaks |= dict.fromkeys(internals.graph_breaks(breaks_before))
                 reasons = internals.recompile_reasons()
                 self._recompiled |= {i: reasons.get(i, text) for i, text in self._recompiled.items()}
 

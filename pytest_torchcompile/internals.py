@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pytest_torchcompile.results import at
+
 __all__ = [
     "CompileEvent",
     "DispatchMode",
@@ -29,6 +31,7 @@ __all__ = [
     "decomposition",
     "draws_random_numbers",
     "eager_random_numbers",
+    "graph_break_count",
     "graph_breaks",
     "graphs_taken",
     "in_generated_code",
@@ -124,16 +127,22 @@ def graphs_taken(took: Callable[[list[torch.Tensor]], None]) -> Iterator[None]:
         OutputGraph.call_user_compiler = original  # type: ignore[method-assign]
 
 
-def graph_breaks() -> list[str]:
-    """All graph breaks since the last reset: the reason's first line and ``file:line``."""
+def graph_break_count() -> int:
+    """How many graph breaks there have been since the last reset."""
+    from torch._dynamo import output_graph
+
+    return len(output_graph.graph_break_reasons)  # type: ignore[attr-defined]  # imported there
+
+
+def graph_breaks(since: int) -> list[str]:
+    """The graph breaks after the first `since`: the reason's first line and ``file:line``."""
     from torch._dynamo import output_graph
 
     texts = []
-    for reason in output_graph.graph_break_reasons:  # type: ignore[attr-defined]  # imported there
-        first = str(reason.reason).strip().splitlines()
+    for reason in output_graph.graph_break_reasons[since:]:  # type: ignore[attr-defined]  # imported there
+        lines = str(reason.reason).strip().splitlines() or ["graph break"]
         place = reason.user_stack[-1] if reason.user_stack else None
-        where = f" at {place.filename}:{place.lineno}" if place else ""
-        texts.append((first[0] if first else "graph break") + where)
+        texts.append(lines[0] + (at(place.filename, place.lineno) if place else ""))
     return texts
 
 

@@ -22,13 +22,14 @@ class Spec:
     """Base of all input specs; shown as it is written, so that messages can be pasted."""
 
     def __repr__(self) -> str:
-        first, *rest = dataclasses.fields(self) or (None,)
-        if first is None:
-            return f"{type(self).__name__}()"
-        values = [(field.name, getattr(self, field.name), field.default) for field in rest]
-        # "is" for arrays, whose comparison has no truth value.
-        given = [f"{name}={value!r}" for name, value, default in values if value is not default]
-        return f"{type(self).__name__}({', '.join([repr(getattr(self, first.name)), *given])})"
+        given = []
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.default is dataclasses.MISSING:
+                given.append(repr(value))
+            elif value is not field.default:  # "is" for arrays, whose comparison has no truth value
+                given.append(f"{field.name}={value!r}")
+        return f"{type(self).__name__}({', '.join(given)})"
 
     def _require(self, condition: bool, expected: str) -> None:
         if not condition:
