@@ -21,11 +21,11 @@ from torch.nn import functional as F
 
 from pytest_torchcompile import Box, internals, recipes, strategies
 from pytest_torchcompile.isolation import isolated
+from pytest_torchcompile.measure import MULTIPLE
 from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.pair import Pair
 from pytest_torchcompile.policy import Method
 from pytest_torchcompile.rounding import rounding_floor, shift_for
-from pytest_torchcompile.tolerance import MULTIPLE
 
 
 class ConvNet(nn.Module):

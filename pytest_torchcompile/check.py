@@ -19,6 +19,7 @@ from pytest_torchcompile.calls import Outcome
 from pytest_torchcompile.capture import failure_text, why_not_compiled
 from pytest_torchcompile.evidence import Evidence
 from pytest_torchcompile.isolation import isolated
+from pytest_torchcompile.measure import Tolerance
 from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.pair import Pair
 from pytest_torchcompile.policy import Method, as_methods
@@ -32,7 +33,7 @@ from pytest_torchcompile.rounding import (
     shift_for,
 )
 from pytest_torchcompile.search import examples_of_profile, search
-from pytest_torchcompile.tolerance import Judgement, Tolerance, judge
+from pytest_torchcompile.tolerance import Judgement, judge
 from pytest_torchcompile.twins import Factory
 
 RECOMPILES_IN_A_ROW = 3

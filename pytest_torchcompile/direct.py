@@ -13,6 +13,7 @@ from pytest_torchcompile import internals
 from pytest_torchcompile.calls import Around, Outcome, Side
 from pytest_torchcompile.capture import Recorder, failure_text, why_not_compiled
 from pytest_torchcompile.isolation import isolated
+from pytest_torchcompile.measure import Tolerance
 from pytest_torchcompile.options import PHASES, REFERENCES, CheckOptions
 from pytest_torchcompile.pair import Pair
 from pytest_torchcompile.policy import as_methods
@@ -30,7 +31,7 @@ from pytest_torchcompile.results import (
 from pytest_torchcompile.rounding import rounding_floor, widened
 from pytest_torchcompile.spaces import declared
 from pytest_torchcompile.state import copied, map_tensors
-from pytest_torchcompile.tolerance import Tolerance, judge
+from pytest_torchcompile.tolerance import judge
 from pytest_torchcompile.twins import Factory
 
 

@@ -1,0 +1,203 @@
+"""One tensor of eager's held against compiled's, element by element.
+
+Allowed is ``max(atol, rtol * |eager|)`` per element, or per tensor for gradients, each by its own largest
+element. What exceeds it is held against the rounding floor.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+
+from pytest_torchcompile.results import Difference
+from pytest_torchcompile.rounding import Floor
+
+MULTIPLE = 4.0
+"""Compiled may differ by this many times the rounding floor."""
+
+ILL_CONDITIONED = 1e-3
+"""A tensor is ill-conditioned on an example if its floor exceeds this share of its largest element."""
+
+_MAX_ROWS = 8
+
+Pattern = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Given eager's and compiled's tensor, the elements whose NaN or infinity should not be."""
+
+
+def same_pattern(eager: torch.Tensor, compiled: torch.Tensor) -> torch.Tensor:
+    """Where one has a NaN or an infinity that the other lacks."""
+    both = torch.isfinite(eager) & torch.isfinite(compiled)
+    return ~both & ~((eager == compiled) | (eager.isnan() & compiled.isnan()))
+
+
+def same_finiteness(eager: torch.Tensor, compiled: torch.Tensor) -> torch.Tensor:
+    """Where only one is finite. The mean of an infinity is infinite or NaN, by the order of the sums."""
+    return torch.isfinite(eager) != torch.isfinite(compiled)
+
+
+def nothing_new(eager: torch.Tensor, compiled: torch.Tensor) -> torch.Tensor:
+    """Where only eager is finite. ``elu_backward`` in inductor, for one, does not pass a NaN on."""
+    return torch.isfinite(eager) & ~torch.isfinite(compiled)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    """How much may differ.
+
+    Args:
+        atol: absolute, where eager is small.
+        rtol: relative to eager, where it is large.
+    """
+
+    atol: float = 1e-5
+    rtol: float = 1e-5
+
+
+class Measured:
+    """One tensor of eager's held against compiled's."""
+
+    def __init__(
+        self,
+        path: str,
+        eager: torch.Tensor,
+        compiled: torch.Tensor,
+        tolerance: Tolerance,
+        *,
+        per_tensor: bool = False,
+        pattern: Pattern = same_pattern,
+    ) -> None:
+        self.path = path
+        self.per_tensor = per_tensor
+        self._unequal_pattern = pattern
+        self.floating = eager.is_floating_point() or eager.is_complex()
+        self._eager, self._compiled = _comparable(eager), _comparable(compiled)
+        self.scale = 0.0
+        self.finite = True
+        self.ratio = 0.0
+        self._unequal: torch.Tensor | None = None
+        if self.floating:
+            self._measure(tolerance)
+        elif not torch.equal(self._eager, self._compiled):
+            self._unequal = self._eager != self._compiled
+            self._distance = self._unequal.to(torch.float32)
+            self._allowed = torch.zeros(())
+            self.ratio = float("inf")
+
+    def _measure(self, tolerance: Tolerance) -> None:
+        mine, theirs = self._eager, self._compiled
+        magnitude = mine.abs()
+        largest = float(magnitude.max()) if mine.numel() else 0.0
+        same = torch.equal(mine, theirs)
+        if largest == largest and largest != float("inf"):
+            self.scale = largest
+            self.finite = mine.numel() > 0
+        else:
+            within = torch.isfinite(mine)
+            self.finite = bool(within.any())
+            self.scale = float(magnitude[within].max()) if self.finite else 0.0
+        if same:
+            return
+        both = torch.isfinite(mine) & torch.isfinite(theirs)
+        distance = torch.where(both, (mine - theirs).abs(), 0.0)
+        pattern = self._unequal_pattern(mine, theirs)
+        if self.per_tensor:
+            allowed = torch.full_like(magnitude[:0].sum(), max(tolerance.atol, tolerance.rtol * self.scale))
+        else:
+            allowed = (tolerance.rtol * magnitude.nan_to_num(0.0, 0.0)).clamp_min(tolerance.atol)
+        self._pattern = pattern
+        self._distance, self._allowed = distance, allowed
+        self._unequal = (distance > allowed) | pattern
+        self.ratio = (
+            float("inf") if bool(pattern.any()) else float((distance / allowed).nan_to_num(0.0).max())
+        )
+
+    @property
+    def exceeds(self) -> bool:
+        """Whether some element differs by more than the tolerance."""
+        return self._unequal is not None and bool(self._unequal.any())
+
+    def ill_conditioned(self, floor: Floor) -> bool:
+        """Whether rounding alone moves this tensor so far that little can be concluded from it."""
+        return floor.movement[self.path] > ILL_CONDITIONED * max(self.scale, 1e-30) and floor.runs > 0
+
+    def beyond(self, floor: Floor | None) -> Difference | None:
+        """The difference if rounding does not explain it."""
+        if floor is None:
+            return self.difference()
+        unequal = self._unequal
+        assert unequal is not None  # asked only of what exceeds
+        flipped = floor.flipped.get(self.path)
+        if not self.floating:
+            explained = flipped is not None and bool((flipped | ~unequal).all())
+            return None if explained else self.difference(unequal & ~flipped if flipped is not None else None)
+        limit = MULTIPLE * floor.movement[self.path]
+        remaining = unequal & ((self._distance > limit) | self._pattern)
+        if flipped is not None:
+            remaining &= ~(self._pattern & flipped.reshape(remaining.shape))
+        if not bool(remaining.any()):
+            return None
+        return self.difference(remaining, floor=floor.movement[self.path], limit=limit)
+
+    def difference(
+        self, unequal: torch.Tensor | None = None, *, floor: float | None = None, limit: float = 0.0
+    ) -> Difference:
+        """The worst element with its figures."""
+        if unequal is None:
+            unequal = self._unequal
+        if unequal is None:
+            return Difference(path=self.path, elements=self._eager.numel())
+        excess = self._distance / self._allowed.clamp_min(1e-30)
+        if self.floating:
+            excess = torch.where(self._pattern, float("inf"), excess)
+        excess = torch.where(unequal, excess, -1.0) if bool(unequal.any()) else excess
+        flat = int(excess.reshape(-1).argmax())
+        index = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), excess.shape))
+        mine, theirs = self._eager[index], self._compiled[index]
+        odd = self.floating and bool(self._pattern[index])
+        allowed = float(self._allowed if self._allowed.dim() == 0 else self._allowed[index])
+        return Difference(
+            path=self.path,
+            problem=("NaN or infinity" if odd else "values") if bool(unequal.any()) else "",
+            eager=_number(mine),
+            compiled=_number(theirs),
+            index=index,
+            difference=float(self._distance[index]),
+            allowed=max(allowed, limit),
+            ulps=_ulps(mine, theirs) if self.floating and not odd else None,
+            floor=floor,
+            unequal=int(unequal.sum()),
+            elements=unequal.numel(),
+            rows=_rows(unequal) if self.path.startswith(("output", "input")) else (),
+        )
+
+
+def _comparable(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor` in a dtype and layout in which differences can be taken."""
+    tensor = tensor.detach()
+    if tensor.layout != torch.strided:
+        tensor = tensor.to_dense()
+    if tensor.is_complex():
+        return torch.view_as_real(tensor.resolve_conj())
+    if tensor.is_floating_point() and tensor.element_size() < 4:
+        return tensor.float()
+    return tensor
+
+
+def _number(value: torch.Tensor) -> str:
+    return f"{float(value):.9g}" if value.is_floating_point() else str(value.item())
+
+
+def _ulps(eager: torch.Tensor, compiled: torch.Tensor) -> float:
+    """The distance in units of the last place of eager's value."""
+    away = torch.full_like(eager, float("inf"))
+    place = torch.nextafter(eager.abs(), away) - eager.abs()
+    return float((eager - compiled).abs() / place) if float(place) > 0 else 0.0
+
+
+def _rows(unequal: torch.Tensor) -> tuple[int, ...]:
+    if unequal.dim() == 0:
+        return ()
+    per_row = unequal.reshape(unequal.shape[0], -1).any(dim=1)
+    return tuple(torch.nonzero(per_row).reshape(-1)[:_MAX_ROWS].tolist())
