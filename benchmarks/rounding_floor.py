@@ -25,7 +25,7 @@ from pytest_torchcompile.measure import MULTIPLE
 from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.pair import Pair
 from pytest_torchcompile.policy import Method
-from pytest_torchcompile.rounding import rounding_floor, shift_for
+from pytest_torchcompile.rounding import rounding_floors, shift_for
 
 
 class ConvNet(nn.Module):
@@ -97,7 +97,7 @@ def ratios(pair: Pair, recipe: recipes.Recipe, tolerance: float = 1e-5) -> list[
     }
     if not far:
         return []
-    floor = rounding_floor(
+    *_, floor = rounding_floors(
         eager,
         lambda under, wide=False: pair.run(pair.eager, recipe, under=under, wide=wide),
         shift_for(recipes.equal_terms(pair.tree, recipe)),

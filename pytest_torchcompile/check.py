@@ -8,7 +8,7 @@ Nothing raises for a failing verdict here: that is up to the caller.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ from pytest_torchcompile.rounding import (
     Floor,
     Rerun,
     float64_reference,
-    rounding_floor,
+    rounding_floors,
     shift_for,
 )
 from pytest_torchcompile.search import examples_of_profile, search
@@ -269,7 +269,7 @@ class _Check:
             eager,
             compiled,
             self._tolerance,
-            None if self._options.reference == "eager" else lambda: self._floor(eager, recipe),
+            None if self._options.reference == "eager" else lambda: self._floors(eager, recipe),
             finite_inputs=tensors.is_finite(pair.tree, recipe),
         )
         degenerate = recipes.equal_terms(pair.tree, recipe) > 0
@@ -281,9 +281,9 @@ class _Check:
     def _rerun(self, recipe: Recipe) -> Rerun:
         return lambda under, wide=False: self._pair.run(self._pair.eager, recipe, under=under, wide=wide)
 
-    def _floor(self, eager: Outcome, recipe: Recipe) -> Floor:
+    def _floors(self, eager: Outcome, recipe: Recipe) -> Iterator[Floor]:
         shift = shift_for(recipes.equal_terms(self._pair.tree, recipe))
-        return rounding_floor(eager, self._rerun(recipe), shift)
+        return rounding_floors(eager, self._rerun(recipe), shift)
 
     def _watch_recompiles(self, recipe: Recipe) -> None:
         """Stop if call after call compiles for shapes already seen."""

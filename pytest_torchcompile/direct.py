@@ -28,7 +28,7 @@ from pytest_torchcompile.results import (
     Verdict,
     raised_text,
 )
-from pytest_torchcompile.rounding import rounding_floor, widened
+from pytest_torchcompile.rounding import rounding_floors, widened
 from pytest_torchcompile.spaces import declared
 from pytest_torchcompile.state import copied, map_tensors
 from pytest_torchcompile.tolerance import judge
@@ -217,7 +217,11 @@ def assert_equivalent(
                 expected,
                 actual,
                 Tolerance(atol=atol, rtol=rtol),
-                (lambda: rounding_floor(expected, lambda under, wide=False: run(reference_side, under, wide)))
+                (
+                    lambda: rounding_floors(
+                        expected, lambda under, wide=False: run(reference_side, under, wide)
+                    )
+                )
                 if reference == "float64"
                 else None,
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -39,7 +39,7 @@ def judge(
     eager: Outcome,
     compiled: Outcome,
     tolerance: Tolerance,
-    floor: Callable[[], Floor] | None,
+    floors: Callable[[], Iterator[Floor]] | None,
     *,
     finite_inputs: bool = True,
 ) -> Judgement:
@@ -49,7 +49,7 @@ def judge(
         eager: the reference.
         compiled: the candidate.
         tolerance: what is allowed.
-        floor: computes the rounding floor of this example when it is needed; None to do without.
+        floors: makes the rounding floors of this example, each higher than the last; None to do without.
         finite_inputs: whether the inputs were finite; integers computed from a NaN mean nothing.
     """
     structural = _structural(eager, compiled)
@@ -59,19 +59,15 @@ def judge(
     exceeding = [m for m in measured if m.exceeds]
     plain = _plain(eager, compiled) if finite_inputs else []
     generators = _generators(eager, compiled)
-    differences: list[Difference] = list(generators)
+    differences: list[Difference] = [*generators, *plain]
     ill_conditioned: list[str] = []
     if exceeding or plain:
-        known = floor() if floor else None
-        ties = known is not None and _explained_by_ties(exceeding, plain, known)
-        if not ties:
-            differences += plain
-            for m in exceeding:
-                beyond = m.beyond(known)
-                if beyond is not None:
-                    differences.append(beyond)
-                elif known is not None and m.ill_conditioned(known):
-                    ill_conditioned.append(m.path)
+        floor = _high_enough(floors() if floors else iter(()), exceeding, plain)
+        if floor is not None and _explained_by_ties(exceeding, plain, floor):
+            differences = generators
+        else:
+            differences += filter(None, (m.beyond(floor) for m in exceeding))
+            ill_conditioned = [m.path for m in exceeding if floor is not None and m.ill_conditioned(floor)]
     worst = max(measured, key=lambda m: m.ratio, default=None)
     differences.sort(key=_severity, reverse=True)
     return Judgement(
@@ -195,6 +191,17 @@ def _measured(eager: Outcome, compiled: Outcome, tolerance: Tolerance, finite_in
         if path in theirs
     ]
     return measured if finite_inputs else [m for m in measured if m.floating]
+
+
+def _high_enough(floors: Iterator[Floor], exceeding: list[Measured], plain: list[Difference]) -> Floor | None:
+    """The first floor that explains everything, else the highest; None if there is none."""
+    floor = None
+    for floor in floors:
+        if _explained_by_ties(exceeding, plain, floor):
+            break
+        if not plain and all(m.beyond(floor) is None for m in exceeding):
+            break
+    return floor
 
 
 def _severity(difference: Difference) -> float:
