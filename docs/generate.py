@@ -1,0 +1,126 @@
+"""Writes the generated parts of `reference.md`, which come from the code: ``python docs/generate.py``.
+
+The parts stand between ``<!-- generated: NAME -->`` and ``<!-- end -->``; the rest is written by hand.
+`tests/test_docs.py` fails when the file is not what this would write.
+"""
+
+import dataclasses
+import enum
+import inspect
+import pathlib
+import re
+
+import pytest_torchcompile
+from pytest_torchcompile.options import OPTIONS
+from pytest_torchcompile.spaces import Spec
+
+REFERENCE = pathlib.Path(__file__).with_name("reference.md")
+PUBLIC = [getattr(pytest_torchcompile, name) for name in pytest_torchcompile.__all__]
+
+
+def options() -> str:
+    """The table of options."""
+    rows = ["| option | default | accepted | meaning |", "|---|---|---|---|"]
+    for name, field in OPTIONS.items():
+        expected, meaning = field.metadata["expected"], field.metadata["help"]
+        rows.append(f"| `{name}` | {_default(field)} | {_cell(expected)} | {_cell(meaning)} |")
+    return "\n".join(rows)
+
+
+def _default(field: "dataclasses.Field[object]") -> str:
+    default = field.default
+    return f"`{', '.join(map(str, default)) if isinstance(default, tuple) else str(default).lower()}`"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def specs() -> str:
+    """A section for each spec."""
+    return _sections(value for value in PUBLIC if _is_a(value, Spec))
+
+
+def functions() -> str:
+    """A section for each function."""
+    return _sections(value for value in PUBLIC if inspect.isfunction(value))
+
+
+def records() -> str:
+    """A section for each class that users are handed."""
+    others = (Spec, Exception, enum.Enum)
+    return _sections(v for v in PUBLIC if isinstance(v, type) and not issubclass(v, others))
+
+
+def errors() -> str:
+    """A table of the exceptions."""
+    found = [value for value in PUBLIC if _is_a(value, Exception)]
+    rows = [f"| `{e.__name__}` | {_bases(e)} | {_first_paragraph(e)} |" for e in found]
+    return "\n".join(["| exception | a kind of | meaning |", "|---|---|---|", *rows])
+
+
+def _bases(error: type) -> str:
+    return ", ".join(f"`{base.__name__}`" for base in error.__bases__)
+
+
+def _is_a(value: object, kind: type) -> bool:
+    return isinstance(value, type) and issubclass(value, kind)
+
+
+def _first_paragraph(value: object) -> str:
+    text = (inspect.getdoc(value) or "").partition("\n\n")[0]
+    return _cell(_markdown(text.replace("\n", " ")))
+
+
+def _sections(values: object) -> str:
+    return "\n\n".join(map(_section, values))
+
+
+def _section(value: type) -> str:
+    """A heading with the signature and what the docstring says, without its example."""
+    parameters = inspect.signature(value).parameters.values()
+    called = inspect.isfunction(value) or _is_a(value, Spec)
+    names = f"({_signature(parameters)})" if called else ""
+    lines = [f"### `{value.__name__}{names}`", ""]
+    for block in inspect.cleandoc(value.__doc__ or "").split("\n\n"):
+        heading, _, body = block.partition("\n")
+        if heading in ("Args:", "Raises:"):
+            lines += [*_bullets(body, "raises " if heading == "Raises:" else ""), ""]
+        elif heading == "Returns:":
+            lines += [f"Returns: {_markdown(' '.join(body.split()))}", ""]
+        elif heading != "Example:":
+            lines += [_markdown(block), ""]
+    return "\n".join(lines).rstrip()
+
+
+def _signature(parameters: object) -> str:
+    """The parameters as in code, without their annotations."""
+    bare = [p.replace(annotation=inspect.Parameter.empty) for p in parameters]
+    return str(inspect.Signature(bare))[1:-1]
+
+
+def _bullets(text: str, prefix: str) -> list[str]:
+    """Bullets out of ``name: what it is``, continued on lines that are indented further."""
+    joined = re.sub(r"\n\s{5,}", " ", text)
+    items = (line.strip().partition(": ") for line in joined.splitlines())
+    return [f"* {prefix}`{name}`: {_markdown(meaning)}" for name, _, meaning in items]
+
+
+def _markdown(text: str) -> str:
+    return re.sub(r"``(.+?)``", r"`\1`", text)
+
+
+PARTS = {part.__name__: part for part in (options, specs, functions, records, errors)}
+
+
+def generated(text: str) -> str:
+    """`text` with each generated part as the code has it now."""
+    for name, render in PARTS.items():
+        before, start, rest = text.partition(f"<!-- generated: {name} -->\n")
+        _, end, after = rest.partition("<!-- end -->")
+        text = f"{before}{start}\n{render()}\n\n{end}{after}"
+    return text
+
+
+if __name__ == "__main__":
+    REFERENCE.write_text(generated(REFERENCE.read_text()))

@@ -1,0 +1,34 @@
+"""One check on a small budget, and what to expect of its result."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from pytest_torchcompile import CheckResult, Verdict, check_equivalence
+from pytest_torchcompile.reports.failure import failure_text
+
+PASSED = {Verdict.EQUAL, Verdict.WITHIN_ROUNDING}
+
+
+def check(factory: Any, phase: str = "rollout", **arguments: Any) -> CheckResult:
+    """The result of one case on fresh code; backend ``eager``, few drawn examples unless told otherwise."""
+    torch.compiler.reset()
+    options = {"backend": "eager", "examples": 8, "shrink_seconds": 0.3} | arguments
+    (result,) = check_equivalence(factory, phases=phase, **options)
+    return result
+
+
+def assert_passes(result: CheckResult) -> None:
+    assert result.verdict in PASSED, failure_text(result)
+    assert result.examples >= 7
+    assert result.capture.graphs > 0
+
+
+def assert_differs(result: CheckResult, path: str, problem: str | None = None) -> None:
+    assert result.verdict is Verdict.DIFFERS, f"missed: {failure_text(result)}"
+    found = {difference.path: difference.problem for difference in result.differences}
+    assert path in found, f"expected {path!r} among {found}"
+    if problem is not None:
+        assert found[path] == problem

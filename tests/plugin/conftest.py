@@ -1,0 +1,30 @@
+"""Fixtures of the tests that run pytest inside pytest."""
+
+import hypothesis
+import pytest
+
+from .project import Lasting, Project
+
+
+@pytest.fixture(autouse=True)
+def _own_hypothesis_profile():
+    """Examples that don't depend on earlier runs: inner ones share this process' database otherwise."""
+    before = hypothesis.settings.get_current_profile_name()
+    hypothesis.settings.register_profile("inner", database=None, derandomize=True)
+    hypothesis.settings.load_profile("inner")
+    yield
+    hypothesis.settings.load_profile(before)
+
+
+@pytest.fixture
+def _lasting():
+    """Set up before `pytester`, so that it is torn down after it has dropped modules."""
+    lasting = Lasting()
+    yield lasting
+    lasting.keep()
+
+
+@pytest.fixture
+def project(_lasting, pytester):
+    """An empty project."""
+    return Project(pytester, _lasting)

@@ -1,0 +1,299 @@
+"""What the terminal, JUnit and other plugins see of a check: progress, the table, plain properties."""
+
+import json
+import re
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from .project import failure, table, verdicts
+
+AGENT = """
+@pytest.mark.compiled_equivalence(observation=Box((2,)), phases="rollout", methods="get_value"{more})
+def test_agent(): return Agent()
+"""
+ITEM = "test_policy.py::test_agent[get_value-rollout]"
+
+
+def agent(more=""):
+    """A marked test with further arguments."""
+    return AGENT.format(more=f", {more}" if more else "")
+
+
+def report_of(result):
+    """The lines between the title of the report and what pytest prints next."""
+    lines = result.outlines
+    start = next(i for i, line in enumerate(lines) if re.fullmatch(r"=+ compiled against eager =+", line))
+    end = next(i for i in range(start + 1, len(lines)) if re.match(r"=+ ", lines[i]))
+    return lines[start + 1 : end]
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+
+def test_the_report_word_for_word(project):
+    project.write(
+        """
+        marked = pytest.mark.compiled_equivalence(
+            observation=Box((2,)), phases="rollout", methods="get_value", reference="eager"
+        )
+
+        @marked
+        def test_good(): return Agent()
+
+        @pytest.mark.compiled_equivalence(backend=shifted)
+        @marked
+        def test_wrong(): return Agent()
+
+        @pytest.mark.compiled_equivalence(backend=broken)
+        @marked
+        def test_broken(): return Agent()
+        """
+    )
+    lines = report_of(project.check())
+    broken, good, wrong = (
+        f"test_policy.py::test_{name}[get_value-rollout]" for name in ("broken", "good", "wrong")
+    )
+    rows = [
+        "case  verdict  examples  worst difference  compiled  graphs  breaks  recompiles  seconds",
+        re.escape(broken) + r"  compile failed  0  0  0%  0  0  0  \d+\.\d",
+        re.escape(good) + r"  equal  [1-9]\d*  0  100%  [12]  0  [01]  \d+\.\d",
+        re.escape(wrong) + r"  differs  [1-9]\d*  1\.0e\+00 output\[0, 0\]  100%  1  0  0  \d+\.\d",
+    ]
+    for line, row in zip(lines[:4], rows, strict=True):
+        assert re.fullmatch(row, re.sub("  +", "  ", line))
+    assert re.fullmatch(
+        re.escape(f"{broken}: compile failed: RuntimeError: no kernel for this (at agents.py:")
+        + r"\d+\), on call 1 \(batch 4\)",
+        lines[4],
+    )
+    assert lines[5:] == ["3 cases: 1 equal, 1 differs, 1 compile failed"]
+
+
+def test_the_columns_are_aligned(project):
+    project.write(agent() + agent("backend=shifted").replace("test_agent", "test_another_agent"))
+    headings, *rows = report_of(project.check())[:3]
+    for heading in ("verdict", "worst difference"):
+        column = headings.index(heading)
+        assert all(row[column - 2 : column] == "  " and row[column] != " " for row in rows)
+    for heading in ("examples", "compiled", "graphs", "breaks", "recompiles", "seconds"):
+        end = headings.index(heading) + len(heading)
+        assert all(row[end - 1] != " " and row[end : end + 1] in ("", " ") for row in rows)
+
+
+def test_one_case_is_one_case(project):
+    project.write(agent())
+    assert report_of(project.check())[-1] == "1 case: 1 equal"
+
+
+def test_without_a_case_there_is_no_report(project):
+    project.write("def test_ordinary(): pass")
+    project.check().stdout.no_fnmatch_line("*compiled against eager*")
+
+
+@pytest.mark.parametrize("argument", ["-q", "-v", "--tb=no", "--no-header"])
+def test_the_report_is_there_however_quiet(project, argument):
+    project.write(agent())
+    assert verdicts(project.check(argument)) == {ITEM: "equal"}
+
+
+def test_what_is_left_eager_is_a_share_and_breaks_are_counted(project):
+    project.write(
+        """
+        class Partly(Agent):
+            @torch.compiler.disable
+            def trunk(self, x): return self.actor(x)
+
+            def forward(self, x): return self.critic(x * 2) + self.trunk(x).sum()
+
+        @pytest.mark.compiled_equivalence(observation=Box((2,)), phases="rollout")
+        def test_agent(): return Partly()
+
+        @pytest.mark.compiled_equivalence(observation=Box((2,)), phases="rollout", min_coverage=0.75)
+        def test_most(): return Partly()
+        """
+    )
+    result = project.check()
+    row = table(result)["test_policy.py::test_agent[forward-rollout]"]
+    assert (row["verdict"], row["compiled"], row["breaks"]) == ("equal", "50%", "1")
+    assert verdicts(result)["test_policy.py::test_most[forward-rollout]"] == "not compiled"
+    assert "left eager: actor" in failure(result)
+    assert "50%" in failure(result)
+
+
+def test_recompiles_are_counted(project):
+    project.write(agent())
+    one, three = (table(project.check(f"--compile-batch={sizes}"))[ITEM] for sizes in ("4", "4,7,1"))
+    assert int(three["graphs"]) - int(one["graphs"]) == 2
+    assert int(three["recompiles"]) - int(one["recompiles"]) == 2
+
+
+def test_what_rounding_excuses_is_said(project):
+    """The sum in another order, by a backend, of numbers that cancel."""
+    project.write(
+        """
+        def reordered(gm, example_inputs):
+            def run(*args):
+                return tuple(out * (1 + 3e-7) for out in gm(*args))
+            return run
+
+        @pytest.mark.compiled_equivalence(
+            observation=Box((2,)), phases="rollout", backend=reordered, atol=0, rtol=1e-7, nonfinite=False
+        )
+        def test_agent(): return Agent()
+        """
+    )
+    result = project.check()
+    result.assert_outcomes(passed=1)
+    case = "test_policy.py::test_agent[forward-rollout]"
+    assert verdicts(result) == {case: "within rounding"}
+    lines = report_of(result)
+    assert any(re.match(re.escape(case) + r": within rounding: \d+ of \d+ examples ", line) for line in lines)
+    assert lines[-1] == "1 case: 1 within rounding"
+
+
+def test_notes_are_in_the_report(project):
+    project.write(
+        """
+        made = []
+
+        @pytest.mark.compiled_equivalence(observation=Box((2,)), phases="rollout")
+        def test_agent():
+            made.append(1)
+            agent = Agent()
+            torch.nn.init.constant_(agent.actor.bias, len(made))
+            return agent
+        """
+    )
+    result = project.check()
+    result.assert_outcomes(passed=1)
+    case = "test_policy.py::test_agent[forward-rollout]"
+    (note,) = (line for line in report_of(result) if line.startswith(f"{case}: "))
+    assert "factory is not deterministic" in note
+    assert "actor.bias" in note
+
+
+# --- progress -------------------------------------------------------------------------------------
+
+
+def test_a_slow_compile_is_announced(project):
+    project.write(agent("backend=slow"))
+    result = project.check()
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["  compiling test_agent[[]get_value-rollout[]] ..."])
+
+
+def test_nothing_is_announced_when_asked_to_be_quiet(project):
+    project.write(agent("backend=slow"))
+    result = project.check("-q")
+    result.assert_outcomes(passed=1)
+    result.stdout.no_fnmatch_line("*compiling test_agent*")
+
+
+def test_what_runs_long_after_compiling_is_not_said_to_compile(project):
+    project.write(
+        """
+        import time
+
+        def fast_to_compile(gm, example_inputs):
+            def run(*args):
+                time.sleep(0.15)
+                return gm(*args)
+            return run
+
+        @pytest.mark.compiled_equivalence(observation=Box((2,)), phases="rollout", backend=fast_to_compile)
+        def test_agent(): return Agent()
+        """
+    )
+    result = project.check()
+    result.assert_outcomes(passed=1)
+    assert result.duration > 1.2
+    result.stdout.no_fnmatch_line("*compiling test_agent*")
+
+
+def test_a_fast_compile_is_not_announced(project):
+    project.write(agent())
+    project.check().stdout.no_fnmatch_line("*compiling test_agent*")
+
+
+def test_the_header_names_the_backend(project):
+    project.write(agent())
+    project.check().stdout.fnmatch_lines(["compile check: backend eager"])
+    project.pytest().stdout.no_fnmatch_line("compile check: *")
+
+
+# --- plain data -----------------------------------------------------------------------------------
+
+FIELDS = {
+    "verdict": str,
+    "reason": str,
+    "examples": int,
+    "worst_difference": float,
+    "worst_place": str,
+    "coverage": float,
+    "graphs": int,
+    "breaks": int,
+    "recompiles": int,
+    "compile_s": float,
+    "backend": str,
+    "notes": str,
+}
+
+
+class Reports:
+    """Inner plugin: keeps the reports of the calls."""
+
+    def __init__(self):
+        self.calls = []
+
+    def pytest_runtest_logreport(self, report):
+        if report.when == "call":
+            self.calls.append(report)
+
+
+def test_the_properties_of_an_item_are_plain_data(project):
+    project.write(agent("backend=shifted"))
+    reports = Reports()
+    project.check(plugins=[reports])
+    (report,) = reports.calls
+    prefix = "compile_check.get_value-rollout."
+    properties = {name.removeprefix(prefix): value for name, value in report.user_properties}
+    assert {name: type(value) for name, value in properties.items()} == FIELDS
+    assert properties["verdict"] == "differs"
+    assert properties["worst_difference"] == 1.0
+    assert properties["worst_place"] == "output[0, 0]"
+    assert properties["coverage"] == 1.0
+    assert properties["backend"] == "shifted"
+    assert json.loads(json.dumps(properties)) == properties
+
+
+def test_other_properties_of_the_item_are_kept(project):
+    project.write(
+        "@pytest.fixture(autouse=True)\n"
+        "def owner(record_property): record_property('owner', 'agents')\n" + agent()
+    )
+    reports = Reports()
+    project.check(plugins=[reports])
+    assert ("owner", "agents") in reports.calls[0].user_properties
+
+
+def test_junit_xml_has_the_properties(project):
+    project.write(agent("backend=shifted") + agent().replace("test_agent", "test_good"))
+    project.check("--junit-xml=report.xml")
+    cases = {case.get("name"): case for case in ET.parse(project.path / "report.xml").iter("testcase")}
+    assert cases.keys() == {"test_agent[get_value-rollout]", "test_good[get_value-rollout]"}
+    for name, verdict in (("test_agent", "differs"), ("test_good", "equal")):
+        case = cases[f"{name}[get_value-rollout]"]
+        values = {p.get("name"): p.get("value") for p in case.iter("property")}
+        assert values["compile_check.get_value-rollout.verdict"] == verdict
+        assert {name.rpartition(".")[2] for name in values} == FIELDS.keys()
+
+
+def test_a_report_log_in_json_works(project):
+    """What pytest-xdist and pytest-reportlog send around: the report's own serialisation."""
+    project.write(agent("backend=shifted"))
+    reports = Reports()
+    project.check(plugins=[reports])
+    (report,) = reports.calls
+    again = type(report)._from_json(json.loads(json.dumps(report._to_json())))
+    assert [tuple(p) for p in again.user_properties] == report.user_properties

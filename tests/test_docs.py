@@ -1,0 +1,110 @@
+"""What the documentation shows runs, prints what it says, and lists all there is."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import importlib.util
+import os
+import pathlib
+import pkgutil
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import pytest_torchcompile
+from pytest_torchcompile import Capture, CheckResult, Verdict
+
+ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+REFERENCE = (ROOT / "docs" / "reference.md").read_text()
+
+SNIPPETS = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", README, re.DOTALL))
+MODULES = sorted(m.name for m in pkgutil.walk_packages(pytest_torchcompile.__path__, "pytest_torchcompile."))
+
+
+@pytest.fixture
+def readme_project(tmp_path):
+    """A project made of the README's files and its configuration."""
+    for name, text in SNIPPETS.items():
+        (tmp_path / name).write_text(text)
+    (settings,) = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "pyproject.toml").write_text(settings)
+    return tmp_path
+
+
+def run_pytest(directory: pathlib.Path, *arguments: str) -> str:
+    """What pytest prints, in a process of its own: each file is a user's, met for the first time."""
+    command = [sys.executable, "-m", "pytest", "-p", "no:randomly", "-p", "no:cacheprovider", *arguments]
+    environment = {**os.environ, "PYTHONPATH": "", "COLUMNS": "80"}
+    return subprocess.run(
+        command, cwd=directory, env=environment, capture_output=True, text=True, check=False
+    ).stdout
+
+
+def test_each_python_block_of_the_readme_is_a_named_file():
+    assert README.count("```python") == len(SNIPPETS)
+
+
+def test_readme_snippets_pass_where_nothing_is_miscompiled(readme_project):
+    options = ("-v", "--compile-backend=aot_eager", "--compile-examples=5", "--compile-batch=4,1")
+    output = run_pytest(readme_project, *options)
+    assert re.search(r"^=+ \d+ passed in", output, re.MULTILINE), output
+    assert all(f"{name}::" in output for name in SNIPPETS if name.startswith("test_")), output
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="inductor needs a C++ compiler")
+@pytest.mark.skipif(not torch.__version__.startswith("2.13."), reason="the report is of torch 2.13")
+def test_readme_prints_the_report_that_pytest_prints(readme_project):
+    command, *shown = re.search(r"```console\n\$ pytest (.*?)\n```", README, re.DOTALL)[1].splitlines()
+    printed = [_without_numbers(line) for line in run_pytest(readme_project, *command.split()).splitlines()]
+    for line in shown:
+        start, cut, _ = _without_numbers(line).partition(" ...")
+        matches = [p for p in printed if (p.startswith(start) if cut else p == start)]
+        assert matches, f"{line!r} is not in:\n" + "\n".join(printed)
+
+
+def _without_numbers(line: str) -> str:
+    """`line` with figures, places and the width of columns taken out: they vary between machines."""
+    line = re.sub(r"\[[\d, ]+\]", "[N]", line)
+    line = re.sub(r"-?\b\d+(\.\d+)?(e[+-]\d+)?\b", "N", line)
+    return re.sub(r"\s+", " ", line).replace("Ns", "N").strip()
+
+
+def test_the_reference_is_what_the_code_says():
+    location = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    generate = importlib.util.module_from_spec(location)
+    location.loader.exec_module(generate)
+    assert generate.generated(REFERENCE) == REFERENCE, "run: python docs/generate.py"
+
+
+@pytest.mark.parametrize("document", ["README", "REFERENCE"])
+def test_all_verdicts_are_listed(document):
+    listed = re.findall(r"^\| `([a-z ]+)` \| (?:passes|fails|skips)", globals()[document], re.MULTILINE)
+    assert listed == [verdict.value for verdict in Verdict]
+
+
+def test_all_fields_of_a_row_are_listed():
+    result = CheckResult(method="forward", phase="rollout", verdict=Verdict.EQUAL, capture=Capture())
+    assert all(f"`{field}`" in REFERENCE for field in result.row())
+
+
+def test_all_public_names_are_listed():
+    assert [name for name in pytest_torchcompile.__all__ if f"`{name}" not in REFERENCE] == []
+
+
+def test_links_lead_somewhere():
+    for document, text in ((ROOT / "README.md", README), (ROOT / "docs" / "reference.md", REFERENCE)):
+        for target in re.findall(r"\]\((?!http)([^)#]+)", text):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_docstring_examples_run(module):
+    torch.compiler.reset()
+    names = {name: getattr(pytest_torchcompile, name) for name in pytest_torchcompile.__all__}
+    assert doctest.testmod(importlib.import_module(module), extraglobs=names).failed == 0

@@ -1,0 +1,144 @@
+"""The examples pass where the compiler is right, and each has a broken twin that is caught.
+
+They run as a user runs them, with the project's configuration, in a process of its own. Except for the
+real miscompiles the backends are eager ones: what they get wrong, they get wrong on purpose.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree
+
+import pytest
+import torch
+
+ROOT = pathlib.Path(__file__).parent.parent
+FILES = sorted(path.name for path in (ROOT / "examples").glob("test_*.py"))
+FAITHFUL = [name for name in FILES if name != "test_miscompiled.py"]
+
+BROKEN = '''
+import torch
+from torch._dynamo import register_backend
+
+
+def breaking(graph, fault):
+    def run(*args):
+        return [
+            fault(out) if isinstance(out, torch.Tensor) and out.is_floating_point() else out
+            for out in graph(*args)
+        ]
+
+    return run
+
+
+@register_backend
+def wrong_outputs(graph, inputs):
+    return breaking(graph, lambda out: out * 1.001)
+
+
+@register_backend
+def wrong_gradients(graph, inputs):
+    """Values are kept to the last bit."""
+    return breaking(graph, lambda out: out.detach() + (out - out.detach()) * 1.05)
+'''
+
+
+QUICK = ("--compile-examples=3", "--compile-batch=4")
+ONE_EXAMPLE = ("--compile-examples=0", "--compile-batch=4", "--compile-shrink-seconds=0")
+
+
+class Run:
+    """One pytest run of the examples: its output, and what it says about each case."""
+
+    def __init__(self, directory: pathlib.Path, *options: str, files: str = "examples") -> None:
+        (directory / "broken.py").write_text(BROKEN)
+        report = directory / "report.xml"
+        plugins = ("-p", "broken", "-p", "no:randomly", "-p", "no:cacheprovider")
+        command = [sys.executable, "-m", "pytest", *plugins, f"--junitxml={report}", "--compile-check"]
+        self.output = subprocess.run(
+            [*command, *options, files],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(directory)},
+            capture_output=True,
+            text=True,
+            check=False,
+        ).stdout
+        self._cases = list(xml.etree.ElementTree.parse(report).iter("testcase"))
+
+    def _of(self, file: str) -> list[xml.etree.ElementTree.Element]:
+        return [
+            case for case in self._cases if case.get("classname") == f"examples.{file.removesuffix('.py')}"
+        ]
+
+    def verdicts(self, file: str, phase: str) -> set[str]:
+        """The verdicts of a file's cases in a phase."""
+        properties = (found for case in self._of(file) for found in case.iter("property"))
+        return {p.get("value") for p in properties if p.get("name").endswith(f"-{phase}.verdict")}
+
+    def not_passed(self, file: str) -> dict[str, str]:
+        """The message with which a file's tests failed or were skipped, by the name of the function."""
+        return {
+            case.get("name").partition("[")[0]: found.get("message")
+            for case in self._of(file)
+            for found in (*case.iter("failure"), *case.iter("skipped"))
+        }
+
+
+@pytest.fixture(scope="module")
+def faithful(tmp_path_factory):
+    """The examples on a backend that computes what eager does."""
+    return Run(tmp_path_factory.mktemp("faithful"), "--compile-backend=aot_eager", *QUICK)
+
+
+@pytest.fixture(scope="module")
+def wrong_outputs(tmp_path_factory):
+    """The examples on a backend whose outputs are wrong."""
+    return Run(tmp_path_factory.mktemp("outputs"), "--compile-backend=wrong_outputs", *ONE_EXAMPLE)
+
+
+@pytest.fixture(scope="module")
+def wrong_gradients(tmp_path_factory):
+    """The examples on a backend whose gradients are wrong."""
+    return Run(tmp_path_factory.mktemp("gradients"), "--compile-backend=wrong_gradients", *ONE_EXAMPLE)
+
+
+@pytest.mark.parametrize("file", [name for name in FILES if name != "test_miscompiled.py"])
+def test_example_passes(faithful, file):
+    assert faithful.verdicts(file, "rollout") == {"equal"}, faithful.output
+    assert faithful.verdicts(file, "update") == {"equal"}, faithful.output
+    assert faithful.not_passed(file) == {}, faithful.output
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_wrong_outputs_are_caught(wrong_outputs, file):
+    assert wrong_outputs.verdicts(file, "rollout") == {"differs"}, wrong_outputs.output
+    assert wrong_outputs.verdicts(file, "update") == {"differs"}, wrong_outputs.output
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_wrong_gradients_are_caught(wrong_gradients, file):
+    assert wrong_gradients.verdicts(file, "rollout") == {"equal"}, wrong_gradients.output
+    assert wrong_gradients.verdicts(file, "update") == {"differs"}, wrong_gradients.output
+
+
+def test_miscompiled_examples_fail_once_torch_has_mended_them(faithful):
+    messages = faithful.not_passed("test_miscompiled.py")
+    assert messages.keys() == {"test_inhibited_learning", "test_masked_learning"}, faithful.output
+    assert all("XPASS(strict)" in message for message in messages.values()), faithful.output
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="inductor needs a C++ compiler")
+@pytest.mark.skipif(not torch.__version__.startswith("2.13."), reason="torch 2.13 miscompiles them")
+def test_miscompiled_examples_differ_in_gradients_alone(tmp_path):
+    file = "test_miscompiled.py"
+    run = Run(tmp_path, "--xfail-tb", "--compile-examples=0", files=f"examples/{file}")
+    assert run.verdicts(file, "rollout") == {"equal"}, run.output
+    assert run.verdicts(file, "update") == {"differs"}, run.output
+    reports = run.output.partition("XFAILURES")[2].partition("compiled against eager")[0]
+    assert "gradient of conv.bias" in reports
+    assert "gradient of actor.bias" in reports
+    assert "output" not in reports
