@@ -73,6 +73,7 @@ class Side:
         leading: arguments that go before the inputs (an adapter's model).
         names: names of the positional inputs, for messages.
         around: makes the context that each call and its backward run in.
+        remember_parameters: whether to copy the parameters, for a module that has no equal twin.
     """
 
     def __init__(
@@ -83,10 +84,11 @@ class Side:
         leading: tuple[Any, ...] = (),
         names: tuple[str, ...] = (),
         around: Around = contextlib.nullcontext,
+        remember_parameters: bool = False,
     ) -> None:
         self.function = function
         self.model = None if model is None else internals.uncompiled(model)
-        self.state = None if model is None else ModuleState(model)
+        self.state = None if model is None else ModuleState(model, parameters=remember_parameters)
         self.leading = leading
         self._names = names
         self.around = around

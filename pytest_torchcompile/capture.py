@@ -11,7 +11,7 @@ import contextlib
 import difflib
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -22,8 +22,12 @@ from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.policy import Method
 from pytest_torchcompile.results import Capture, UsageError, at, first_line, some
 
-# Raised by code that inductor wrote, these mean that the code is wrong, not that a kernel failed.
+# Raised by the compiler's code at run time, these mean that it is wrong, not that a kernel failed.
 _BROKEN_CODE = (AssertionError, AttributeError, NameError, SyntaxError, TypeError)
+
+
+# Or graphs that were compiled for another module of this class would be used again. Not in torch's stubs.
+_ISOLATED: dict[str, Any] = {"isolate_recompiles": True}
 
 
 def require_known(options: CheckOptions) -> None:
@@ -33,16 +37,16 @@ def require_known(options: CheckOptions) -> None:
         UsageError: naming what it knows.
     """
     if isinstance(options.backend, str):
-        _require("backend", options.backend, torch.compiler.list_backends(exclude_tags=()))
+        _require(options, "backend", options.backend, torch.compiler.list_backends(exclude_tags=()))
     if options.mode is not None:
-        _require("mode", options.mode, internals.known_modes())
+        _require(options, "mode", options.mode, internals.known_modes())
 
 
-def _require(option: str, value: str, known: list[str]) -> None:
+def _require(options: CheckOptions, name: str, value: str, known: list[str]) -> None:
     if value not in known:
         near = difflib.get_close_matches(value, known, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise UsageError(f"{option}={value!r} is unknown to torch{hint}; accepted: {', '.join(known)}")
+        raise UsageError(f"{options.said(name)} is unknown to torch{hint}; accepted: {', '.join(known)}")
 
 
 def compile_method(method: Method, model: nn.Module, options: CheckOptions) -> Callable[..., Any]:
@@ -60,10 +64,19 @@ def compile_method(method: Method, model: nn.Module, options: CheckOptions) -> C
             dynamic=options.dynamic,
             fullgraph=options.fullgraph,
             options=options.options,
+            **_ISOLATED,
         )
     except Exception as error:
         raise UsageError(f"torch.compile rejects the options: {first_line(error)}") from error
     return compiled
+
+
+Progress = Callable[[bool], None]
+"""Told when a compile begins (True) and ends (False)."""
+
+
+def silent(_: bool) -> None:
+    """The progress that nobody watches."""
 
 
 class Recorder:
@@ -71,15 +84,15 @@ class Recorder:
 
     Args:
         model: the compiled side's module, whose parameters are looked for in the graphs.
-        started: called when a compile begins.
+        progress: called with True when a compile begins and with False when it ends.
     """
 
-    def __init__(self, model: nn.Module, started: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, model: nn.Module, progress: Progress = silent) -> None:
         parameters = internals.uncompiled(model).named_parameters()
         self._names = {id(parameter): name for name, parameter in parameters}
-        self._started_hook = started
+        self._progress = progress
         self._begun = 0.0
-        self._graphs = 0
+        self._graphs: set[int] = set()
         self._captured: set[str] = set()
         self._left: list[BaseException] = []
         self._frames: set[str] = set()
@@ -96,7 +109,7 @@ class Recorder:
         try:
             with (
                 internals.compile_events(self._on_start, self._on_end),
-                internals.graphs_taken(self._on_graph),
+                internals.graphs_run(self._on_graph),
             ):
                 yield
         finally:
@@ -107,10 +120,11 @@ class Recorder:
 
     def _on_start(self) -> None:
         self._begun = time.perf_counter()
-        self._started_hook()
+        self._progress(True)
 
     def _on_end(self, event: internals.CompileEvent) -> None:
         self.compile_s += time.perf_counter() - self._begun
+        self._progress(False)
         if event.error is not None:
             self._left.append(event.error)
         elif not event.backward:
@@ -119,14 +133,14 @@ class Recorder:
                 self._recompiled[event.compile_id] = "reason unknown"
             self._frames.add(event.frame)
 
-    def _on_graph(self, tensors: list[torch.Tensor]) -> None:
-        self._graphs += 1
-        self._captured |= {self._names[id(t)] for t in tensors if id(t) in self._names}
+    def _on_graph(self, graph: int, taken: Iterable[Any]) -> None:
+        self._graphs.add(graph)
+        self._captured |= {self._names[id(value)] for value in taken if id(value) in self._names}
 
     def capture(self, used: set[str]) -> Capture:
         """What was captured, of the parameters named in `used`."""
         return Capture(
-            graphs=self._graphs,
+            graphs=len(self._graphs),
             parameters=tuple(name for name in self._names.values() if name in used & self._captured),
             left_eager=tuple(name for name in self._names.values() if name in used - self._captured),
             breaks=tuple(self._breaks),
@@ -142,14 +156,19 @@ class Recorder:
         """Whether `error` came out of the compiler rather than out of what it compiled.
 
         It did if it left while a compile was in progress, forward or backward, or if it says that
-        code written by inductor is not valid. A kernel that fails at run time is not the compiler.
+        code written by the compiler, or the compiler's own at run time, is not valid. A kernel that
+        fails at run time is not the compiler.
         """
-        chain = [error, error.__cause__]
+        # Dynamo raises its InternalTorchDynamoError "from None", which keeps the cause as context.
+        chain = [error, error.__cause__, error.__context__]
         if any(one is left for one in chain for left in self._left):
             return True
         frames = traceback.extract_tb(error.__traceback__)
-        generated = bool(frames) and internals.in_generated_code(frames[-1].filename)
-        return generated and isinstance(error, _BROKEN_CODE)
+        return (
+            bool(frames)
+            and internals.is_compilers_code(frames[-1].filename)
+            and isinstance(error, _BROKEN_CODE)
+        )
 
 
 def why_not_compiled(capture: Capture, method: Method, options: CheckOptions, recorder: Recorder) -> str:
@@ -174,7 +193,10 @@ def _why_not_reached(method: Method) -> str:
     if torch.compile.__module__ != "torch":
         replacement = f"{torch.compile.__module__}.{torch.compile.__qualname__}"
         return f"torch.compile has been replaced by {replacement}"
-    return f"dynamo skipped {method.name!r}; run with TORCH_LOGS=dynamo to see why"
+    return (
+        f"dynamo skipped {method.name!r}, or used code that was compiled before the check; call "
+        f"torch.compiler.reset() first, or run with TORCH_LOGS=dynamo to see why"
+    )
 
 
 def failure_text(error: BaseException) -> str:

@@ -7,8 +7,10 @@ Nothing raises for a failing verdict here: that is up to the caller.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+import io
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 
 from pytest_torchcompile import internals, recipes, spaces, strategies, tensors
 from pytest_torchcompile.calls import Outcome
-from pytest_torchcompile.capture import failure_text, why_not_compiled
+from pytest_torchcompile.capture import Progress, failure_text, silent, why_not_compiled
 from pytest_torchcompile.evidence import Evidence
 from pytest_torchcompile.isolation import isolated
 from pytest_torchcompile.measure import Tolerance
@@ -24,7 +26,7 @@ from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.pair import Pair
 from pytest_torchcompile.policy import Method, as_methods
 from pytest_torchcompile.recipes import Recipe
-from pytest_torchcompile.results import CheckResult, Difference, Verdict, raised_text
+from pytest_torchcompile.results import CheckResult, Difference, Verdict, first_line, raised_text
 from pytest_torchcompile.rounding import (
     Floor,
     Rerun,
@@ -93,7 +95,7 @@ def check_case(
     inputs: Mapping[str, Any] | None,
     options: CheckOptions,
     name: str = "",
-    compiling: Callable[[], None] = lambda: None,
+    progress: Progress = silent,
 ) -> CheckResult:
     """Check one method in one phase.
 
@@ -106,9 +108,9 @@ def check_case(
         inputs: likewise.
         options: likewise.
         name: tells this case apart in Hypothesis' database.
-        compiling: called when a compile begins.
+        progress: told when a compile begins and ends.
     """
-    with isolated(options.threads), internals.raised_recompile_limit() as limit:
+    with isolated(options.threads):
         pair = Pair(
             factory,
             method,
@@ -117,10 +119,10 @@ def check_case(
             observation=observation,
             inputs=inputs,
             options=options,
-            compiling=compiling,
+            progress=progress,
         )
         try:
-            return _Check(pair, options, limit).run(name or method.name)
+            return _Check(pair, options).run(name or method.name)
         finally:
             pair.restore()
 
@@ -146,10 +148,10 @@ class _Failure:
 class _Check:
     """One case while it runs."""
 
-    def __init__(self, pair: Pair, options: CheckOptions, limit: int) -> None:
+    def __init__(self, pair: Pair, options: CheckOptions) -> None:
         self._pair = pair
         self._options = options
-        self._limit = limit
+        self._limit = internals.recompile_limit()
         self._tolerance = Tolerance(atol=options.atol, rtol=options.rtol)
         self._evidence = Evidence()
         self._notes = list(pair.twins.notes)
@@ -168,7 +170,8 @@ class _Check:
         try:
             self._try_eager(ladder[0])
             failure = self._climb(ladder)
-            self._require_proof()
+            if failure is None or not _is_exception(failure):
+                self._require_proof()
             failure = self._search(failure, name)
         except _Stop as stop:
             return self._result(stop.verdict, stop.reason)
@@ -254,11 +257,12 @@ class _Check:
         """Call both sides on one example and compare; a failure, or None."""
         pair = self._pair
         eager = pair.run(pair.eager, recipe)
-        if eager.error is not None:
-            self._evidence.reject(eager.error)
-            return None
-        compiled = pair.run(pair.compiled, recipe)
+        # torch.fx prints what a graph raises; where eager raised, that is no news.
+        quiet = contextlib.nullcontext if eager.error is None else _quiet
+        compiled = pair.run(pair.compiled, recipe, under=quiet)
         self._calls += 1
+        if eager.error is not None:
+            return self._both_reject(recipe, eager.error, compiled.error)
         if compiled.error is not None and pair.recorder.is_compile_failure(compiled.error):
             raise _Stop(
                 Verdict.COMPILE_FAILED,
@@ -276,6 +280,23 @@ class _Check:
         self._evidence.add(eager, judgement, degenerate=degenerate)
         if not judgement.differences:
             return None
+        return _Failure(recipe=recipe, judgement=judgement, call=self._calls)
+
+    def _both_reject(self, recipe: Recipe, eager: Exception, compiled: Exception | None) -> _Failure | None:
+        """Eager raised: so must compiled, and alike, unless the compiler noticed before it ran."""
+        self._evidence.reject(eager)
+        alike = compiled is not None and (
+            isinstance(compiled, type(eager)) or self._pair.recorder.is_compile_failure(compiled)
+        )
+        if alike or not self._pair.capture.parameters:
+            return None
+        difference = Difference(
+            path="output",
+            problem="exception",
+            eager=f"raises {first_line(eager)}",
+            compiled="returns" if compiled is None else f"raises {first_line(compiled)}",
+        )
+        judgement = Judgement(differences=(difference,), worst=difference)
         return _Failure(recipe=recipe, judgement=judgement, call=self._calls)
 
     def _rerun(self, recipe: Recipe) -> Rerun:
@@ -338,18 +359,31 @@ class _Check:
             rounding=self._evidence.rounding,
             worst=self._evidence.worst,
             capture=pair.capture,
-            notes=(*self._notes, *self._evidence.notes(), *self._limit_note()),
+            notes=(*self._notes, *self._evidence.notes(), *self._capture_notes()),
             backend="as deployed" if pair.twins.deployed else self._options.backend_name,
         )
 
-    def _limit_note(self) -> list[str]:
+    def _capture_notes(self) -> list[str]:
+        notes = []
+        suppressed = self._pair.recorder.suppressed()
+        if suppressed and self._pair.capture.graphs and not self._evidence.rejected:
+            notes.append(f"{suppressed}, and torch ran that part eager")
         recompiles = len(self._pair.capture.recompiles)
-        if recompiles <= self._limit:
-            return []
-        return [
-            f"{recompiles} recompiles exceed your recompile_limit of {self._limit}: outside the check "
-            f"torch would run some of these calls eager, in silence"
-        ]
+        if recompiles > self._limit:
+            notes.append(
+                f"{recompiles} recompiles exceed your recompile_limit of {self._limit}: outside the check "
+                f"torch would run some of these calls eager, in silence"
+            )
+        return notes
+
+
+def _quiet() -> contextlib.AbstractContextManager[Any]:
+    return contextlib.redirect_stderr(io.StringIO())
+
+
+def _is_exception(failure: _Failure) -> bool:
+    """Whether one side raised, so that what would have been captured after it never ran."""
+    return failure.judgement.differences[0].problem == "exception"
 
 
 def _refer(difference: Difference, reference: torch.Tensor | None) -> Difference:

@@ -42,8 +42,9 @@ class CompiledPolicy:
     ``train()`` with gradients in ``update``.
     """
 
-    def __init__(self, pair: Pair) -> None:
+    def __init__(self, pair: Pair, options: CheckOptions) -> None:
         self._pair = pair
+        self._options = options
         self.name = pair.method.name
         self.phase = pair.phase
         self.eager: Callable[..., Any] = _InPhase(pair.eager, pair.phase)
@@ -58,13 +59,28 @@ class CompiledPolicy:
         try:
             return self._compiled(*args, **kwargs)
         except Exception as error:
+            self._eager_must_accept(args, kwargs)
             self.fail(error)
+
+    def _eager_must_accept(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Return if eager takes these inputs; otherwise its exception is the one to tell."""
+        self.eager(*map_tensors(copied, args), **map_tensors(copied, kwargs))
 
     def fail(self, error: Exception) -> NoReturn:
         """Raise `error`, as `CompileFailed` if it came out of the compiler."""
-        if self._pair.recorder.is_compile_failure(error):
-            raise CompileFailed(f"{self.name}-{self.phase}: {failure_text(error)}") from error
-        raise error
+        if not self._pair.recorder.is_compile_failure(error):
+            raise error
+        result = CheckResult(
+            method=self.name,
+            phase=self.phase,
+            verdict=Verdict.COMPILE_FAILED,
+            reason=failure_text(error),
+            capture=self.capture,
+            backend=self._options.backend_name,
+        )
+        raise CompileFailed(
+            f"{result.case}: {result.reason}", result=result, strict=self._options.strict
+        ) from error
 
     @property
     def capture(self) -> Capture:
@@ -130,7 +146,8 @@ def compile_policy(
     if phase not in PHASES:
         raise UsageError(f"phase={phase!r}; accepted: {', '.join(PHASES)}")
     (named,) = as_methods(method)
-    with isolated(merged.threads), internals.raised_recompile_limit():
+    # Compiled code is bound to a number of threads, and later calls run under the user's.
+    with isolated(merged.threads if "threads" in options else torch.get_num_threads()):
         pair = Pair(
             factory,
             named,
@@ -148,7 +165,7 @@ def compile_policy(
             ) from expected.error
         error = pair.run(pair.compiled, recipe).error
         pair.restore()
-    policy = CompiledPolicy(pair)
+    policy = CompiledPolicy(pair, merged)
     if error is not None:
         policy.fail(error)
     reason = why_not_compiled(pair.capture, named, merged, pair.recorder)
@@ -233,11 +250,12 @@ def assert_equivalent(
         raise NotEquivalent(
             failure.failure_text(
                 CheckResult(
-                    method=_name(eager),
+                    method=_name(compiled),
                     phase=phase,
                     verdict=Verdict.DIFFERS,
                     differences=judgement.differences,
                     examples=1,
+                    capture=compiled.capture if isinstance(compiled, CompiledPolicy) else Capture(),
                     backend="as given",
                 )
             )
@@ -249,13 +267,17 @@ def _side_of(function: Any, around: Any) -> Side:
     if isinstance(function, CompiledPolicy):
         function = function._compiled
     if isinstance(function, _InPhase):
-        return function.side
+        # By position, as the other side may be any callable.
+        side = function.side
+        return Side(side.function, side.model, leading=side.leading, around=side.around)
     if not callable(function):
         raise UsageError(f"{function!r} is not callable; give a module, a bound method or a function")
     return Side(function, internals.module_of(function), around=around)
 
 
 def _name(function: Any) -> str:
+    if isinstance(function, CompiledPolicy):
+        return function.name
     if isinstance(function, nn.Module):
         return "forward"
     return getattr(function, "__name__", type(function).__name__)

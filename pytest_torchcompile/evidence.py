@@ -23,6 +23,11 @@ class Evidence:
         self._finite: set[str] = set()
         self._nonzero: set[str] = set()
 
+    @property
+    def rejected(self) -> bool:
+        """Whether eager itself raised on some example."""
+        return bool(self._rejected)
+
     def reject(self, error: Exception) -> None:
         """Count an example on which eager itself raised, so that there was nothing to compare."""
         self._rejected[f"{type(error).__name__}: {str(error).strip():.100}"] += 1
@@ -33,7 +38,8 @@ class Evidence:
         self.rounding += judgement.rounding
         self._degenerate += judgement.rounding and degenerate
         self._ill_conditioned.update(judgement.ill_conditioned)
-        self._paths |= eager.elementwise().keys() | eager.differentiated().keys()
+        if judgement.finite:
+            self._paths |= eager.elementwise().keys() | eager.differentiated().keys()
         self._finite |= judgement.finite
         self._nonzero |= judgement.nonzero
         worst = judgement.worst

@@ -10,10 +10,12 @@ Observed on torch 2.13.
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -33,15 +35,16 @@ __all__ = [
     "eager_random_numbers",
     "graph_break_count",
     "graph_breaks",
-    "graphs_taken",
-    "in_generated_code",
+    "graphs_run",
     "inner_error",
     "is_compiled",
+    "is_compilers_code",
     "is_configuration_error",
     "known_modes",
     "module_of",
     "quiet_trace_log",
     "raised_recompile_limit",
+    "recompile_limit",
     "recompile_reasons",
     "set_argument_validation",
     "uncompiled",
@@ -49,6 +52,9 @@ __all__ = [
 ]
 
 RAISED_LIMIT = 1024
+
+_graph_numbers = itertools.count()
+_listeners: list[Callable[[int, Iterable[Any]], None]] = []
 
 
 class DispatchMode(TorchDispatchMode):
@@ -104,11 +110,13 @@ def compile_events(started: Callable[[], None], ended: Callable[[CompileEvent], 
 
 
 @contextlib.contextmanager
-def graphs_taken(took: Callable[[list[torch.Tensor]], None]) -> Iterator[None]:
-    """Call `took` with the tensors that a captured graph takes, once its backend has compiled it.
+def graphs_run(ran: Callable[[int, Iterable[Any]], None]) -> Iterator[None]:
+    """Call `ran` with each graph that runs in the body, as a number, and the values that it takes.
 
-    Between dynamo and the backend, so that it works for objects that come compiled, and without
-    putting a backend of ours in place of the user's. The tensors are the module's own, not copies.
+    The graphs are those that were compiled in such a body, this one or an earlier one: dynamo uses
+    them again for other modules of the same class. The hook sits between dynamo and the backend, so
+    that it works for objects that come compiled, and without putting a backend of ours in place of the
+    user's. The values are the module's own tensors, not copies.
     """
     from torch._dynamo.output_graph import OutputGraph
 
@@ -116,15 +124,24 @@ def graphs_taken(took: Callable[[list[torch.Tensor]], None]) -> Iterator[None]:
 
     def call_user_compiler(self: Any, gm: torch.fx.GraphModule, example_inputs: list[Any]) -> Any:
         compiled = original(self, gm, example_inputs)
-        tensors = [value for value in example_inputs if isinstance(value, torch.Tensor)]
-        took([*tensors, *gm.parameters(), *gm.buffers()])
-        return compiled
+        graph = next(_graph_numbers)
+        inside = [*gm.parameters(), *gm.buffers()]
 
+        @functools.wraps(compiled, updated=())
+        def run(*args: Any) -> Any:
+            for listener in _listeners:
+                listener(graph, [*args, *inside])
+            return compiled(*args)
+
+        return run
+
+    _listeners.append(ran)
     OutputGraph.call_user_compiler = call_user_compiler  # type: ignore[method-assign]
     try:
         yield
     finally:
         OutputGraph.call_user_compiler = original  # type: ignore[method-assign]
+        _listeners.remove(ran)
 
 
 def graph_break_count() -> int:
@@ -157,14 +174,21 @@ def recompile_reasons() -> dict[str, str]:
     }
 
 
-@contextlib.contextmanager
-def raised_recompile_limit() -> Iterator[int]:
-    """Lift the limit after which dynamo runs eager in silence; yields the user's own limit."""
+def recompile_limit() -> int:
+    """After how many recompiles of a function dynamo runs it eager, in silence."""
     import torch._dynamo.config as config
 
-    limit = config.recompile_limit
-    with config.patch(recompile_limit=RAISED_LIMIT, accumulated_recompile_limit=RAISED_LIMIT):
-        yield int(limit)
+    return int(config.recompile_limit)
+
+
+def raised_recompile_limit() -> contextlib.AbstractContextManager[Any]:
+    """Lift that limit in the body."""
+    import torch._dynamo.config as config
+
+    patch: contextlib.AbstractContextManager[Any] = config.patch(
+        recompile_limit=RAISED_LIMIT, accumulated_recompile_limit=RAISED_LIMIT
+    )
+    return patch
 
 
 def eager_random_numbers() -> contextlib.AbstractContextManager[Any]:
@@ -233,11 +257,13 @@ def is_configuration_error(error: BaseException) -> bool:
     return isinstance(error, InvalidBackend)
 
 
-def in_generated_code(filename: str) -> bool:
-    """Whether a traceback's file was written by inductor."""
+def is_compilers_code(filename: str) -> bool:
+    """Whether a traceback's file was written by inductor, or is part of torch's compiler."""
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
-    return filename.startswith(cache_dir())
+    torch_ = os.path.dirname(torch.__file__) + os.sep
+    packages = tuple(torch_ + name + os.sep for name in ("_dynamo", "_functorch", "_inductor"))
+    return filename.startswith((cache_dir(), *packages))
 
 
 def why_disabled() -> str:

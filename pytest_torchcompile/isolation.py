@@ -10,7 +10,7 @@ import contextlib
 import os
 import random
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -47,7 +47,8 @@ class RandomState:
         mine, theirs = [self.torch, *self.cuda], [other.torch, *other.cuda]
         if len(mine) != len(theirs) or not all(map(torch.equal, mine, theirs)):
             names.append("torch")
-        if self.numpy[2] != other.numpy[2] or not np.array_equal(self.numpy[1], other.numpy[1]):
+        # Name, keys, position, and a normal number kept for the next call, if there is one.
+        if self.numpy[2:] != other.numpy[2:] or not np.array_equal(self.numpy[1], other.numpy[1]):
             names.append("numpy")
         if self.python != other.python:
             names.append("python")
@@ -59,6 +60,23 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
+
+
+_deferred: list[list[warnings.WarningMessage]] = []
+
+
+@contextlib.contextmanager
+def deferred_warnings() -> Iterator[Callable[[], None]]:
+    """Keep the warnings that `isolated` would emit at its end; yields what emits them.
+
+    Under ``-W error`` that raises, so that whoever has a result to save does it first.
+    """
+    kept: list[warnings.WarningMessage] = []
+    _deferred.append(kept)
+    try:
+        yield lambda: _emit_again(kept)
+    finally:
+        _deferred.remove(kept)
 
 
 @contextlib.contextmanager
@@ -85,7 +103,10 @@ def isolated(threads: int) -> Iterator[None]:
         torch.set_default_dtype(dtype)
         torch.set_grad_enabled(grad)
         before.restore()
-    _emit_again(caught)
+        if _deferred:
+            _deferred[-1].extend(caught)
+    if not _deferred:
+        _emit_again(caught)
 
 
 def _emit_again(caught: list[warnings.WarningMessage]) -> None:

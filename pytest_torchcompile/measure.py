@@ -189,8 +189,10 @@ def _number(value: torch.Tensor) -> str:
     return f"{float(value):.9g}" if value.is_floating_point() else str(value.item())
 
 
-def _ulps(eager: torch.Tensor, compiled: torch.Tensor) -> float:
-    """The distance in units of the last place of eager's value."""
+def _ulps(eager: torch.Tensor, compiled: torch.Tensor) -> float | None:
+    """The distance in units of the last place of eager's value; of no meaning where that is zero."""
+    if not bool(eager):
+        return None
     away = torch.full_like(eager, float("inf"))
     place = torch.nextafter(eager.abs(), away) - eager.abs()
     return float((eager - compiled).abs() / place) if float(place) > 0 else 0.0

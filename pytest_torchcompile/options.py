@@ -111,6 +111,9 @@ def _mapping(value: Any) -> dict[str, Any]:
 def _literal(text: str) -> Any:
     import ast
 
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -219,13 +222,17 @@ class CheckOptions:
                 merged[name] = validated(name, value, source)
                 sources[name] = source
         result = cls(**merged)
-        result._reject_contradictions(sources)
+        object.__setattr__(result, "_sources", sources)
+        result._reject_contradictions()
         return result
 
-    def _reject_contradictions(self, sources: Mapping[str, str]) -> None:
-        def said(name: str) -> str:
-            return f"{name}={getattr(self, name)!r} ({sources.get(name, 'default')})"
+    def said(self, name: str) -> str:
+        """An option with its value and where that came from: ``backend='eager' (the command line)``."""
+        value = self.backend_name if name == "backend" else getattr(self, name)
+        return f"{name}={value!r} ({getattr(self, '_sources', {}).get(name, 'default')})"
 
+    def _reject_contradictions(self) -> None:
+        said = self.said
         if self.mode is not None and self.options is not None:
             raise UsageError(
                 f"{said('mode')} and {said('options')} contradict each other: torch.compile takes one of "
@@ -248,6 +255,18 @@ def _name_of(function: Any) -> str:
 
 
 OPTIONS: dict[str, dataclasses.Field[Any]] = {field.name: field for field in dataclasses.fields(CheckOptions)}
+
+
+def boolean(value: Any, source: str) -> bool:
+    """`value` as a boolean.
+
+    Raises:
+        UsageError: if it is none, naming `source`.
+    """
+    try:
+        return _boolean(value)
+    except ValueError:
+        raise UsageError(f"{source} is {value!r}; accepted: true or false") from None
 
 
 def validated(name: str, value: Any, source: str) -> Any:

@@ -11,7 +11,7 @@ from torch import nn
 
 from pytest_torchcompile import internals
 from pytest_torchcompile.calls import Around, Outcome, Side
-from pytest_torchcompile.capture import Recorder, Uses, compile_method, require_known
+from pytest_torchcompile.capture import Progress, Recorder, Uses, compile_method, require_known, silent
 from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.policy import Method, bind, input_tree, require_all_taken
 from pytest_torchcompile.recipes import Recipe
@@ -32,7 +32,7 @@ class Pair:
         observation: spec of the first argument; None takes the module's own space.
         inputs: specs by parameter name.
         options: how to compile.
-        compiling: called when a compile begins.
+        progress: told when a compile begins and ends.
 
     Raises:
         UsageError: if the declaration and the module don't fit.
@@ -48,7 +48,7 @@ class Pair:
         observation: Any,
         inputs: Mapping[str, Any] | None,
         options: CheckOptions,
-        compiling: Callable[[], None] = lambda: None,
+        progress: Progress = silent,
     ) -> None:
         require_known(options)
         self.twins = build_twins(factory, options.seed)
@@ -60,7 +60,7 @@ class Pair:
         require_all_taken(bindings.values(), tree)
         self.binding = bindings[method.name]
         self.tree = self.binding.tree
-        self.recorder = Recorder(self.twins.compiled, compiling)
+        self.recorder = Recorder(self.twins.compiled, progress)
         self._draws = False
         self._used: set[str] = set()
         self.eager = self._side(
@@ -74,14 +74,21 @@ class Pair:
 
     def _side(self, function: Callable[..., Any], model: nn.Module, around: Around) -> Side:
         leading = () if self.method.adapter is None else (model,)
-        return Side(function, model, leading=leading, names=self.binding.positional, around=around)
+        return Side(
+            function,
+            model,
+            leading=leading,
+            names=self.binding.positional,
+            around=around,
+            remember_parameters=self.twins.eager is self.twins.compiled,
+        )
 
     @contextlib.contextmanager
     def _while_compiled(self) -> Iterator[None]:
         # Inductor draws other numbers than eager for the same seed unless it is told not to; told
         # without need, it would compile something else than what is deployed.
         numbers = internals.eager_random_numbers() if self._draws else contextlib.nullcontext()
-        with numbers, self.recorder.watching():
+        with numbers, internals.raised_recompile_limit(), self.recorder.watching():
             yield
 
     def run(
@@ -110,7 +117,8 @@ class Pair:
     def _protect_written(self) -> None:
         """Remember the parameters that the first call wrote to by the other side's, not yet called."""
         eager, compiled = self.eager.state, self.compiled.state
-        if eager is not None and compiled is not None and eager.written():
+        shared = self.twins.eager is self.twins.compiled
+        if not shared and eager is not None and compiled is not None and eager.written():
             names = eager.written()
             compiled.protect(names, self.twins.compiled)
             eager.protect(names, self.twins.compiled)

@@ -40,6 +40,7 @@ class Method:
     def _attribute(self, model: nn.Module) -> Callable[..., Any]:
         owner: Any = model
         for part in self.name.split("."):
+            parent = owner
             try:
                 owner = getattr(owner, part)
             except AttributeError:
@@ -48,7 +49,10 @@ class Method:
                     f"{_suggestion(owner, part)}"
                 ) from None
         if not callable(owner):
-            raise UsageError(f"{self.name!r} of {type(model).__name__} is a {type(owner).__name__}")
+            raise UsageError(
+                f"{self.name!r} of {type(model).__name__} is a {type(owner).__name__}, which can't be "
+                f"called{_suggestion(parent, part)}"
+            )
         return owner  # type: ignore[no-any-return]
 
     def signature(self, model: nn.Module) -> inspect.Signature | None:
@@ -67,7 +71,8 @@ class Method:
 
 
 def _suggestion(owner: Any, name: str) -> str:
-    public = [n for n in dir(owner) if not n.startswith("_") and n not in dir(nn.Module)]
+    names = [n for n in dir(type(owner)) if not n.startswith("_") and n not in dir(nn.Module)]
+    public = [n for n in (*names, "forward") if callable(getattr(owner, n, None))]
     near = difflib.get_close_matches(name, public, n=3)
     shown = near or public[:12]
     return f"; it has: {', '.join(shown)}" if shown else ""
@@ -112,11 +117,13 @@ class Binding:
         tree: the specs of the inputs that the method takes, by input name.
         positional: names of those given by position.
         named: names of those given by keyword.
+        accepts: names of all parameters of the method.
     """
 
     tree: dict[str, Any]
     positional: tuple[str, ...]
     named: tuple[str, ...]
+    accepts: tuple[str, ...] = ()
 
     def arguments(self, recipe: Recipe) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """New tensors for one call, as ``(args, kwargs)``."""
@@ -179,17 +186,19 @@ def bind(method: Method, model: nn.Module, tree: Mapping[str, Any]) -> Binding:
         )
     if waiting:
         raise UsageError(f"{method.name}{signature} takes no observation; use an adapter f(model, x)")
-    return _selected(tree, positional, named)
+    return _selected(tree, positional, named, tuple(signature.parameters))
 
 
-def _selected(tree: Mapping[str, Any], positional: list[str], named: list[str]) -> Binding:
+def _selected(
+    tree: Mapping[str, Any], positional: list[str], named: list[str], accepts: tuple[str, ...] = ()
+) -> Binding:
     """The binding, with a mask kept in the tree that only a `LegalAction` refers to."""
     taken = {name: tree[name] for name in tree if name in positional or name in named}
     for _, spec in list(spaces.leaves(taken)):
         if isinstance(spec, spaces.LegalAction):
             mask = spaces.mask_of(tree, spec)[0]
             taken.setdefault(mask, tree[mask])
-    return Binding(tree=taken, positional=tuple(positional), named=tuple(named))
+    return Binding(tree=taken, positional=tuple(positional), named=tuple(named), accepts=accepts)
 
 
 def require_all_taken(bindings: Iterable[Binding], tree: Mapping[str, Any]) -> None:
@@ -198,7 +207,13 @@ def require_all_taken(bindings: Iterable[Binding], tree: Mapping[str, Any]) -> N
     Raises:
         UsageError: naming the input that none takes.
     """
+    bindings = list(bindings)
     taken = {name for binding in bindings for name in binding.tree}
+    accepted = sorted({name for binding in bindings for name in binding.accepts})
     for name in tree:
         if name not in taken:
-            raise UsageError(f"no method takes the input {name!r}; remove it, or correct its name")
+            near = difflib.get_close_matches(name, accepted, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise UsageError(
+                f"no method takes the input {name!r}{hint}; accepted: {', '.join(accepted) or 'none'}"
+            )

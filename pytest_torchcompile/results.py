@@ -31,7 +31,17 @@ class CompileFailed(CompileCheckError):
     """torch.compile raised on a method that runs in eager.
 
     Under pytest the plugin turns it into a skip (a failure with ``--compile-strict``).
+
+    Args:
+        message: method, phase and reason.
+        result: the record of the case, if there is one.
+        strict: whether it is to fail a test, not skip it.
     """
+
+    def __init__(self, message: str, *, result: CheckResult | None = None, strict: bool = False) -> None:
+        super().__init__(message)
+        self.result = result
+        self.strict = strict
 
 
 class NotEquivalent(CompileCheckError, AssertionError):

@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from pytest_torchcompile import internals
 from pytest_torchcompile.calls import Outcome, Side
-from pytest_torchcompile.state import TensorAttributes, map_tensors
+from pytest_torchcompile.state import PlainAttributes, map_tensors
 
 Rerun = Callable[..., Outcome]
 """Calls eager again on the same example, under the context made by its first argument; ``wide=True``
@@ -276,8 +276,8 @@ def _widen_state(model: torch.nn.Module) -> None:
         for name, buffer in module._buffers.items():
             if buffer is not None and buffer.is_floating_point():
                 module._buffers[name] = buffer.double()
-    attributes = TensorAttributes(model)
-    for (owner, name), value in attributes.values.items():
+    attributes = PlainAttributes(model)
+    for (owner, name), value in attributes.tensors().items():
         setattr(attributes.owners[owner], name, map_tensors(widened, value))
 
 

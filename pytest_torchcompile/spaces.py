@@ -352,6 +352,13 @@ def dotted(path: tuple[Any, ...]) -> str:
     return ".".join(map(str, path))
 
 
+def at(tree: Any, path: tuple[Any, ...]) -> Any:
+    """What stands at a path of a tree of specs or of values."""
+    for key in path:
+        tree = tree[key]
+    return tree
+
+
 def declared(tree: Mapping[str, Any]) -> str:
     """Declared inputs as they could be written: ``observation=Box((8,)), action=Discrete(4)``."""
     return ", ".join(f"{name}={spec!r}" for name, spec in tree.items())

@@ -36,21 +36,30 @@ def copied(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().clone().requires_grad_(tensor.requires_grad)
 
 
-def _holds_tensors(value: Any) -> bool:
-    """Whether `value` is a tensor or a nest of them; parameters, kept by RNNs in lists, are no state."""
+def _is_plain(value: Any) -> bool:
+    """Whether `value` is a scalar, a tensor that is no parameter, or a nest of these."""
     if isinstance(value, torch.Tensor):
         return not isinstance(value, nn.Parameter)
-    items: Iterable[Any] = ()
-    if type(value) in (list, tuple) or hasattr(value, "_fields"):
-        items = value
-    elif type(value) is dict:
-        items = value.values()
-    items = list(items)
-    return any(map(_holds_tensors, items)) and not any(isinstance(item, nn.Parameter) for item in items)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return True
+    if type(value) is dict:
+        return all(map(_is_plain, value.values()))
+    # RNNs keep their parameters in lists, which are no state.
+    is_sequence = type(value) in (list, tuple) or hasattr(value, "_fields")
+    return is_sequence and all(map(_is_plain, value))
 
 
-class TensorAttributes:
-    """The plain attributes of all submodules that hold tensors: hidden states, normalisers, caches."""
+def holds_tensors(value: Any) -> bool:
+    """Whether a plain value is a tensor or has one inside."""
+    if isinstance(value, Mapping):
+        return any(map(holds_tensors, value.values()))
+    if isinstance(value, (list, tuple)):
+        return any(map(holds_tensors, value))
+    return isinstance(value, torch.Tensor)
+
+
+class PlainAttributes:
+    """The attributes of all submodules that are plain data: hidden states, caches, counters."""
 
     def __init__(self, model: nn.Module) -> None:
         self.owners = dict(internals.uncompiled(model).named_modules())
@@ -58,32 +67,61 @@ class TensorAttributes:
             (owner, name): value
             for owner, module in self.owners.items()
             for name, value in vars(module).items()
-            if name not in _MODULE_FIELDS and _holds_tensors(value)
+            if name not in _MODULE_FIELDS and _is_plain(value)
         }
+
+    def tensors(self) -> dict[tuple[str, str], Any]:
+        """Those that hold tensors."""
+        return {place: value for place, value in self.values.items() if holds_tensors(value)}
+
+
+def _put_back(original: Any, saved: Any) -> Any:
+    """The original object with the content of its copy: tensors, lists and dicts are written in place."""
+    if isinstance(original, torch.Tensor):
+        if original.shape != saved.shape:
+            return map_tensors(copied, saved)
+        original.detach().copy_(saved)
+    elif type(original) is list:
+        original[:] = map_tensors(copied, saved)
+    elif type(original) is dict:
+        original.clear()
+        original.update(map_tensors(copied, saved))
+    elif isinstance(original, tuple):
+        for item, copy in zip(original, saved, strict=True):
+            _put_back(item, copy)
+    return original
 
 
 class ModuleState:
     """What calls change in a module, remembered so that it can be compared and put back.
 
-    Parameters are not copied, which keeps a check of a large module within three times its size;
-    the few that a call writes to are remembered by `protect`.
+    Args:
+        model: the module.
+        parameters: whether to remember the parameters too. They are not copied otherwise, which keeps
+            a check of a large module within three times its size; the few that a call writes to are
+            remembered by `protect`.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, parameters: bool = False) -> None:
         self.model = model
         inner = internals.uncompiled(model)
         self._flags = [(module, module.training) for module in inner.modules()]
         self._parameters = dict(inner.named_parameters())
         self._versions = {name: p._version for name, p in self._parameters.items()}
         self._protected: dict[str, torch.Tensor] = {}
+        if parameters:
+            self.protect(self._parameters, model)
         self._buffers = [
             (module, name, buffer, buffer.detach().clone())
             for module in inner.modules()
             for name, buffer in module._buffers.items()
             if buffer is not None
         ]
-        self._originals = TensorAttributes(model).values
-        self._attributes = {place: map_tensors(copied, value) for place, value in self._originals.items()}
+        self._other = {(owner, name) for owner, module in inner.named_modules() for name in vars(module)}
+        self._attributes = {
+            place: (value, map_tensors(copied, value))
+            for place, value in PlainAttributes(model).values.items()
+        }
 
     def values(self) -> NamedValues:
         """Buffers, tensor attributes and parameters that were written to, as they are now."""
@@ -92,7 +130,7 @@ class ModuleState:
         found.tensors = {f"buffer {name}": buffer for name, buffer in inner.named_buffers()}
         for name in self.written():
             found.tensors[f"parameter {name}"] = self._parameters[name].detach()
-        for (owner, name), value in TensorAttributes(self.model).values.items():
+        for (owner, name), value in PlainAttributes(self.model).tensors().items():
             path = f"attribute {owner}.{name}" if owner else f"attribute {name}"
             nested = named_values(value, path)
             found.tensors.update(nested.tensors)
@@ -110,31 +148,24 @@ class ModuleState:
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Put buffers, attributes and protected parameters back, in place where that is possible."""
+        """Put buffers, plain attributes and protected parameters back, the very objects."""
         for module, name, buffer, value in self._buffers:
             if module._buffers.get(name) is not buffer:
                 module._buffers[name] = buffer
             buffer.copy_(value)
         for name, value in self._protected.items():
-            self._parameters[name].copy_(value)
-        current = TensorAttributes(self.model)
-        for place in current.values.keys() | self._attributes.keys():
-            owner, name = place
-            if place in self._attributes:
-                setattr(current.owners[owner], name, map_tensors(copied, self._attributes[place]))
-            else:
-                # A cache that was empty before the first call.
-                setattr(current.owners[owner], name, None)
+            if self._parameters[name]._version != self._versions[name]:
+                self._parameters[name].copy_(value)
+        now = PlainAttributes(self.model)
+        for (owner, name), (original, saved) in self._attributes.items():
+            setattr(now.owners[owner], name, _put_back(original, saved))
+        for owner, name in now.values.keys() - self._attributes.keys():
+            # Made by a call. One that was there before, as something that is not plain, stays.
+            if (owner, name) not in self._other:
+                delattr(now.owners[owner], name)
 
     def restore(self) -> None:
-        """Leave the module as it was found: state, the very attribute objects, train and eval flags."""
+        """Leave the module as it was found: state, and train and eval flags."""
         self.reset()
-        owners = dict(internals.uncompiled(self.model).named_modules())
-        with torch.no_grad():
-            for (owner, name), value in self._originals.items():
-                old = named_values(value).tensors
-                for path, tensor in named_values(self._attributes[owner, name]).tensors.items():
-                    old[path].detach().copy_(tensor)
-                setattr(owners[owner], name, value)
         for module, training in self._flags:
             module.training = training

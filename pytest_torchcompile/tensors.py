@@ -23,7 +23,12 @@ def require_drawable(tree: Any) -> None:
     """
     for path, spec in spaces.leaves(tree):
         if isinstance(spec, spaces.LegalAction):
-            spaces.mask_of(tree, spec)
+            mask = spaces.at(tree, spaces.mask_of(tree, spec))
+            if not isinstance(mask, (spaces.LegalMask, spaces.Constant)):
+                raise UsageError(
+                    f"{spec!r}: {mask!r} may leave a row without a legal action; declare the mask as "
+                    f"LegalMask(n)"
+                )
         else:
             try:
                 _sample(spec, np.random.default_rng(0), 1, 1, 1.0)
@@ -261,11 +266,9 @@ def describe(tree: Any, recipe: Recipe) -> str:
     parts = [f"batch {recipe.batch}"] + ([f"T = {recipe.time}"] if uses_time(tree) else [])
     inputs = build(tree, recipe)
     for (path, spec), fill in zip(spaces.leaves(tree), recipe.fills, strict=True):
-        value = inputs
-        for key in path:
-            value = value[key]
         if not isinstance(spec, spaces.Constant):
-            parts.append(f"{spaces.dotted(path) or 'observation'}: {_describe_leaf(spec, fill, value)}")
+            told = _describe_leaf(spec, fill, spaces.at(inputs, path))
+            parts.append(f"{spaces.dotted(path) or 'observation'}: {told}")
     return "; ".join(parts)
 
 

@@ -19,7 +19,7 @@ from torch.nn.parameter import is_lazy
 from pytest_torchcompile import internals, isolation
 from pytest_torchcompile.outputs import named_values
 from pytest_torchcompile.results import UsageError, raised_text
-from pytest_torchcompile.state import TensorAttributes, copied, map_tensors
+from pytest_torchcompile.state import PlainAttributes, copied, map_tensors
 
 Factory = Callable[[], Any] | nn.Module
 """Makes the module when called without arguments; a module in its place is copied."""
@@ -170,8 +170,8 @@ def _make_equal(first: nn.Module, second: nn.Module) -> list[str]:
                 unequal.append(name)
     if theirs:
         raise KeyError(next(iter(theirs)))
-    mine, yours = TensorAttributes(first), TensorAttributes(second)
-    for place, value in mine.values.items():
+    mine, yours = PlainAttributes(first), PlainAttributes(second)
+    for place, value in mine.tensors().items():
         if place in yours.values and _differ(value, yours.values[place]):
             setattr(yours.owners[place[0]], place[1], map_tensors(copied, value))
             unequal.append(".".join(filter(None, place)))

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import itertools
 import shlex
+import unittest
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_torchcompile.plugin.options import MARKER, Declaration
+from pytest_torchcompile.plugin.options import MARKER, Declaration, merged, takes_value
 from pytest_torchcompile.plugin.progress import compiling
 from pytest_torchcompile.reports.failure import failure_text
 from pytest_torchcompile.reports.terminal import PROPERTY
-from pytest_torchcompile.results import CheckResult, UsageError, Verdict
+from pytest_torchcompile.results import CheckResult, CompileFailed, UsageError, Verdict
 
 if TYPE_CHECKING:
     from pytest_torchcompile.policy import Method
@@ -33,12 +35,14 @@ class Case:
         phase: ``rollout`` or ``update``.
         methods: all methods of the test.
         declaration: what the markers say.
+        markers: how many of them there were.
         error: the sentence for the user.
     """
 
     method: str | Callable[..., Any] = ""
     phase: str = ""
     declaration: Declaration | None = None
+    markers: int = 0
     error: str = ""
 
     @property
@@ -52,13 +56,14 @@ class Case:
 
 def cases_of(node: Any, config: pytest.Config) -> list[Case]:
     """The cases of a test that has the marker; a single one that holds the error of a wrong marker."""
+    markers = len(list(node.iter_markers(MARKER)))
     try:
         declaration = Declaration.of(node, config)
         methods = _as_list(declaration)
     except UsageError as error:
-        return [Case(error=str(error))]
+        return [Case(markers=markers, error=str(error))]
     return [
-        Case(method=method, phase=phase, declaration=declaration)
+        Case(method=method, phase=phase, declaration=declaration, markers=markers)
         for method in methods
         for phase in declaration.options.phases
     ]
@@ -98,16 +103,18 @@ def misuse(item: pytest.Item) -> str:
         return f"{where}: drop @given; the check draws its own examples from the declared specs"
     if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
         return f"{where}: the test is async; make it a plain function that returns the module"
-    if case is None and not isinstance(item, pytest.Function):
-        return f"{where}: only test functions and methods can be factories"
-    if case is None and getattr(item, "callspec", None) is None:
+    if case is not None and len(list(item.iter_markers(MARKER))) == case.markers:
+        return case.error
+    if getattr(item, "callspec", None) is not None:
+        return f"{where}: the marker came through pytest.param(marks=...); put it on the function itself"
+    if issubclass(getattr(item, "cls", None) or object, unittest.TestCase):
         return (
             f"{where}: a method of unittest.TestCase can't return the module; "
             f"move it to a plain class or a function"
         )
-    if case is None:
-        return f"{where}: the marker came through pytest.param(marks=...); put it on the function itself"
-    return case.error
+    if isinstance(item, pytest.Function):
+        return f"{where}: the marker was added after collection; put it on the function itself"
+    return f"{where}: only test functions and methods can be factories"
 
 
 def run(item: pytest.Function, case: Case) -> None:
@@ -123,6 +130,7 @@ def run(item: pytest.Function, case: Case) -> None:
         import torch
 
         from pytest_torchcompile.check import check_case
+        from pytest_torchcompile.isolation import deferred_warnings
         from pytest_torchcompile.policy import as_methods
 
         torch.compiler.reset()
@@ -136,7 +144,7 @@ def run(item: pytest.Function, case: Case) -> None:
 
     try:
         methods = as_methods(declaration.methods)
-        with compiling(item) as started:
+        with deferred_warnings() as emit_warnings, compiling(item) as progress:
             result = check_case(
                 factory,
                 _among(methods, case),
@@ -146,37 +154,75 @@ def run(item: pytest.Function, case: Case) -> None:
                 inputs=declaration.inputs,
                 options=declaration.options,
                 name=item.nodeid,
-                compiling=started,
+                progress=progress,
             )
     except UsageError as error:
-        pytest.fail(f"{declaration.source}: {error}", pytrace=False)
+        raise pytest.fail.Exception(f"{declaration.source}: {error}", pytrace=False) from None
     record(item, result)
-    conclude([result], strict=declaration.options.strict, nodeid=item.nodeid)
+    conclude([result], strict=declaration.options.strict, item=item)
+    # Last, because under -W error this raises.
+    emit_warnings()
 
 
 def _among(methods: tuple[Method, ...], case: Case) -> Method:
     return next(m for m in methods if case.method in (m.name, m.adapter))
 
 
+def forget(item: pytest.Item) -> None:
+    """Drop what an earlier run of this item recorded; plugins run items again."""
+    item.user_properties[:] = [p for p in item.user_properties if not str(p[0]).startswith(PROPERTY)]
+
+
 def record(item: pytest.Item, result: CheckResult) -> None:
     """Put a result on the item as plain data, where JUnit, xdist and the terminal find it."""
-    prefix = f"{PROPERTY}{result.case}."
-    item.user_properties[:] = [p for p in item.user_properties if not str(p[0]).startswith(prefix)]
-    item.user_properties.extend((prefix + name, value) for name, value in result.row().items())
+    taken = {str(name).removeprefix(PROPERTY).rpartition(".")[0] for name, _ in item.user_properties}
+    case = result.case
+    for number in itertools.count(2):
+        if case not in taken:
+            break
+        case = f"{result.case}#{number}"
+    item.user_properties.extend((f"{PROPERTY}{case}.{name}", value) for name, value in result.row().items())
 
 
-def conclude(results: list[CheckResult], *, strict: bool, nodeid: str) -> None:
+def conclude_compile_failure(item: pytest.Item, call: pytest.CallInfo[None], failure: CompileFailed) -> None:
+    """Make a `CompileFailed` that left a test or fixture a skip, or a plain failure if that is asked for."""
+    if failure.result is not None:
+        record(item, failure.result)
+    strict = failure.strict or merged(item.config, "", {}).strict
+    outcome = pytest.fail.Exception if strict else pytest.skip.Exception
+    raised = (
+        outcome(f"compile failed: {failure}", pytrace=False)
+        if strict
+        else outcome(f"compile failed: {failure}")
+    )
+    call.excinfo = pytest.ExceptionInfo.from_exception(raised.with_traceback(failure.__traceback__))
+
+
+def conclude(results: list[CheckResult], *, strict: bool, item: pytest.Item) -> None:
     """Return if all results passed.
 
     Raises:
         pytest.fail.Exception: with the texts of the failing ones.
         pytest.skip.Exception: if none fails but some could not be compiled.
     """
-    rerun = f"pytest --compile-check {shlex.quote(nodeid)}"
     skipped = [r for r in results if r.verdict is Verdict.COMPILE_FAILED and not strict]
     failed = [r for r in results if not r.verdict.passed and r not in skipped]
     if failed:
+        rerun = _rerun_command(item)
         pytest.fail("\n\n".join(failure_text(result, rerun) for result in failed), pytrace=False)
     if skipped:
         first = skipped[0]
         pytest.skip(f"compile failed: {first.case}: {first.reason}")
+
+
+def _rerun_command(item: pytest.Item) -> str:
+    """The command that runs this item alone with the compile options of this run."""
+    given = item.config.invocation_params.args
+    options: list[str] = []
+    for position, argument in enumerate(map(str, given)):
+        if argument.startswith(("--compile-", "--no-compile-")) and argument != "--compile-check":
+            options.append(argument)
+            following = str(given[position + 1]) if position + 1 < len(given) else "-"
+            if "=" not in argument and takes_value(argument) and not following.startswith("-"):
+                options.append(following)
+    return shlex.join(["pytest", "--compile-check", *options, item.nodeid])

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pytest_torchcompile.options import boolean
 from pytest_torchcompile.plugin.cases import conclude, record
 from pytest_torchcompile.plugin.options import project_layers
 from pytest_torchcompile.results import CheckResult
@@ -64,8 +65,8 @@ def compile_check(pytestconfig: pytest.Config) -> Callable[..., list[CheckResult
         item = pytestconfig.stash[CURRENT_ITEM]
         for result in results:
             record(item, result)
-        strict = arguments.get("strict", options.get("strict", False))
-        conclude(results, strict=strict, nodeid=item.nodeid)
+        strict = boolean(arguments.get("strict", options.get("strict", False)), "strict")
+        conclude(results, strict=strict, item=item)
         return results
 
     return check_with_options

@@ -34,6 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", options.MARKER_HELP)
     try:
+        options.enabled(config)
         options.merged(config, "", {})
     except UsageError as error:
         raise pytest.UsageError(str(error)) from None
@@ -65,33 +66,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    cases.forget(item)
+    item.config.stash[CURRENT_ITEM] = item
     if options.enabled(item.config) and item.get_closest_marker(options.MARKER) is not None:
         sentence = cases.misuse(item)
         if sentence:
             pytest.fail(sentence, pytrace=False)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_fixture_setup(request: pytest.FixtureRequest) -> Generator[None, Any, Any]:
-    try:
-        return (yield)
-    except CompileFailed as failure:
-        _skip_or_fail(request.config, failure)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
-    item.config.stash[CURRENT_ITEM] = item
-    try:
-        return (yield)
-    except CompileFailed as failure:
-        _skip_or_fail(item.config, failure)
-
-
-def _skip_or_fail(config: pytest.Config, failure: CompileFailed) -> None:
-    if options.merged(config, "", {}).strict:
-        pytest.fail(f"compile failed: {failure}", pytrace=False)
-    pytest.skip(f"compile failed: {failure}")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -103,10 +83,12 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     return True
 
 
-@pytest.hookimpl(wrapper=True)
+@pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    if call.excinfo is not None and isinstance(call.excinfo.value, CompileFailed):
+        cases.conclude_compile_failure(item, call, call.excinfo.value)
     report = yield
     # A skip raised in here would be reported at a line of ours; the test's is the one of interest.
     if report.skipped and isinstance(report.longrepr, tuple) and str(report.longrepr[0]).startswith(_HERE):

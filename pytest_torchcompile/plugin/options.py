@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import tomllib
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
-from pytest_torchcompile.options import OPTIONS, CheckOptions, unknown_name, validated
+from pytest_torchcompile.options import OPTIONS, CheckOptions, boolean, unknown_name, validated
 from pytest_torchcompile.results import UsageError
 
 MARKER = "compiled_equivalence"
@@ -28,13 +29,13 @@ def add_options(parser: pytest.Parser) -> None:
     group = parser.getgroup("compile-check", "compiled against eager (pytest-torchcompile)")
     group.addoption(
         "--compile-check",
-        action="store_true",
+        action=argparse.BooleanOptionalAction,
         default=None,
         help=f"run the tests marked {MARKER}; without it they are skipped",
     )
-    parser.addini("compile_check", "as --compile-check", type="bool", default=False)
+    parser.addini("compile_check", "as --compile-check", type="string", default=None)
     for name, field in OPTIONS.items():
-        parser.addini(f"compile_{name}", field.metadata["help"], type=_ini_type(field), default=None)
+        parser.addini(f"compile_{name}", field.metadata["help"], type="string", default=None)
         group.addoption(
             _flag(name), dest=f"compile_{name}", default=None, help=_help(field), **_action(field)
         )
@@ -48,19 +49,15 @@ def _is_boolean(field: dataclasses.Field[Any]) -> bool:
     return isinstance(field.default, bool)
 
 
+def takes_value(flag: str) -> bool:
+    """Whether a command line flag of ours is followed by its value."""
+    return any(flag == _flag(name) and not _is_boolean(field) for name, field in OPTIONS.items())
+
+
 def _action(field: dataclasses.Field[Any]) -> dict[str, Any]:
     if _is_boolean(field):
         return {"action": argparse.BooleanOptionalAction}
     return {"metavar": field.name.upper()}
-
-
-def _ini_type(field: dataclasses.Field[Any]) -> Any:
-    """The type with which pytest reads the setting, so that native TOML values are accepted too."""
-    if _is_boolean(field):
-        return "bool"
-    if isinstance(field.default, int):
-        return "int"
-    return "float" if isinstance(field.default, float) else "string"
 
 
 def _help(field: dataclasses.Field[Any]) -> str:
@@ -70,13 +67,21 @@ def _help(field: dataclasses.Field[Any]) -> str:
 
 
 def enabled(config: pytest.Config) -> bool:
-    """Whether marked tests are to be checked."""
+    """Whether marked tests are to be checked.
+
+    Raises:
+        UsageError: if the ini file's value is no boolean.
+    """
     flag = config.getoption("compile_check")
-    return bool(config.getini("compile_check") if flag is None else flag)
+    if flag is not None:
+        return bool(flag)
+    value = _ini_value(config, "compile_check")
+    return value is not None and boolean(value, f"compile_check in {_file(config)}")
 
 
 Layers = list[tuple[str, dict[str, Any]]]
 _LAYERS = pytest.StashKey[Layers]()
+_TABLE = pytest.StashKey[dict[str, Any]]()
 
 
 def project_layers(config: pytest.Config) -> Layers:
@@ -91,11 +96,11 @@ def project_layers(config: pytest.Config) -> Layers:
 
 
 def _read_layers(config: pytest.Config) -> Layers:
-    file = config.inipath.name if config.inipath else "the ini file"
+    file = _file(config)
     ini: dict[str, Any] = {}
     flags: dict[str, Any] = {}
     for name in OPTIONS:
-        setting = _ini_value(config, name, file)
+        setting = _ini_value(config, f"compile_{name}")
         if setting is not None:
             ini[name] = validated(name, setting, f"compile_{name} in {file}")
         flag = config.getoption(f"compile_{name}")
@@ -104,13 +109,30 @@ def _read_layers(config: pytest.Config) -> Layers:
     return [(file, ini), ("the command line", flags)]
 
 
-def _ini_value(config: pytest.Config, name: str, file: str) -> Any:
-    try:
-        return config.getini(f"compile_{name}")
-    except (TypeError, ValueError) as error:
-        raise UsageError(
-            f"compile_{name} in {file}: accepted: {OPTIONS[name].metadata['expected']} ({error})"
-        ) from None
+def _file(config: pytest.Config) -> str:
+    return config.inipath.name if config.inipath else "the ini file"
+
+
+def _ini_value(config: pytest.Config, name: str) -> Any:
+    """A setting as written; None if there is none.
+
+    A TOML file may hold numbers, booleans and lists, which pytest takes for some declared types only
+    and differently by table, so that they are read from the file.
+    """
+    overridden = any(str(o).startswith(f"{name}=") for o in config.getoption("override_ini") or ())
+    native = None if overridden else _toml_table(config).get(name)
+    return config.getini(name) if native is None or isinstance(native, str) else native
+
+
+def _toml_table(config: pytest.Config) -> dict[str, Any]:
+    """pytest's table of the project's TOML file; empty for other files."""
+    if config.inipath is None or config.inipath.suffix != ".toml":
+        return {}
+    if _TABLE not in config.stash:
+        whole = tomllib.loads(config.inipath.read_text(encoding="utf-8"))
+        table = whole.get("tool", whole).get("pytest", {})
+        config.stash[_TABLE] = table | table.get("ini_options", {})
+    return config.stash[_TABLE]
 
 
 def merged(config: pytest.Config, source: str, values: Mapping[str, Any]) -> CheckOptions:

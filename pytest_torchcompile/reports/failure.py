@@ -78,7 +78,8 @@ def _context_lines(result: CheckResult, rerun: str) -> list[str]:
     if result.example:
         lines.append(f"  example   {result.example}")
     lines.append(f"  examples  {result.examples} compared")
-    lines.append(f"  captured  {capture_line(result.capture)}")
+    if result.capture != Capture():
+        lines.append(f"  captured  {capture_line(result.capture)}")
     lines += [f"  break     {text}" for text in result.capture.breaks[:_MOST]]
     lines += [f"  note      {note}" for note in result.notes]
     if rerun:

@@ -15,6 +15,7 @@ from pytest_torchcompile.results import NOTE_SEPARATOR, Verdict
 PROPERTY = "compile_check."
 """What the names of our report properties begin with; ``method-phase.field`` follows."""
 
+_OUTCOMES = ("passed", "failed", "skipped", "error", "xfailed", "xpassed")
 _COLORS = {
     Verdict.EQUAL: {"green": True},
     Verdict.WITHIN_ROUNDING: {"green": True},
@@ -89,8 +90,9 @@ def rows_of(reports: Iterable[Any]) -> Iterator[Row]:
 
 def write_summary(reporter: Any) -> None:
     """Write the table, the notes and one line that can't be overlooked if nothing was checked."""
-    reports = [r for key in ("passed", "failed", "skipped") for r in reporter.stats.get(key, ())]
-    rows = sorted(rows_of(r for r in reports if r.when == "call"), key=lambda row: row.name)
+    reports = [r for key in _OUTCOMES for r in reporter.stats.get(key, ())]
+    # A report of the call repeats what the setup's says.
+    rows = sorted({(row.nodeid, row.case): row for row in rows_of(reports)}.values(), key=lambda r: r.name)
     if not rows:
         return
     reporter.write_sep("=", "compiled against eager")
@@ -128,6 +130,10 @@ def _write_count(reporter: Any, rows: list[Row]) -> None:
     counts = collections.Counter(row.verdict for row in rows)
     text = ", ".join(f"{counts[verdict]} {verdict.value}" for verdict in Verdict if counts[verdict])
     if counts[Verdict.COMPILE_FAILED] == len(rows):
-        reporter.write_line(f"NOTHING WAS CHECKED: {text} of {len(rows)} cases", red=True, bold=True)
+        reporter.write_line(
+            f"NOTHING WAS CHECKED: {text} of {len(rows)} case{'s' if len(rows) > 1 else ''}",
+            red=True,
+            bold=True,
+        )
     else:
-        reporter.write_line(f"{len(rows)} cases: {text}", bold=True)
+        reporter.write_line(f"{len(rows)} case{'s' if len(rows) > 1 else ''}: {text}", bold=True)
