@@ -31,22 +31,32 @@ _ISOLATED: dict[str, Any] = {"isolate_recompiles": True}
 
 
 def require_known(options: CheckOptions) -> None:
-    """Return if torch knows the backend and the mode.
+    """Return if torch knows the backend, the mode and inductor's options.
 
     Raises:
         UsageError: naming what it knows.
     """
     if isinstance(options.backend, str):
-        _require(options, "backend", options.backend, torch.compiler.list_backends(exclude_tags=()))
+        known = torch.compiler.list_backends(exclude_tags=())
+        _require(options, "backend", options.backend, known, ", ".join(known))
     if options.mode is not None:
-        _require(options, "mode", options.mode, internals.known_modes())
+        known = internals.known_modes()
+        _require(options, "mode", options.mode, known, ", ".join(known))
+    for name in options.options or ():
+        known = internals.known_inductor_options()
+        _require(options, "options", name, known, "what torch._inductor.list_options() lists")
 
 
-def _require(options: CheckOptions, name: str, value: str, known: list[str]) -> None:
-    if value not in known:
-        near = difflib.get_close_matches(value, known, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise UsageError(f"{options.said(name)} is unknown to torch{hint}; accepted: {', '.join(known)}")
+def _require(options: CheckOptions, option: str, value: str, known: list[str], accepted: str) -> None:
+    if value in known:
+        return
+    near = difflib.get_close_matches(value, known, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    source = options.source(option)
+    flags = {"the command line": f" of --compile-{option}"}
+    is_file = source.endswith((".toml", ".ini", ".cfg"))
+    origin = f" of compile_{option} in {source}" if is_file else flags.get(source, "")
+    raise UsageError(f"{option}={value!r}{origin} is unknown to torch{hint}; accepted: {accepted}")
 
 
 def compile_method(method: Method, model: nn.Module, options: CheckOptions) -> Callable[..., Any]:

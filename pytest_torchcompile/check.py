@@ -75,13 +75,25 @@ def check_equivalence(
         ['equal']
     """
     merged = CheckOptions.merge(("check_equivalence()", options))
+    return check_methods(factory, observation=observation, inputs=inputs, methods=methods, options=merged)
+
+
+def check_methods(
+    factory: Factory,
+    *,
+    observation: Any,
+    inputs: Mapping[str, Any] | None,
+    methods: Any,
+    options: CheckOptions,
+) -> list[CheckResult]:
+    """`check_equivalence` with options that have been merged."""
     named = as_methods(methods)
     return [
         check_case(
-            factory, method, phase, methods=named, observation=observation, inputs=inputs, options=merged
+            factory, method, phase, methods=named, observation=observation, inputs=inputs, options=options
         )
         for method in named
-        for phase in merged.phases
+        for phase in options.phases
     ]
 
 

@@ -40,6 +40,7 @@ __all__ = [
     "is_compiled",
     "is_compilers_code",
     "is_configuration_error",
+    "known_inductor_options",
     "known_modes",
     "module_of",
     "quiet_trace_log",
@@ -285,6 +286,13 @@ def known_modes() -> list[str]:
     from torch._inductor import list_mode_options
 
     return sorted(list_mode_options())
+
+
+def known_inductor_options() -> list[str]:
+    """The options that torch.compile accepts with inductor; dashes may stand for underscores."""
+    from torch._inductor import list_options
+
+    return [spelled for name in list_options() for spelled in (name, name.replace("_", "-"))]
 
 
 def decomposition(operator: Any) -> Callable[..., Any] | None:

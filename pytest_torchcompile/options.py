@@ -226,13 +226,16 @@ class CheckOptions:
         result._reject_contradictions()
         return result
 
-    def said(self, name: str) -> str:
-        """An option with its value and where that came from: ``backend='eager' (the command line)``."""
-        value = self.backend_name if name == "backend" else getattr(self, name)
-        return f"{name}={value!r} ({getattr(self, '_sources', {}).get(name, 'default')})"
+    def source(self, name: str) -> str:
+        """Where the value of an option came from."""
+        sources: dict[str, str] = getattr(self, "_sources", {})
+        return sources.get(name, "default")
 
     def _reject_contradictions(self) -> None:
-        said = self.said
+        def said(name: str) -> str:
+            value = self.backend_name if name == "backend" else getattr(self, name)
+            return f"{name}={value!r} ({self.source(name)})"
+
         if self.mode is not None and self.options is not None:
             raise UsageError(
                 f"{said('mode')} and {said('options')} contradict each other: torch.compile takes one of "

@@ -57,7 +57,7 @@ class Pair:
         inner = internals.uncompiled(self.twins.eager)
         tree = input_tree(observation, inputs, inner)
         bindings = {each.name: bind(each, self.twins.eager, tree) for each in methods}
-        require_all_taken(bindings.values(), tree)
+        require_all_taken(bindings, tree)
         self.binding = bindings[method.name]
         self.tree = self.binding.tree
         self.recorder = Recorder(self.twins.compiled, progress)

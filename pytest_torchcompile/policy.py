@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -201,19 +201,21 @@ def _selected(
     return Binding(tree=taken, positional=tuple(positional), named=tuple(named), accepts=accepts)
 
 
-def require_all_taken(bindings: Iterable[Binding], tree: Mapping[str, Any]) -> None:
+def require_all_taken(bindings: Mapping[str, Binding], tree: Mapping[str, Any]) -> None:
     """Return if each declared input goes to some method.
 
+    Args:
+        bindings: by method name.
+        tree: the declared inputs.
+
     Raises:
-        UsageError: naming the input that none takes.
+        UsageError: naming the input that none takes, and what they take.
     """
-    bindings = list(bindings)
-    taken = {name for binding in bindings for name in binding.tree}
-    accepted = sorted({name for binding in bindings for name in binding.accepts})
+    taken = {name for binding in bindings.values() for name in binding.tree}
+    accepted = {name for binding in bindings.values() for name in binding.accepts}
+    methods = ", ".join(f"{name}({', '.join(each.accepts)})" for name, each in bindings.items())
     for name in tree:
         if name not in taken:
             near = difflib.get_close_matches(name, accepted, n=1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise UsageError(
-                f"no method takes the input {name!r}{hint}; accepted: {', '.join(accepted) or 'none'}"
-            )
+            raise UsageError(f"no method takes the input {name!r}{hint}; the methods are {methods}")

@@ -27,7 +27,7 @@ def require_drawable(tree: Any) -> None:
             if not isinstance(mask, (spaces.LegalMask, spaces.Constant)):
                 raise UsageError(
                     f"{spec!r}: {mask!r} may leave a row without a legal action; declare the mask as "
-                    f"LegalMask(n)"
+                    f"LegalMask({math.prod(shape_of(mask, 1, 1))})"
                 )
         else:
             try:

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from pytest_torchcompile.options import boolean
 from pytest_torchcompile.plugin.cases import conclude, record
-from pytest_torchcompile.plugin.options import project_layers
+from pytest_torchcompile.plugin.options import merged, project_layers, project_methods
 from pytest_torchcompile.results import CheckResult
 
 CURRENT_ITEM = pytest.StashKey[pytest.Item]()
@@ -56,17 +55,29 @@ def assert_equivalent(pytestconfig: pytest.Config) -> Callable[..., None]:
 @pytest.fixture(scope="session")
 def compile_check(pytestconfig: pytest.Config) -> Callable[..., list[CheckResult]]:
     """`pytest_torchcompile.check_equivalence` with the project's options; fails or skips the test."""
-    import pytest_torchcompile
+    from pytest_torchcompile.check import check_methods
 
-    def check_with_options(factory: Any, **arguments: Any) -> list[CheckResult]:
+    def check_with_options(
+        factory: Any,
+        *,
+        observation: Any = None,
+        inputs: Any = None,
+        methods: Any = None,
+        **arguments: Any,
+    ) -> list[CheckResult]:
         __tracebackhide__ = True
-        options = _project_options(pytestconfig)
-        results = pytest_torchcompile.check_equivalence(factory, **{**options, **arguments})
+        options = merged(pytestconfig, "compile_check()", arguments)
+        results = check_methods(
+            factory,
+            observation=observation,
+            inputs=inputs,
+            methods=methods or project_methods(pytestconfig),
+            options=options,
+        )
         item = pytestconfig.stash[CURRENT_ITEM]
         for result in results:
             record(item, result)
-        strict = boolean(arguments.get("strict", options.get("strict", False)), "strict")
-        conclude(results, strict=strict, item=item)
+        conclude(results, strict=options.strict, item=item)
         return results
 
     return check_with_options

@@ -33,6 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", options.MARKER_HELP)
+    config.pluginmanager.register(_CompileFailures(), "torchcompile-failures")
     try:
         options.enabled(config)
         options.merged(config, "", {})
@@ -83,12 +84,22 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     return True
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
+class _CompileFailures:
+    """Makes a `CompileFailed` that left a test or fixture a skip.
+
+    A plugin of its own, because this can't be in the wrapper below: pytest's unittest plugin puts the
+    exception of a TestCase into `call` only after wrappers have begun.
+    """
+
+    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+        if call.excinfo is not None and isinstance(call.excinfo.value, CompileFailed):
+            cases.conclude_compile_failure(item, call, call.excinfo.value)
+
+
+@pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    if call.excinfo is not None and isinstance(call.excinfo.value, CompileFailed):
-        cases.conclude_compile_failure(item, call, call.excinfo.value)
     report = yield
     # A skip raised in here would be reported at a line of ours; the test's is the one of interest.
     if report.skipped and isinstance(report.longrepr, tuple) and str(report.longrepr[0]).startswith(_HERE):

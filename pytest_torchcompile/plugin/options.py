@@ -34,6 +34,11 @@ def add_options(parser: pytest.Parser) -> None:
         help=f"run the tests marked {MARKER}; without it they are skipped",
     )
     parser.addini("compile_check", "as --compile-check", type="string", default=None)
+    methods = "the methods to check where no marker says it, separated by commas (default: forward)"
+    parser.addini("compile_methods", methods, type="string", default=None)
+    group.addoption(
+        "--compile-methods", dest="compile_methods", default=None, metavar="METHODS", help=methods
+    )
     for name, field in OPTIONS.items():
         parser.addini(f"compile_{name}", field.metadata["help"], type="string", default=None)
         group.addoption(
@@ -51,7 +56,8 @@ def _is_boolean(field: dataclasses.Field[Any]) -> bool:
 
 def takes_value(flag: str) -> bool:
     """Whether a command line flag of ours is followed by its value."""
-    return any(flag == _flag(name) and not _is_boolean(field) for name, field in OPTIONS.items())
+    valued = (_flag(name) for name, field in OPTIONS.items() if not _is_boolean(field))
+    return flag in (*valued, "--compile-methods")
 
 
 def _action(field: dataclasses.Field[Any]) -> dict[str, Any]:
@@ -135,6 +141,12 @@ def _toml_table(config: pytest.Config) -> dict[str, Any]:
     return config.stash[_TABLE]
 
 
+def project_methods(config: pytest.Config) -> Any:
+    """The methods to check where the test names none: command line, ini, ``forward``."""
+    given = config.getoption("compile_methods") or _ini_value(config, "compile_methods") or "forward"
+    return given.replace(",", " ").split() if isinstance(given, str) else given
+
+
 def merged(config: pytest.Config, source: str, values: Mapping[str, Any]) -> CheckOptions:
     """All layers with `values`, from `source`, on top.
 
@@ -186,6 +198,6 @@ class Declaration:
             source=source,
             observation=values.get("observation"),
             inputs=values.get("inputs"),
-            methods=values.get("methods", "forward"),
+            methods=values.get("methods") or project_methods(config),
             options=merged(config, source, options),
         )

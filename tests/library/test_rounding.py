@@ -14,9 +14,10 @@ from torch.nn import functional as F
 
 from pytest_torchcompile import Box, CheckResult, Verdict
 from pytest_torchcompile.calls import Outcome, Side
-from pytest_torchcompile.rounding import Floor, float64_reference, rounding_floor, widened
+from pytest_torchcompile.measure import MULTIPLE, Tolerance
+from pytest_torchcompile.rounding import Floor, float64_reference, rounding_floors, widened
 from pytest_torchcompile.state import copied, map_tensors
-from pytest_torchcompile.tolerance import MULTIPLE, Tolerance, judge
+from pytest_torchcompile.tolerance import judge
 
 EPS = torch.finfo(torch.float32).eps
 
@@ -35,7 +36,8 @@ class Eager:
         return self.side.call((x,), {}, phase=self._phase, seed=3, under=under)
 
     def floor(self, **changes: float) -> Floor:
-        return rounding_floor(self.call(), self.call, **changes)
+        *_, floor = rounding_floors(self.call(), self.call, **changes)
+        return floor
 
     def in_float64(self) -> Outcome | None:
         return float64_reference(self.side, self.call)

@@ -199,7 +199,7 @@ def test_the_rerun_command_of_a_parametrized_item_is_quoted(project):
     for text in failures(result).values():
         command = shlex.split(re.search(r"\n  rerun     (.*)", text)[1])
         assert command[:2] == ["pytest", "--compile-check"]
-        items.add(command[2])
+        items.add(command[-1])
     assert items == {
         "test_policy.py::test_agent[it's-forward-rollout]",
         "test_policy.py::test_agent[a b-forward-rollout]",

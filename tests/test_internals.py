@@ -1,0 +1,679 @@
+"""Contracts with torch and Hypothesis: each private name that we use still means what we take it for.
+
+A new release that moves a name, or keeps it and means something else, fails here first, and here it is
+plain which function of ``internals.py`` or ``search.py`` has to be mended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import hypothesis
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from pytest_torchcompile import internals
+
+
+with warnings.catch_warnings():
+    # Whoever is first to import it is told that torch uses something it has deprecated.
+    warnings.simplefilter("ignore")
+    import torch._inductor.compile_fx
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler() -> Iterator[None]:
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+class Policy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)
+
+
+def test_every_function_of_the_module_has_a_contract_here() -> None:
+    """So that a new private name does not slip in untested."""
+    with open(__file__, encoding="utf-8") as file:
+        text = file.read()
+    missing = [name for name in internals.__all__ if f"internals.{name}" not in text]
+    assert missing == []
+
+
+def test_private_names_of_torch_stand_in_that_module_only() -> None:
+    """Apart from strings and comments; `_modules`, `_buffers` and `_version` are nn.Module's and Tensor's."""
+    root = os.path.dirname(internals.__file__)
+    private = re.compile(r"\btorch\._[a-z]|from torch\._|import torch\._|\._dynamo\b|\._inductor\b")
+    found = []
+    for folder, _, files in os.walk(root):
+        for name in files:
+            path = os.path.join(folder, name)
+            if name.endswith(".py") and os.path.basename(path) != "internals.py":
+                with open(path, encoding="utf-8") as file:
+                    code = [line.partition("#")[0] for line in file if '"' not in line and "``" not in line]
+                found += [f"{name}: {line.strip()}" for line in code if private.search(line)]
+    assert found == []
+
+
+# --- compiles -------------------------------------------------------------------------------------
+
+
+class Log:
+    """What `compile_events` tells."""
+
+    def __init__(self) -> None:
+        self.started = 0
+        self.events: list[internals.CompileEvent] = []
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        with internals.compile_events(self._start, self.events.append):
+            yield
+
+    def _start(self) -> None:
+        self.started += 1
+
+
+def test_a_compile_starts_and_ends() -> None:
+    log = Log()
+    compiled = torch.compile(Policy(), backend="eager")
+    with log.listening():
+        compiled(torch.ones(3, 8))
+        compiled(torch.ones(3, 8))
+    assert log.started == len(log.events) == 1
+    assert log.events[0].error is None
+    assert not log.events[0].backward
+    assert re.fullmatch(r"\d+/0", log.events[0].compile_id)
+
+
+def test_a_recompile_is_a_second_event_of_the_same_frame() -> None:
+    log = Log()
+    compiled = torch.compile(Policy(), backend="eager", dynamic=False)
+    with log.listening():
+        compiled(torch.ones(3, 8))
+        compiled(torch.ones(4, 8))
+    first, second = log.events
+    assert first.frame == second.frame
+    assert first.compile_id != second.compile_id
+
+
+def test_two_functions_are_two_frames() -> None:
+    log = Log()
+    with log.listening():
+        torch.compile(lambda x: x + 1, backend="eager")(torch.ones(3))
+        torch.compile(lambda x: x + 2, backend="eager")(torch.ones(3))
+    assert log.events[0].frame != log.events[1].frame
+
+
+def test_a_lazy_backward_is_an_event_of_its_own() -> None:
+    log = Log()
+    compiled = torch.compile(Policy(), backend="aot_eager")
+    with log.listening():
+        loss = compiled(torch.ones(3, 8)).sum()
+        forward = len(log.events)
+        loss.backward()
+    assert forward == 1
+    assert [event.backward for event in log.events] in ([False], [False, True])
+
+
+def test_a_lazy_backward_of_inductor_is_told_as_one() -> None:
+    log = Log()
+    compiled = torch.compile(Policy())
+    with log.listening(), torch._functorch.config.patch(force_non_lazy_backward_lowering=False):
+        compiled(torch.ones(3, 8)).sum().backward()
+    assert log.events[0].backward is False
+    assert all(event.error is None for event in log.events)
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), AssertionError()])
+def test_the_exception_that_leaves_the_compiler_is_known_at_the_end(error: Exception) -> None:
+    def gives_up(graph: Any, inputs: Any) -> Any:
+        raise error
+
+    log = Log()
+    compiled = torch.compile(Policy(), backend=gives_up)
+    with log.listening(), pytest.raises(Exception, match=".") as caught:
+        compiled(torch.ones(3, 8))
+    assert log.events[-1].error is not None
+    assert internals.inner_error(log.events[-1].error) is error
+    assert internals.inner_error(caught.value) is error
+
+
+def test_an_exception_of_a_backward_compile_is_known() -> None:
+    from functorch.compile import make_boxed_func
+    from torch._dynamo.backends.common import aot_autograd
+
+    def right(graph: Any, inputs: Any) -> Any:
+        return make_boxed_func(graph.forward)
+
+    def gives_up(graph: Any, inputs: Any) -> Any:
+        raise ValueError("no backward")
+
+    log = Log()
+    compiled = torch.compile(Policy(), backend=aot_autograd(fw_compiler=right, bw_compiler=gives_up))
+    with log.listening(), pytest.raises(Exception, match="no backward"):
+        compiled(torch.ones(3, 8)).sum().backward()
+    errors = [event.error for event in log.events if event.error is not None]
+    assert "no backward" in str(errors[-1])
+
+
+def test_nobody_listens_after_the_body() -> None:
+    log = Log()
+    with log.listening():
+        pass
+    torch.compile(Policy(), backend="eager")(torch.ones(3, 8))
+    assert log.started == 0
+
+
+def test_a_reset_in_the_body_is_no_error() -> None:
+    with Log().listening():
+        torch.compiler.reset()
+
+
+# --- graphs ---------------------------------------------------------------------------------------
+
+
+class Runs:
+    """What `graphs_run` tells."""
+
+    def __init__(self) -> None:
+        self.graphs: list[int] = []
+        self.values: list[list[Any]] = []
+
+    def __call__(self, graph: int, values: Iterable[Any]) -> None:
+        self.graphs.append(graph)
+        self.values.append(list(values))
+
+    def took(self, tensor: torch.Tensor) -> bool:
+        return any(value is tensor for values in self.values for value in values)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+def test_a_graph_that_runs_is_told_with_the_modules_own_parameters(backend: str) -> None:
+    runs, model = Runs(), Policy()
+    compiled = torch.compile(model, backend=backend)
+    with internals.graphs_run(runs):
+        compiled(torch.ones(3, 8))
+        compiled(torch.ones(3, 8))
+    assert len(runs.graphs) == 2
+    assert len(set(runs.graphs)) == 1
+    assert runs.took(model.layer.weight), "the very object, not a copy"
+    assert runs.took(model.layer.bias)
+    assert not runs.took(Policy().layer.weight)
+
+
+def test_parameters_inside_the_graph_are_told_too() -> None:
+    """A graph module that dynamo is handed keeps its own."""
+    runs, model = Runs(), Policy()
+    graph = torch.fx.symbolic_trace(model)
+    with internals.graphs_run(runs):
+        torch.compile(graph, backend="eager")(torch.ones(3, 8))
+    assert runs.took(model.layer.weight)
+
+
+def test_a_second_module_of_the_class_runs_the_same_graph_with_its_own_parameters() -> None:
+    first, second = Runs(), Runs()
+    one, other = Policy(), Policy()
+    with internals.graphs_run(first):
+        torch.compile(one, backend="eager")(torch.ones(3, 8))
+    with internals.graphs_run(second):
+        torch.compile(other, backend="eager")(torch.ones(3, 8))
+    assert set(second.graphs) == set(first.graphs)
+    assert second.took(other.layer.weight)
+    assert not second.took(one.layer.weight)
+
+
+def test_eager_runs_no_graph() -> None:
+    runs = Runs()
+    with internals.graphs_run(runs), torch.compiler.set_stance("force_eager"):
+        torch.compile(Policy(), backend="eager")(torch.ones(3, 8))
+    assert runs.graphs == []
+
+
+def test_the_backend_is_the_users_and_gets_its_options() -> None:
+    seen: list[dict[str, Any]] = []
+
+    def backend(graph: Any, inputs: Any, **options: Any) -> Any:
+        seen.append(options)
+        return graph
+
+    with internals.graphs_run(Runs()):
+        torch.compile(Policy(), backend=backend, options={"a": 1})(torch.ones(3, 8))
+    assert seen == [{"options": {"a": 1}}]
+
+
+def test_dynamo_is_as_before_after_the_body() -> None:
+    from torch._dynamo.output_graph import OutputGraph
+
+    before = OutputGraph.call_user_compiler
+    with contextlib.suppress(KeyError), internals.graphs_run(Runs()):
+        assert OutputGraph.call_user_compiler is not before
+        raise KeyError
+    assert OutputGraph.call_user_compiler is before
+
+
+# --- what happened --------------------------------------------------------------------------------
+
+
+def test_graph_breaks_are_counted_and_told_with_their_place() -> None:
+    def broken(x: torch.Tensor) -> torch.Tensor:
+        x = x + 1
+        torch._dynamo.graph_break()
+        return x * 2
+
+    def branching(x: torch.Tensor) -> torch.Tensor:
+        return x + 1 if x.sum() > 0 else x - 1
+
+    assert internals.graph_break_count() == 0
+    torch.compile(broken, backend="eager")(torch.ones(3))
+    assert internals.graph_break_count() == 1
+    torch.compile(branching, backend="eager")(torch.ones(3))
+    assert internals.graph_break_count() == 2
+    first, second = internals.graph_breaks(0)
+    assert internals.graph_breaks(1) == [second]
+    for text in (first, second):
+        assert re.search(r"test_internals\.py:\d+", text)
+    assert "graph_break" in first
+    assert "generic_jump" in second
+
+
+def test_a_reset_forgets_the_graph_breaks() -> None:
+    torch.compile(lambda x: print(end="") or x + 1, backend="eager")(torch.ones(3))
+    torch.compiler.reset()
+    assert internals.graph_break_count() == 0
+
+
+def test_the_reason_of_a_recompile_is_known_by_its_compile_id() -> None:
+    log = Log()
+    compiled = torch.compile(Policy(), backend="eager", dynamic=False)
+    with log.listening():
+        compiled(torch.ones(3, 8))
+        compiled(torch.ones(4, 8))
+    reasons = internals.recompile_reasons()
+    assert "size mismatch" in reasons[log.events[1].compile_id]
+    assert log.events[0].compile_id not in reasons
+
+
+def test_the_recompile_limit_is_torchs_own() -> None:
+    limit = internals.recompile_limit()
+    assert limit == torch.compiler.config.recompile_limit
+    with torch._dynamo.config.patch(recompile_limit=3):
+        assert internals.recompile_limit() == 3
+
+
+def _graphs_of_sizes(count: int) -> int:
+    """How many graphs `count` sizes make under static shapes."""
+    graphs = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(Policy(), backend=backend, dynamic=False)
+    for size in range(count):
+        compiled(torch.ones(2 + size, 8))
+    return len(graphs)
+
+
+def test_dynamo_gives_up_after_the_limit_and_not_when_it_is_raised() -> None:
+    with torch._dynamo.config.patch(recompile_limit=3):
+        assert _graphs_of_sizes(12) == 3, "eager in silence: what makes the check raise the limit"
+        torch.compiler.reset()
+        with internals.raised_recompile_limit():
+            assert _graphs_of_sizes(12) == 12
+        assert internals.recompile_limit() == 3
+
+
+# --- settings -------------------------------------------------------------------------------------
+
+
+def test_inductor_draws_eagers_numbers_when_it_is_told_to() -> None:
+    def noise(x: torch.Tensor) -> torch.Tensor:
+        return x + torch.rand_like(x)
+
+    def seeded(function: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        torch.manual_seed(0)
+        return function(torch.zeros(64))
+
+    compiled = torch.compile(noise)
+    assert not torch.equal(seeded(compiled), seeded(noise)), "else there would be nothing to tell it"
+    torch.compiler.reset()
+    with internals.eager_random_numbers():
+        assert torch.equal(seeded(torch.compile(noise)), seeded(noise))
+
+
+def test_argument_validation_can_be_read_and_switched() -> None:
+    before = internals.argument_validation()
+    try:
+        internals.set_argument_validation(True)
+        assert internals.argument_validation() is True
+        with pytest.raises(ValueError, match="scale"):
+            torch.distributions.Normal(torch.zeros(1), -torch.ones(1))
+        internals.set_argument_validation(False)
+        assert internals.argument_validation() is False
+        torch.distributions.Normal(torch.zeros(1), -torch.ones(1))
+    finally:
+        internals.set_argument_validation(before)
+
+
+@pytest.mark.parametrize(
+    ("patch", "words"),
+    [
+        (lambda: torch._dynamo.config.patch(disable=True), "dynamo is disabled"),
+        (lambda: torch.compiler.set_stance("force_eager"), "force_eager"),
+        (lambda: torch._dynamo.config.patch(suppress_errors=True), "suppress_errors"),
+        (contextlib.nullcontext, ""),
+    ],
+)
+def test_why_nothing_compiles(patch: Callable[[], Any], words: str) -> None:
+    with patch():
+        why = internals.why_disabled()
+    assert words in why
+    assert bool(why) is bool(words)
+
+
+def test_why_nothing_compiles_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
+    assert "TORCHDYNAMO_DISABLE" in internals.why_disabled()
+
+
+def test_the_modes_of_inductor() -> None:
+    modes = internals.known_modes()
+    assert {"default", "reduce-overhead", "max-autotune"} <= set(modes)
+    for mode in modes:
+        torch.compile(Policy(), mode=mode)
+
+
+def test_the_options_of_inductor() -> None:
+    options = internals.known_inductor_options()
+    assert {"max_autotune", "max-autotune", "cpp.simdlen", "fallback_random"} <= set(options)
+    torch.compile(Policy(), options={"max-autotune": False, "cpp.simdlen": 1})
+    with pytest.raises(RuntimeError, match="no_such_option"):
+        torch.compile(Policy(), options={"no_such_option": 1})
+
+
+# --- compiled objects -----------------------------------------------------------------------------
+
+
+def compiled_in_place() -> nn.Module:
+    model = Policy()
+    model.compile(backend="eager")
+    return model
+
+
+def test_what_has_been_compiled_is_known_as_such() -> None:
+    model = Policy()
+    assert not internals.is_compiled(model)
+    assert not internals.is_compiled(model.forward)
+    assert not internals.is_compiled(torch.relu)
+    assert not internals.is_compiled(3)
+    assert internals.is_compiled(torch.compile(model, backend="eager"))
+    assert internals.is_compiled(compiled_in_place())
+    assert internals.is_compiled(torch.compile(model.forward, backend="eager"))
+    assert internals.is_compiled(torch.compile(torch.relu, backend="eager"))
+
+
+def test_the_module_inside_a_compiled_one() -> None:
+    model = Policy()
+    assert internals.uncompiled(torch.compile(model, backend="eager")) is model
+    assert internals.uncompiled(model) is model
+
+
+def test_the_module_that_a_method_belongs_to() -> None:
+    model = Policy()
+    assert internals.module_of(model) is model
+    assert internals.module_of(model.forward) is model
+    assert internals.module_of(torch.compile(model, backend="eager")) is model
+    assert internals.module_of(torch.compile(model.forward, backend="eager")) is model
+    assert internals.module_of(torch.relu) is None
+    assert internals.module_of(torch.compile(torch.relu, backend="eager")) is None
+
+
+# --- exceptions -----------------------------------------------------------------------------------
+
+
+def test_the_place_where_dynamo_gave_up() -> None:
+    def branching(x: torch.Tensor) -> torch.Tensor:
+        return x + 1 if x.sum() > 0 else x - 1
+
+    with pytest.raises(Exception, match=".") as caught:
+        torch.compile(branching, backend="eager", fullgraph=True)(torch.ones(3))
+    place = internals.compiler_stack(caught.value)
+    assert place is not None
+    assert place[0] == __file__
+    assert place[1] == branching.__code__.co_firstlineno + 1
+    assert internals.compiler_stack(ValueError()) is None
+
+
+def test_an_exception_of_the_users_is_its_own_inner_one() -> None:
+    error = ValueError("no")
+    assert internals.inner_error(error) is error
+
+
+def test_an_unknown_backend_is_a_configuration_error() -> None:
+    with pytest.raises(Exception, match="inductr") as caught:
+        torch.compile(Policy(), backend="inductr")(torch.ones(3, 8))
+    assert internals.is_configuration_error(caught.value)
+    assert not internals.is_configuration_error(ValueError())
+
+
+def test_code_of_the_compiler_is_told_from_the_users() -> None:
+    from torch._inductor.codecache import PyCodeCache
+
+    generated = PyCodeCache.load("x = 1").__file__
+    assert generated is not None
+    assert internals.is_compilers_code(generated)
+    assert internals.is_compilers_code(torch._dynamo.eval_frame.__file__)
+    assert internals.is_compilers_code(torch._inductor.graph.__file__)
+    assert internals.is_compilers_code(torch._functorch.aot_autograd.__file__)
+    assert not internals.is_compilers_code(__file__)
+    assert not internals.is_compilers_code(torch.nn.functional.__file__)
+
+
+# --- operators ------------------------------------------------------------------------------------
+
+
+class Operators(internals.DispatchMode):
+    """Notes the operators that run in its body."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Any] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.seen.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+def operators(function: Callable[[], Any]) -> list[Any]:
+    with Operators() as mode:
+        function()
+    return mode.seen
+
+
+def test_a_dispatch_mode_sees_operators_below_autograd() -> None:
+    model = Policy()
+    seen = operators(lambda: model(torch.ones(3, 8)).sum().backward())
+    names = [operator.name() for operator in seen]
+    assert "aten::addmm" in names
+    assert any("sum" in name for name in names)
+    assert any(name in ("aten::mm", "aten::expand", "aten::t") for name in names[names.index("aten::addmm") + 1 :])
+
+
+def test_what_an_operator_takes_are_the_parameters_themselves() -> None:
+    model = Policy()
+
+    class Taken(Operators):
+        found = False
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            Taken.found = Taken.found or any(arg is model.layer.bias for arg in args)
+            return func(*args, **(kwargs or {}))
+
+    with Taken():
+        model(torch.ones(3, 8))
+    assert Taken.found
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: torch.softmax(x, -1),
+        lambda x: torch.log_softmax(x, -1),
+        lambda x: nn.functional.layer_norm(x, (8,)),
+        lambda x: nn.functional.group_norm(x, 2),
+        lambda x: nn.functional.batch_norm(x, None, None, training=True),
+        lambda x: torch.logsumexp(x, -1),
+    ],
+    ids=["softmax", "log_softmax", "layer_norm", "group_norm", "batch_norm", "logsumexp"],
+)
+def test_fused_operators_come_apart(function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """In the smaller operators they compute the same; forward and backward."""
+    x = torch.randn(4, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    apart: list[str] = []
+
+    class Apart(Operators):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            smaller = internals.decomposition(func)
+            if smaller is not None:
+                apart.append(func.name())
+                return smaller(*args, **(kwargs or {}))
+            return func(*args, **(kwargs or {}))
+
+    def both() -> tuple[torch.Tensor, torch.Tensor]:
+        y = function(x)
+        (gradient,) = torch.autograd.grad((y * y).sum(), x)
+        return y.detach(), gradient
+
+    whole = both()
+    with Apart():
+        pieces = both()
+    torch.testing.assert_close(pieces, whole, atol=1e-5, rtol=1e-5)
+    fused = [operator for operator in operators(both) if "norm" in operator.name() or "softmax" in operator.name()]
+    assert apart or not fused
+
+
+def test_other_operators_stay_whole() -> None:
+    assert internals.decomposition(torch.ops.aten.addmm.default) is None
+    assert internals.decomposition(torch.ops.aten.tanh.default) is None
+    assert internals.decomposition(torch.ops.aten._softmax.default) is not None
+
+
+def test_arguments_that_an_operator_writes_to_or_returns_views_of() -> None:
+    aten = torch.ops.aten
+    assert internals.aliased_arguments(aten.add.Tensor) == (frozenset(), frozenset())
+    assert internals.aliased_arguments(aten.add_.Tensor) == (frozenset({0}), frozenset({"self"}))
+    assert internals.aliased_arguments(aten.view.default) == (frozenset({0}), frozenset({"self"}))
+    assert internals.aliased_arguments(aten.add.out)[1] == frozenset({"out"})
+
+
+@pytest.mark.parametrize(
+    ("function", "draws"),
+    [
+        (lambda: torch.rand(3), True),
+        (lambda: torch.randn_like(torch.ones(3)), True),
+        (lambda: torch.empty(3).exponential_(), True),
+        (lambda: torch.bernoulli(torch.full((3,), 0.5)), True),
+        (lambda: torch.multinomial(torch.ones(3), 1), True),
+        (lambda: torch.randperm(3), True),
+        (lambda: nn.functional.dropout(torch.ones(3), 0.5, True), True),
+        (lambda: torch.ones(3) + 1, False),
+        (lambda: torch.zeros(3).normal_(), True),
+    ],
+    ids=["rand", "randn_like", "exponential_", "bernoulli", "multinomial", "randperm", "dropout", "add", "normal_"],
+)
+def test_operators_that_draw(function: Callable[[], Any], draws: bool) -> None:
+    assert any(internals.draws_random_numbers(operator) for operator in operators(function)) is draws
+
+
+# --- the trace log --------------------------------------------------------------------------------
+
+
+def test_pytests_handler_is_kept_from_torchs_trace() -> None:
+    from _pytest.logging import LogCaptureHandler
+
+    trace = logging.getLogger("torch.__trace")
+    handler, other = LogCaptureHandler(), logging.NullHandler()
+    before = list(trace.handlers)
+    trace.addHandler(handler)
+    trace.addHandler(other)
+    try:
+        with internals.quiet_trace_log():
+            assert handler not in trace.handlers
+            assert other in trace.handlers
+            torch.compile(Policy(), backend="eager")(torch.ones(3, 8))
+        assert handler in trace.handlers
+        assert handler.records == []
+    finally:
+        trace.handlers[:] = before
+
+
+def test_torch_still_calls_its_trace_log_that() -> None:
+    """Else nothing would be kept quiet, and nobody would notice but for the noise."""
+    import torch._logging._internal as internal
+
+    assert internal.trace_log.name == "torch.__trace"
+
+
+# --- Hypothesis -----------------------------------------------------------------------------------
+
+
+def _drawn(digest: bytes | None, *, database: Any = None, fails_from: int = 10**9) -> list[int]:
+    found: list[int] = []
+
+    def example(number: int) -> None:
+        found.append(number)
+        assert number < fails_from
+
+    options = {"derandomize": True} if database is None else {"database": database}
+    test = settings(max_examples=30, deadline=None, **options)(given(st.integers(0, 10**6))(example))
+    if digest is not None:
+        test.hypothesis.inner_test._hypothesis_internal_add_digest = digest
+    with contextlib.suppress(AssertionError):
+        test()
+    return found
+
+
+def test_the_digest_tells_cases_apart() -> None:
+    """Without it all items would draw the same and share one entry of the database."""
+    assert _drawn(b"one case") == _drawn(b"one case")
+    assert _drawn(b"one case") != _drawn(b"another")
+    assert _drawn(None) == _drawn(None)
+
+
+def test_the_digest_keys_the_database() -> None:
+    database = hypothesis.database.InMemoryExampleDatabase()
+    smallest = _drawn(b"one case", database=database, fails_from=1000)[-1]
+    assert smallest == 1000
+    assert _drawn(b"one case", database=database, fails_from=1000)[0] == 1000
+    assert _drawn(b"another", database=database, fails_from=1000)[0] != 1000
+
+
+def test_the_settings_without_a_profile_say_100_examples() -> None:
+    """By which `search` knows that the project has not chosen a number itself."""
+    assert settings.get_profile("default").max_examples == 100
+
+
+def test_a_strategy_outside_of_given_is_marked_as_a_hypothesis_test() -> None:
+    """The plugin tells by this attribute that a marked test also has @given."""
+
+    @given(st.integers())
+    def drawn(number: int) -> None: ...
+
+    assert drawn.is_hypothesis_test is True
