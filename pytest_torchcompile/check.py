@@ -182,6 +182,8 @@ class _Check:
         try:
             self._try_eager(ladder[0])
             failure = self._climb(ladder)
+            if failure is None and not self._evidence.examples:
+                return self._result(*self._evidence.verdict())
             if failure is None or not _is_exception(failure):
                 self._require_proof()
             failure = self._search(failure, name)
@@ -268,6 +270,7 @@ class _Check:
     def _try(self, recipe: Recipe) -> _Failure | None:
         """Call both sides on one example and compare; a failure, or None."""
         pair = self._pair
+        pair.begin()
         eager = pair.run(pair.eager, recipe)
         # torch.fx prints what a graph raises; where eager raised, that is no news.
         quiet = contextlib.nullcontext if eager.error is None else _quiet

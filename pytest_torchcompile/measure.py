@@ -17,6 +17,11 @@ from pytest_torchcompile.rounding import Floor
 MULTIPLE = 4.0
 """Compiled may differ by this many times the rounding floor."""
 
+ROW_MULTIPLE = 16.0
+"""It may also not differ by more than this many times the floor of the row of the batch that it is in, or a
+huge element in one row would excuse all others. A row may be a single number, seen in as little as one
+run, so that its floor is less certain than the tensor's."""
+
 ILL_CONDITIONED = 1e-3
 """A tensor is ill-conditioned on an example if its floor exceeds this share of its largest element."""
 
@@ -132,7 +137,7 @@ class Measured:
         if not self.floating:
             explained = flipped is not None and bool((flipped | ~unequal).all())
             return None if explained else self.difference(unequal & ~flipped if flipped is not None else None)
-        limit = MULTIPLE * floor.movement[self.path]
+        limit = self._limit(floor)
         remaining = unequal & ((self._distance > limit) | self._pattern)
         if flipped is not None:
             remaining &= ~(self._pattern & flipped.reshape(remaining.shape))
@@ -140,8 +145,21 @@ class Measured:
             return None
         return self.difference(remaining, floor=floor.movement[self.path], limit=limit)
 
+    def _limit(self, floor: Floor) -> torch.Tensor:
+        """What rounding explains, element by element."""
+        whole = torch.full_like(self._distance, MULTIPLE * floor.movement[self.path])
+        rows = floor.rows.get(self.path)
+        if rows is None:
+            return whole
+        shape = (-1, *(1,) * (whole.dim() - 1))
+        return torch.minimum(whole, (ROW_MULTIPLE * rows).to(whole).reshape(shape))
+
     def difference(
-        self, unequal: torch.Tensor | None = None, *, floor: float | None = None, limit: float = 0.0
+        self,
+        unequal: torch.Tensor | None = None,
+        *,
+        floor: float | None = None,
+        limit: torch.Tensor | None = None,
     ) -> Difference:
         """The worst element with its figures."""
         if unequal is None:
@@ -164,7 +182,7 @@ class Measured:
             compiled=_number(theirs),
             index=index,
             difference=float(self._distance[index]),
-            allowed=max(allowed, limit),
+            allowed=max(allowed, float(limit[index]) if limit is not None else 0.0),
             ulps=_ulps(mine, theirs) if self.floating and not odd else None,
             floor=floor,
             unequal=int(unequal.sum()),

@@ -136,16 +136,24 @@ def _parts(value: Any, path: str) -> list[tuple[str, Any]]:
 
 
 def _distribution_parts(distribution: Distribution | Transform) -> dict[str, Any]:
-    """The parameters of a distribution: its public attributes that hold tensors or distributions."""
+    """What determines a distribution: attributes that hold tensors, distributions, transforms, numbers.
+
+    Private ones count, because some classes keep a distribution inside them; bookkeeping does not, and
+    of a categorical's logits and probs, one of which is computed when somebody asks, only the logits.
+    """
     known = (torch.Tensor, Distribution, Transform, float, int, list)
     parts = {
         name: part
         for name, part in vars(distribution).items()
-        if not name.startswith("_") and isinstance(part, known)
+        if isinstance(part, known) and not isinstance(part, torch.Size) and name not in _BOOKKEEPING
     }
     if "logits" in parts:
-        # A lazy property: present if somebody asked for it, and a function of the logits.
         parts.pop("probs", None)
+        parts.pop("_param", None)
     if isinstance(distribution, torch.distributions.MultivariateNormal):
         parts = {"loc": distribution.loc, "scale_tril": distribution.scale_tril}
     return parts
+
+
+# Caches and flags of torch.distributions that say nothing about the distribution.
+_BOOKKEEPING = frozenset({"_validate_args", "_cache_size", "_cached_x_y", "_num_events", "_event_size"})

@@ -17,7 +17,7 @@ from pytest_torchcompile.policy import Method, bind, input_tree, require_all_tak
 from pytest_torchcompile.recipes import Recipe
 from pytest_torchcompile.results import Capture
 from pytest_torchcompile.rounding import widened
-from pytest_torchcompile.state import map_tensors
+from pytest_torchcompile.state import Counters, map_tensors
 from pytest_torchcompile.twins import Factory, build_twins
 
 
@@ -62,6 +62,7 @@ class Pair:
         self.tree = self.binding.tree
         self.recorder = Recorder(self.twins.compiled, progress)
         self._draws = False
+        self._counters: Counters = {}
         self._used: set[str] = set()
         self.eager = self._side(
             method.of(self.twins.eager),
@@ -91,6 +92,15 @@ class Pair:
         with numbers, internals.raised_recompile_limit(), self.recorder.watching():
             yield
 
+    def begin(self) -> None:
+        """Begin an example: eager, however often it runs, starts from compiled's counters.
+
+        Counters are not put back between examples, because a guard on one that grows compiles anew on
+        every call, which has to show.
+        """
+        state = self.compiled.state
+        self._counters = {} if state is None else state.counters()
+
     def run(
         self,
         side: Side,
@@ -100,6 +110,8 @@ class Pair:
         wide: bool = False,
     ) -> Outcome:
         """Call one side on inputs of its own; `wide` gives it float64 ones."""
+        if side.state is not None and (side is self.eager or self.twins.eager is self.twins.compiled):
+            side.state.set_counters(self._counters)
         args, kwargs = self.binding.arguments(recipe)
         if wide:
             args, kwargs = map_tensors(widened, args), map_tensors(widened, kwargs)

@@ -52,12 +52,14 @@ class Floor:
 
     Args:
         movement: by path, the largest movement of an element of the tensor.
+        rows: by path of an output or input, the same for each row of the batch.
         flipped: by path, the elements of integer outputs and of NaN or infinity patterns that changed.
         plain: paths of plain values that changed.
         runs: how many runs counted towards `movement`; those in which an integer flipped do not.
     """
 
     movement: dict[str, float] = dataclasses.field(default_factory=lambda: collections.defaultdict(float))
+    rows: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
     flipped: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
     plain: set[str] = dataclasses.field(default_factory=set)
     runs: int = 0
@@ -89,7 +91,7 @@ def rounding_floors(eager: Outcome, rerun: Rerun, shift: float = SHIFT) -> Itera
 def _take(floor: Floor, eager: Outcome, jittered: Outcome) -> None:
     """Add one run to the floor."""
     moved = jittered.elementwise() | jittered.differentiated()
-    movement: dict[str, float] = {}
+    movement: dict[str, torch.Tensor] = {}
     flips = False
     for path, base in (eager.elementwise() | eager.differentiated()).items():
         other = moved.get(path)
@@ -101,14 +103,17 @@ def _take(floor: Floor, eager: Outcome, jittered: Outcome) -> None:
         if exact:
             flips = flips or (path in eager.outputs.tensors and bool(odd.any()))
         else:
-            distance = (other - base).abs()
-            movement[path] = float(distance.nan_to_num(0.0, 0.0, 0.0).max()) if distance.numel() else 0.0
+            movement[path] = (other - base).abs().nan_to_num(0.0, 0.0, 0.0)
     changed = {path for path, value in eager.plain().items() if jittered.plain().get(path) != value}
     floor.plain |= changed
     if not flips and not changed:
         floor.runs += 1
-        for path, distance_moved in movement.items():
-            floor.movement[path] = max(floor.movement[path], distance_moved)
+        for path, distance in movement.items():
+            largest = float(distance.max()) if distance.numel() else 0.0
+            floor.movement[path] = max(floor.movement[path], largest)
+            if path.startswith(("output", "input")) and distance.dim() > 0 and distance.numel():
+                rows = distance.reshape(len(distance), -1).amax(dim=1)
+                floor.rows[path] = torch.maximum(floor.rows.get(path, rows), rows)
 
 
 class _Jitter(internals.DispatchMode):

@@ -322,8 +322,10 @@ def _from_box(space: Any) -> Spec:
         return Image(tuple(space.shape))
     # CartPole and its like write the largest float for "unbounded".
     unbounded = np.finfo(np.float32).max if dtype.kind == "f" else np.inf
-    low = None if np.all(space.low <= -unbounded) else space.low
-    high = None if np.all(space.high >= unbounded) else space.high
+    low = np.where(space.low <= -unbounded, -np.inf, space.low) if dtype.kind == "f" else space.low
+    high = np.where(space.high >= unbounded, np.inf, space.high) if dtype.kind == "f" else space.high
+    low = None if np.all(np.isneginf(low)) else low
+    high = None if np.all(np.isposinf(high)) else high
     return Box(tuple(space.shape), low, high, dtype.name)
 
 

@@ -92,6 +92,12 @@ def _put_back(original: Any, saved: Any) -> Any:
     return original
 
 
+Counters = dict[tuple[str, str], Any]
+"""Plain numbers and words of a module's attributes, by owner and name."""
+
+_SCALARS = (bool, int, float, str)
+
+
 class ModuleState:
     """What calls change in a module, remembered so that it can be compared and put back.
 
@@ -148,7 +154,7 @@ class ModuleState:
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Put buffers, plain attributes and protected parameters back, the very objects."""
+        """Put buffers, plain attributes but counters, and protected parameters back, the very objects."""
         for module, name, buffer, value in self._buffers:
             if module._buffers.get(name) is not buffer:
                 module._buffers[name] = buffer
@@ -158,14 +164,30 @@ class ModuleState:
                 self._parameters[name].copy_(value)
         now = PlainAttributes(self.model)
         for (owner, name), (original, saved) in self._attributes.items():
-            setattr(now.owners[owner], name, _put_back(original, saved))
+            counter = isinstance(original, _SCALARS) and isinstance(now.values.get((owner, name)), _SCALARS)
+            if not counter:
+                setattr(now.owners[owner], name, _put_back(original, saved))
         for owner, name in now.values.keys() - self._attributes.keys():
             # Made by a call. One that was there before, as something that is not plain, stays.
             if (owner, name) not in self._other:
                 delattr(now.owners[owner], name)
 
+    def counters(self) -> Counters:
+        """The plain numbers and words as they are now; `reset` leaves them alone."""
+        now = PlainAttributes(self.model).values
+        return {place: now[place] for place in self._attributes if isinstance(now.get(place), _SCALARS)}
+
+    def set_counters(self, counters: Counters) -> None:
+        """Set plain numbers and words."""
+        owners = dict(internals.uncompiled(self.model).named_modules())
+        for (owner, name), value in counters.items():
+            setattr(owners[owner], name, value)
+
     def restore(self) -> None:
-        """Leave the module as it was found: state, and train and eval flags."""
+        """Leave the module as it was found: state, counters, and train and eval flags."""
         self.reset()
+        self.set_counters(
+            {place: old for place, (old, _) in self._attributes.items() if isinstance(old, _SCALARS)}
+        )
         for module, training in self._flags:
             module.training = training

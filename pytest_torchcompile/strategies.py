@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -64,7 +65,11 @@ def observations(
 def _batch_strategy(batch: Any) -> st.SearchStrategy[int]:
     if isinstance(batch, st.SearchStrategy):
         return batch
-    low, high = (batch, batch) if isinstance(batch, int) else batch
+    try:
+        low, high = batch if isinstance(batch, (tuple, list)) else (batch, batch)
+        low, high = operator.index(low), operator.index(high)
+    except (TypeError, ValueError):
+        low, high = 0, 0
     if not 1 <= low <= high:
         raise UsageError(f"batch={batch!r}; accepted: a size, a pair (smallest, largest), a strategy")
     return st.integers(low, high)
@@ -131,5 +136,9 @@ def _edit_values(spec: Spec, like: Fill | None) -> st.SearchStrategy[float]:
     if special:
         return st.sampled_from(special)
     if isinstance(spec, spaces.Box) and spec.is_float:
-        return st.floats(-LARGE, LARGE, width=32)
+        # Mostly small: a huge element hides what happens to those beside it.
+        small = st.floats(-8, 8, width=32)
+        return st.one_of(small, small, small, st.floats(-LARGE, LARGE, width=32))
+    if isinstance(spec, spaces.State):
+        return st.floats(-1, 1, width=32)
     return st.integers(0, 255)

@@ -154,17 +154,19 @@ def _sample_box(
         high = np.maximum(low, high) if spec.high is None else high
         return generator.integers(low, high, shape, endpoint=True)
     wide = np.float64 if dtype == torch.float64 else np.float32
-    if spec.low is not None and spec.high is not None:
-        low, high = np.asarray(spec.low, np.float64), np.asarray(spec.high, np.float64)
-        both = np.isfinite(low) & np.isfinite(high)
-        if both.all():
-            unit = generator.random(shape, np.float32)
-            return _clipped(spec, (low + unit * (high - low)).astype(wide))
+    lower: np.ndarray[Any, Any] = np.asarray(-np.inf if spec.low is None else spec.low, np.float64)
+    upper: np.ndarray[Any, Any] = np.asarray(np.inf if spec.high is None else spec.high, np.float64)
+    if np.isnan(lower).any() or np.isnan(upper).any():
+        raise ValueError("a bound is NaN")
     normal = generator.standard_normal(shape, np.float32) * np.float32(scale)
-    if spec.low is not None and spec.high is None:
-        normal = np.asarray(spec.low) + np.abs(normal)
-    elif spec.high is not None and spec.low is None:
-        normal = np.asarray(spec.high) - np.abs(normal)
+    if np.isfinite(lower).any() or np.isfinite(upper).any():
+        # Uniform between two bounds, normal beside one or none.
+        least, most = np.where(np.isfinite(lower), lower, 0.0), np.where(np.isfinite(upper), upper, 0.0)
+        both = np.isfinite(lower) & np.isfinite(upper)
+        unit = generator.random(shape, np.float32)
+        beside = np.where(np.isfinite(lower), least + np.abs(normal), most - np.abs(normal))
+        beside = np.where(np.isfinite(lower) | np.isfinite(upper), beside, normal)
+        normal = np.where(both, least + unit * (most - least), beside)
     return _clipped(spec, normal.astype(wide))
 
 

@@ -23,7 +23,6 @@ from torch import nn
 
 from pytest_torchcompile import internals
 
-
 with warnings.catch_warnings():
     # Whoever is first to import it is told that torch uses something it has deprecated.
     warnings.simplefilter("ignore")
@@ -513,7 +512,9 @@ def test_a_dispatch_mode_sees_operators_below_autograd() -> None:
     names = [operator.name() for operator in seen]
     assert "aten::addmm" in names
     assert any("sum" in name for name in names)
-    assert any(name in ("aten::mm", "aten::expand", "aten::t") for name in names[names.index("aten::addmm") + 1 :])
+    assert any(
+        name in ("aten::mm", "aten::expand", "aten::t") for name in names[names.index("aten::addmm") + 1 :]
+    )
 
 
 def test_what_an_operator_takes_are_the_parameters_themselves() -> None:
@@ -565,7 +566,9 @@ def test_fused_operators_come_apart(function: Callable[[torch.Tensor], torch.Ten
     with Apart():
         pieces = both()
     torch.testing.assert_close(pieces, whole, atol=1e-5, rtol=1e-5)
-    fused = [operator for operator in operators(both) if "norm" in operator.name() or "softmax" in operator.name()]
+    fused = [
+        operator for operator in operators(both) if "norm" in operator.name() or "softmax" in operator.name()
+    ]
     assert apart or not fused
 
 
@@ -596,7 +599,17 @@ def test_arguments_that_an_operator_writes_to_or_returns_views_of() -> None:
         (lambda: torch.ones(3) + 1, False),
         (lambda: torch.zeros(3).normal_(), True),
     ],
-    ids=["rand", "randn_like", "exponential_", "bernoulli", "multinomial", "randperm", "dropout", "add", "normal_"],
+    ids=[
+        "rand",
+        "randn_like",
+        "exponential_",
+        "bernoulli",
+        "multinomial",
+        "randperm",
+        "dropout",
+        "add",
+        "normal_",
+    ],
 )
 def test_operators_that_draw(function: Callable[[], Any], draws: bool) -> None:
     assert any(internals.draws_random_numbers(operator) for operator in operators(function)) is draws

@@ -434,7 +434,12 @@ def test_an_adapter_is_compiled_itself() -> None:
     result = check(Agent, observation=Box((8,)), methods=greedy)
     assert_passes(result)
     assert result.method == "greedy"
-    assert set(result.capture.parameters) == {"trunk.weight", "trunk.bias", "policy.weight", "policy.bias"} | {
+    assert set(result.capture.parameters) == {
+        "trunk.weight",
+        "trunk.bias",
+        "policy.weight",
+        "policy.bias",
+    } | {
         "value.weight",
         "value.bias",
     }

@@ -340,7 +340,9 @@ def test_a_model_that_runs_out_of_memory_is_no_verdict() -> None:
 
 
 def test_a_backend_that_torch_does_not_know_is_the_users_mistake() -> None:
-    with pytest.raises(UsageError, match=r"^backend='inductr'.* is unknown to torch \(did you mean 'inductor'"):
+    with pytest.raises(
+        UsageError, match=r"^backend='inductr'.* is unknown to torch \(did you mean 'inductor'"
+    ):
         check(Policy, observation=Box((8,)), backend="inductr")
 
 

@@ -88,14 +88,14 @@ FAULTS = {
     "only inputs all negative in three elements": Fault(
         lambda on, x, p, v: (p + 2e-5 * on * (x[:, :3] < 0).all(1, keepdim=True), v),
     ),
-    "only inputs beyond 1000": Fault(lambda on, x, p, v: (p + 1e-3 * on * (x.abs() > 1e3).any(1)[:, None], v)),
+    "only inputs beyond 1000": Fault(
+        lambda on, x, p, v: (p + 1e-3 * on * (x.abs() > 1e3).any(1)[:, None], v)
+    ),
     "only inputs all zero": Fault(lambda on, x, p, v: (p + 1e-3 * on * (x == 0).all(1)[:, None], v)),
     "only inputs not contiguous": Fault(
         lambda on, x, p, v: (p + (2e-5 * on if not x.is_contiguous() else 0), v)
     ),
-    "a list for a tuple": Fault(
-        lambda on, x, p, v: [p, v] if on else (p, v), "output", "structure"
-    ),
+    "a list for a tuple": Fault(lambda on, x, p, v: [p, v] if on else (p, v), "output", "structure"),
     "an output too many": Fault(lambda on, x, p, v: (p, v, v) if on else (p, v), "output", "structure"),
     "None for an output": Fault(lambda on, x, p, v: (p, None if on else v), "output[1]", "structure"),
 }
@@ -114,7 +114,13 @@ def test_outputs(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["2e-5 on one logit of one row", "NaN swallowed", "a dtype too wide", "only batch 1", "a list for a tuple"],
+    [
+        "2e-5 on one logit of one row",
+        "NaN swallowed",
+        "a dtype too wide",
+        "only batch 1",
+        "a list for a tuple",
+    ],
 )
 def test_outputs_in_the_update_phase(name: str) -> None:
     fault = FAULTS[name]
@@ -518,9 +524,7 @@ class Distributed(nn.Module):
         return torch.distributions.Normal(y, torch.ones_like(y) * factor)
 
 
-@pytest.mark.parametrize(
-    ("kind", "path"), [("categorical", "output.logits"), ("normal", "output.scale")]
-)
+@pytest.mark.parametrize(("kind", "path"), [("categorical", "output.logits"), ("normal", "output.scale")])
 def test_distributions(kind: str, path: str) -> None:
     wrong = check(lambda: Distributed(1.001, kind), observation=Box((8,)))
     assert_differs(wrong, path, "values")

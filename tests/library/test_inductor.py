@@ -81,7 +81,8 @@ def test_max_pooling_over_a_nan() -> None:
 # --- what torch 2.13 gets wrong -------------------------------------------------------------------
 
 torch_2_13 = pytest.mark.skipif(
-    not torch.__version__.startswith("2.13"), reason="observed on torch 2.13; see examples/test_miscompiled.py"
+    not torch.__version__.startswith("2.13"),
+    reason="observed on torch 2.13; see examples/test_miscompiled.py",
 )
 
 

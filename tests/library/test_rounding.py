@@ -240,8 +240,9 @@ DRAWS: dict[str, Callable[[Any, torch.Tensor], torch.Tensor]] = {
     "bernoulli": lambda m, x: m.layer(x) * torch.bernoulli(torch.full((4,), 0.5)),
     "multinomial": lambda m, x: m.layer(x) + torch.multinomial(m.layer(x).softmax(-1), 1),
     "Normal.rsample": lambda m, x: torch.distributions.Normal(m.layer(x), 1.0).rsample(),
-    "Categorical.sample": lambda m, x: m.layer(x)
-    + torch.distributions.Categorical(logits=m.layer(x)).sample()[:, None],
+    "Categorical.sample": lambda m, x: (
+        m.layer(x) + torch.distributions.Categorical(logits=m.layer(x)).sample()[:, None]
+    ),
     "randperm": lambda m, x: m.layer(x)[torch.randperm(len(x))],
     "randint": lambda m, x: m.layer(x) + torch.randint(0, 9, (4,)),
 }
@@ -424,8 +425,10 @@ def test_float64_sides_with_compiled_where_eager_is_the_worse_one() -> None:
 def test_without_a_reference_nothing_is_excused_or_shown() -> None:
     def body(m: Any, x: torch.Tensor) -> torch.Tensor:
         y = m.layer(x) + 1e4
-        return (y - 1e4) if not torch.compiler.is_compiling() else y - torch.nextafter(
-            torch.tensor(1e4), torch.tensor(2e4)
+        return (
+            (y - 1e4)
+            if not torch.compiler.is_compiling()
+            else y - torch.nextafter(torch.tensor(1e4), torch.tensor(2e4))
         )
 
     rounded = check(lambda: Network(body), observation=Box((8,)))
@@ -451,8 +454,10 @@ def test_tolerances_of_the_options() -> None:
 def test_ill_conditioned_tensors_are_named() -> None:
     def body(m: Any, x: torch.Tensor) -> torch.Tensor:
         y = m.layer(x) * 1e-3 + 1e3
-        return y - 1e3 if not torch.compiler.is_compiling() else y - torch.nextafter(
-            torch.tensor(1e3), torch.tensor(2e3)
+        return (
+            y - 1e3
+            if not torch.compiler.is_compiling()
+            else y - torch.nextafter(torch.tensor(1e3), torch.tensor(2e3))
         )
 
     result = check(lambda: Network(body), observation=Box((8,)))

@@ -244,7 +244,11 @@ def test_shrinking_takes_no_longer_than_the_option_says() -> None:
 
     started = time.monotonic()
     result = check(
-        lambda: nn.Linear(8, 4), observation=Box((8,)), backend=slow_and_wrong, shrink_seconds=0.1, examples=500
+        lambda: nn.Linear(8, 4),
+        observation=Box((8,)),
+        backend=slow_and_wrong,
+        shrink_seconds=0.1,
+        examples=500,
     )
     assert result.verdict is Verdict.DIFFERS
     assert time.monotonic() - started < 30
