@@ -33,6 +33,11 @@ RUNS = 8
 SHIFT = 4.0
 """The largest relative shift of an operator's input, in units of its dtype's eps."""
 
+KINK_RUNS = 8
+KINK_FACTOR = 4.0
+"""Further runs under a wider shift, for gradients alone: one activation of many thousands that rounding
+moves across the kink of a ReLU changes a gradient at once, and is seldom hit by a run."""
+
 LARGEST_SHIFT = 128.0
 EQUAL_TERMS_PER_EPS = 16
 """Sums of n equal terms round the same way each time, so that their error grows with n and not with its
@@ -71,7 +76,7 @@ def shift_for(equal_terms: int) -> float:
 
 
 def rounding_floors(eager: Outcome, rerun: Rerun, shift: float = SHIFT) -> Iterator[Floor]:
-    """How far `eager` moves under Monte Carlo arithmetic: the same floor, higher after each of `RUNS` runs.
+    """How far `eager` moves under Monte Carlo arithmetic: the same floor, higher after each run.
 
     Most differences of correct models are explained by the first, and then no other is computed.
 
@@ -81,15 +86,18 @@ def rounding_floors(eager: Outcome, rerun: Rerun, shift: float = SHIFT) -> Itera
         shift: the largest relative shift, in eps.
     """
     floor = Floor()
-    for run in range(RUNS):
-        jittered = rerun(functools.partial(_Jitter, run, shift))
+    for run in range(RUNS + KINK_RUNS):
+        at_kinks = run >= RUNS
+        jittered = rerun(functools.partial(_Jitter, run, KINK_FACTOR * shift if at_kinks else shift))
         if jittered.error is None:
-            _take(floor, eager, jittered)
+            _take(floor, eager, jittered, gradients_only=at_kinks)
         yield floor
 
 
-def _take(floor: Floor, eager: Outcome, jittered: Outcome) -> None:
+def _take(floor: Floor, eager: Outcome, jittered: Outcome, *, gradients_only: bool) -> None:
     """Add one run to the floor."""
+    if gradients_only:
+        eager = Outcome(gradients=eager.gradients)
     moved = jittered.elementwise() | jittered.differentiated()
     movement: dict[str, torch.Tensor] = {}
     flips = False

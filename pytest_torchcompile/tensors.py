@@ -117,7 +117,8 @@ def _sample(
     shape = shape_of(spec, batch, time)
     match spec:
         case spaces.Box():
-            return _sample_box(spec, generator, shape, scale)
+            sample = _sample_floats if spec.is_float else _sample_integers
+            return sample(spec, generator, shape, scale)
         case spaces.Image():
             return generator.integers(0, 256, shape, np.uint8)
         case spaces.State():
@@ -140,19 +141,25 @@ def _sample(
             return np.zeros(shape, np.float32)
 
 
-def _sample_box(
+def _sample_integers(
     spec: spaces.Box, generator: np.random.Generator, shape: tuple[int, ...], scale: float
 ) -> np.ndarray[Any, Any]:
+    """Uniform between the bounds; without them, up to `scale` to both sides as far as the dtype goes."""
     dtype = torch_dtype(spec.dtype)
-    if not dtype.is_floating_point:
-        limits = torch.iinfo(dtype) if dtype != torch.bool else None
-        least = max(-int(scale), limits.min) if limits else 0
-        most = min(int(scale), limits.max) if limits else 1
-        low = np.asarray(least if spec.low is None else np.ceil(spec.low), np.int64)
-        high = np.asarray(most if spec.high is None else np.floor(spec.high), np.int64)
-        low = np.minimum(low, high) if spec.low is None else low
-        high = np.maximum(low, high) if spec.high is None else high
-        return generator.integers(low, high, shape, endpoint=True)
+    limits = (0, 1) if dtype == torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
+    least, most = max(-int(scale), limits[0]), min(int(scale), limits[1])
+    low = np.asarray(least if spec.low is None else np.ceil(spec.low), np.int64)
+    high = np.asarray(most if spec.high is None else np.floor(spec.high), np.int64)
+    low = np.minimum(low, high) if spec.low is None else low
+    high = np.maximum(low, high) if spec.high is None else high
+    return generator.integers(low, high, shape, endpoint=True)
+
+
+def _sample_floats(
+    spec: spaces.Box, generator: np.random.Generator, shape: tuple[int, ...], scale: float
+) -> np.ndarray[Any, Any]:
+    """Uniform between two bounds, normal with deviation `scale` beside one or none."""
+    dtype = torch_dtype(spec.dtype)
     wide = np.float64 if dtype == torch.float64 else np.float32
     lower: np.ndarray[Any, Any] = np.asarray(-np.inf if spec.low is None else spec.low, np.float64)
     upper: np.ndarray[Any, Any] = np.asarray(np.inf if spec.high is None else spec.high, np.float64)
@@ -160,7 +167,6 @@ def _sample_box(
         raise ValueError("a bound is NaN")
     normal = generator.standard_normal(shape, np.float32) * np.float32(scale)
     if np.isfinite(lower).any() or np.isfinite(upper).any():
-        # Uniform between two bounds, normal beside one or none.
         least, most = np.where(np.isfinite(lower), lower, 0.0), np.where(np.isfinite(upper), upper, 0.0)
         both = np.isfinite(lower) & np.isfinite(upper)
         unit = generator.random(shape, np.float32)

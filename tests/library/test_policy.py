@@ -24,7 +24,7 @@ from pytest_torchcompile import (
     check_equivalence,
     compile_policy,
 )
-from pytest_torchcompile.policy import Method, as_methods, bind, input_tree, require_all_taken
+from pytest_torchcompile.policy import Method, as_methods, bind, input_tree
 from pytest_torchcompile.state import ModuleState
 from pytest_torchcompile.twins import build_twins
 
@@ -423,13 +423,18 @@ def test_declarations_that_do_not_fit(arguments: dict[str, Any], sentence: str) 
     assert graphs == [], "nothing is compiled before the declaration is known to fit"
 
 
-def test_an_input_that_one_of_several_methods_takes_is_taken() -> None:
-    model = Agent()
-    tree = input_tree(Box((8,)), {"mask": LegalMask(4), "action": LegalAction("mask")}, model)
-    bindings = {name: bind(Method(name), model, tree) for name in ("get_value", "evaluate")}
-    require_all_taken(bindings, tree)
+def test_an_input_has_to_be_taken_by_one_of_the_methods() -> None:
+    declared = {
+        "observation": Box((8,)),
+        "inputs": {"mask": LegalMask(4), "action": LegalAction("mask")},
+        "backend": "eager",
+        "phases": "rollout",
+        "examples": 0,
+    }
+    for result in check_equivalence(Agent, methods=["get_value", "evaluate"], **declared):
+        assert_passes(result)
     with pytest.raises(UsageError, match="no method takes the input 'mask'"):
-        require_all_taken({"get_value": bindings["get_value"]}, tree)
+        check_equivalence(Agent, methods=["get_value", "actor"], **declared)
 
 
 def test_a_mask_that_only_an_action_refers_to_counts_as_taken() -> None:
