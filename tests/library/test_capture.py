@@ -13,7 +13,6 @@ from torch import nn
 
 from pytest_torchcompile import Box, CheckResult, Discrete, Verdict, check_equivalence, compile_policy
 
-
 THREADS = torch.get_num_threads()
 """dynamo guards on the number of threads: with another one it compiles anew."""
 
