@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import faults
@@ -459,32 +458,10 @@ def test_an_output_that_cannot_be_compared_is_refused() -> None:
         assert_equivalent(lambda x: {1, 2}, lambda x: {1, 2}, torch.zeros(3))
 
 
-# --- the fixtures, without --compile-check --------------------------------------------------------
+# --- the documentation ----------------------------------------------------------------------------
 
 
-def test_the_functions_are_fixtures_too(pytester: pytest.Pytester) -> None:
-    pytester.makepyfile(
-        """
-        import torch
-        from torch import nn
-        from pytest_torchcompile import Box
-
-        def test_by_hand(compile_policy, assert_equivalent):
-            policy = compile_policy(lambda: nn.Linear(8, 4), observation=Box((8,)), backend="eager")
-            assert_equivalent(policy.eager, policy, torch.ones(3, 8))
-
-        def test_checked(compile_check):
-            compile_check(lambda: nn.Linear(8, 4), observation=Box((8,)), backend="eager", examples=2)
-
-        def test_drawn(observations):
-            assert observations(Box((8,))) is not None
-        """
-    )
-    result = pytester.runpytest_subprocess("-p", "no:randomly", "-p", "no:cacheprovider")
-    result.assert_outcomes(passed=3)
-
-
-def test_the_examples_in_the_docstrings_run(tmp_path: Path) -> None:
+def test_the_examples_in_the_docstrings_run() -> None:
     import doctest
 
     from pytest_torchcompile import check, direct, spaces, strategies

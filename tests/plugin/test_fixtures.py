@@ -280,7 +280,7 @@ def test_a_wrong_option_in_the_call_names_the_call(project):
     result.stdout.fnmatch_lines_random(
         [
             "E*compile_policy() got unknown option 'atoll' (did you mean 'atol'?); accepted: *",
-            "E*check_equivalence() got examples=-1; accepted: an integer >= 0",
+            "E*compile_check() got examples=-1; accepted: an integer >= 0",
         ]
     )
     assert project.lines("compiled") == []
