@@ -51,7 +51,9 @@ class Pair:
         progress: Progress = silent,
     ) -> None:
         require_known(options)
-        self.twins = build_twins(factory, options.seed)
+        # A factory may call what it has compiled; such graphs have to be known when they run again.
+        with internals.graphs_run(lambda graph, taken: None):
+            self.twins = build_twins(factory, options.seed)
         self.method = method
         self.phase = phase
         inner = internals.uncompiled(self.twins.eager)
