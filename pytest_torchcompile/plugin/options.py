@@ -198,6 +198,6 @@ class Declaration:
             source=source,
             observation=values.get("observation"),
             inputs=values.get("inputs"),
-            methods=values.get("methods") or project_methods(config),
+            methods=values["methods"] if "methods" in values else project_methods(config),
             options=merged(config, source, options),
         )
