@@ -22,6 +22,7 @@ from pytest_torchcompile import Capture, CheckResult, Verdict
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 
 SNIPPETS = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", README, re.DOTALL))
 MODULES = sorted(m.name for m in pkgutil.walk_packages(pytest_torchcompile.__path__, "pytest_torchcompile."))
@@ -95,6 +96,11 @@ def test_all_fields_of_a_row_are_listed():
 
 def test_all_public_names_are_listed():
     assert [name for name in pytest_torchcompile.__all__ if f"`{name}" not in REFERENCE] == []
+
+
+def test_the_architecture_names_every_module():
+    modules = (ROOT / "pytest_torchcompile").glob("[!_]*.py")
+    assert [path.name for path in modules if f"`{path.name}`" not in CONTRIBUTING] == []
 
 
 def test_links_lead_somewhere():

@@ -407,6 +407,30 @@ def test_a_state_that_appears_with_the_first_call() -> None:
         assert_passes(result)
 
 
+class Steps(nn.Module):
+    """Counts its calls where dynamo does not look, and computes with the count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 4)
+        self.calls = 0
+
+    @torch.compiler.disable
+    def step(self) -> torch.Tensor:
+        self.calls += 1
+        return torch.full((), 1.0 / self.calls)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x) * self.step()
+
+
+def test_a_counter_that_the_result_depends_on() -> None:
+    """Both sides have counted alike, also where the floor has called eager more often."""
+    rollout, update = both_phases(Steps)
+    assert_passes(rollout)
+    assert_passes(update)
+
+
 def test_batch_norm_in_both_phases() -> None:
     def model() -> nn.Module:
         return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 9, 4))

@@ -186,6 +186,19 @@ def test_an_interrupt_inside_the_factory() -> None:
     assert_same(process, of_the_process())
 
 
+def test_settings_that_the_factory_switches_are_put_back() -> None:
+    process = of_the_process()
+
+    def factory() -> nn.Module:
+        torch.set_grad_enabled(False)
+        torch.set_default_dtype(torch.float64)
+        torch.set_num_threads(3)
+        return nn.Linear(8, 4)
+
+    check(factory, observation=Box((8,), dtype="float64"), examples=0)
+    assert_same(process, of_the_process())
+
+
 def test_a_module_that_comes_compiled_is_put_back() -> None:
     """It can't be copied, so that it is called itself."""
     model = Restless()
