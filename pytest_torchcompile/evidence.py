@@ -63,7 +63,10 @@ class Evidence:
 
     def notes(self) -> list[str]:
         """Sentences on what weakens the check, or is worth knowing."""
-        found = [f"eager itself raised on {count} examples: {text}" for text, count in self._rejected.items()]
+        found = [
+            f"eager itself raised on {count} example{'s' if count > 1 else ''}: {text}"
+            for text, count in self._rejected.items()
+        ]
         never = sorted(self._paths - self._finite)
         if never:
             found.append(f"never finite, so nothing was compared: {some(never)}")

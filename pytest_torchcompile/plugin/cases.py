@@ -225,4 +225,5 @@ def _rerun_command(item: pytest.Item) -> str:
             following = str(given[position + 1]) if position + 1 < len(given) else "-"
             if "=" not in argument and takes_value(argument) and not following.startswith("-"):
                 options.append(following)
-    return shlex.join(["pytest", "--compile-check", *options, item.nodeid])
+    # From where pytest was called, which may be below its root.
+    return shlex.join(["pytest", "--compile-check", *options, item.config.cwd_relative_nodeid(item.nodeid)])
