@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import itertools
+import os
 import shlex
 import unittest
 import warnings
@@ -226,4 +227,6 @@ def _rerun_command(item: pytest.Item) -> str:
             if "=" not in argument and takes_value(argument) and not following.startswith("-"):
                 options.append(following)
     # From where pytest was called, which may be below its root.
-    return shlex.join(["pytest", "--compile-check", *options, item.config.cwd_relative_nodeid(item.nodeid)])
+    path, separator, name = item.nodeid.partition("::")
+    path = os.path.relpath(item.config.rootpath / path, item.config.invocation_params.dir)
+    return shlex.join(["pytest", "--compile-check", *options, f"{path}{separator}{name}"])

@@ -293,7 +293,10 @@ def test_the_file_database_of_a_project(pytester: pytest.Pytester) -> None:
         """
     )
     for _ in range(2):
-        pytester.runpytest_subprocess("-p", "no:randomly", "-p", "no:cacheprovider").assert_outcomes(passed=1)
+        # The profile that Hypothesis loads by itself in CI has no database.
+        pytester.runpytest_subprocess(
+            "--hypothesis-profile=default", "-p", "no:cacheprovider"
+        ).assert_outcomes(passed=1)
     assert Path(pytester.path, ".hypothesis", "examples").is_dir()
     first, second = Path(pytester.path, "first.txt").read_text().split()
     assert first != "1000"

@@ -1,6 +1,7 @@
 """Outcomes: what passes, fails and skips, and what the user reads about it."""
 
 import re
+import shlex
 
 import pytest
 import torch._dynamo
@@ -158,6 +159,14 @@ def test_the_rerun_command_reruns_it(project):
     assert "'test_policy.py::test_agent[get_value-rollout]'" in command
     assert "--compile-seed=3" in command
     assert "--compile-backend=eager" in command
+
+
+def test_the_rerun_command_works_where_pytest_was_called(project, monkeypatch):
+    project.write(agent("backend=shifted"))
+    project.pytester.makeini("[pytest]\npythonpath = .")
+    monkeypatch.chdir(project.pytester.mkdir("below"))
+    command = re.search(r"\n  rerun     (pytest .*)", failure(project.check("..")))[1]
+    assert shlex.split(command)[-1] == "../test_policy.py::test_agent[get_value-rollout]"
 
 
 # --- compile failures -----------------------------------------------------------------------------
