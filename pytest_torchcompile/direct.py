@@ -146,8 +146,7 @@ def compile_policy(
     if phase not in PHASES:
         raise UsageError(f"phase={phase!r}; accepted: {', '.join(PHASES)}")
     (named,) = as_methods(method)
-    # Compiled code is bound to a number of threads, and later calls run under the user's.
-    with isolated(merged.threads if "threads" in options else torch.get_num_threads()):
+    with isolated(merged.threads):
         pair = Pair(
             factory,
             named,
@@ -222,7 +221,7 @@ def assert_equivalent(
             map_tensors(convert, args), map_tensors(convert, kwargs), phase=phase, seed=seed, under=under
         )
 
-    with isolated(torch.get_num_threads()):
+    with isolated():
         try:
             expected = run(reference_side)
             if expected.error is not None:

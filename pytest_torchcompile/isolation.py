@@ -80,8 +80,8 @@ def deferred_warnings() -> Iterator[Callable[[], None]]:
 
 
 @contextlib.contextmanager
-def isolated(threads: int) -> Iterator[None]:
-    """Run the body with `threads` torch threads; afterwards the process is as it was before.
+def isolated(threads: int | None = None) -> Iterator[None]:
+    """Run the body with `threads` torch threads, if given; afterwards the process is as it was before.
 
     Warnings are recorded while the body runs, because under ``-W error`` dynamo's own would turn
     into exceptions inside the compiler. Those not from torch are emitted again at the end.
@@ -93,7 +93,8 @@ def isolated(threads: int) -> Iterator[None]:
     try:
         with internals.quiet_trace_log(), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            torch.set_num_threads(threads)
+            if threads is not None:
+                torch.set_num_threads(threads)
             # What importing dynamo does to every process that compiles; both sides run like that.
             internals.set_argument_validation(False)
             yield

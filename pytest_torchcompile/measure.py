@@ -42,11 +42,6 @@ def same_finiteness(eager: torch.Tensor, compiled: torch.Tensor) -> torch.Tensor
     return torch.isfinite(eager) != torch.isfinite(compiled)
 
 
-def nothing_new(eager: torch.Tensor, compiled: torch.Tensor) -> torch.Tensor:
-    """Where only eager is finite. ``elu_backward`` in inductor, for one, does not pass a NaN on."""
-    return torch.isfinite(eager) & ~torch.isfinite(compiled)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tolerance:
     """How much may differ.

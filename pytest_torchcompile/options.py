@@ -208,8 +208,12 @@ class CheckOptions:
         "a number of seconds",
         "how long a case may compile before no new example is drawn",
     )
-    threads: int = _option(
-        1, _integer(1), "an integer >= 1", "torch threads while a check runs, on both sides"
+    threads: int | None = _option(
+        None,
+        _optional(_integer(1)),
+        "an integer >= 1",
+        "torch threads while a check runs, on both sides (the process's own number, as it would train: "
+        "inductor writes other code for one thread than for several)",
     )
 
     @classmethod

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pytest_torchcompile.calls import Outcome
-from pytest_torchcompile.measure import Measured, Tolerance, nothing_new, same_finiteness, same_pattern
+from pytest_torchcompile.measure import Measured, Tolerance, same_finiteness, same_pattern
 from pytest_torchcompile.results import Difference, first_line
 from pytest_torchcompile.rounding import Floor
 
@@ -174,8 +174,9 @@ def _generators(eager: Outcome, compiled: Outcome) -> list[Difference]:
 def _measured(eager: Outcome, compiled: Outcome, tolerance: Tolerance, finite_inputs: bool) -> list[Measured]:
     """All tensors of the two outcomes measured.
 
-    With a NaN or an infinity among the inputs, outputs and inputs must show the same pattern; state
-    must be finite where eager's is, and gradients must not have any that eager's lack.
+    With a NaN or an infinity among the inputs, outputs and inputs must show the same pattern, and
+    state must be finite where eager's is. Gradients are then left out if the outputs aren't finite:
+    which of several NaN max-pooling takes, or whether a backward passes one on, is nobody's business.
     """
     mine, theirs = eager.elementwise(), compiled.elementwise()
     loosely = {} if finite_inputs else dict.fromkeys(eager.state.tensors, same_finiteness)
@@ -183,13 +184,13 @@ def _measured(eager: Outcome, compiled: Outcome, tolerance: Tolerance, finite_in
         Measured(path, mine[path], theirs[path], tolerance, pattern=loosely.get(path, same_pattern))
         for path in mine
     ]
-    mine, theirs = eager.differentiated(), compiled.differentiated()
-    pattern = same_pattern if finite_inputs else nothing_new
-    measured += [
-        Measured(path, mine[path], theirs[path], tolerance, per_tensor=True, pattern=pattern)
-        for path in mine
-        if path in theirs
-    ]
+    if finite_inputs or all(bool(torch.isfinite(t).all()) for t in eager.outputs.tensors.values()):
+        mine, theirs = eager.differentiated(), compiled.differentiated()
+        measured += [
+            Measured(path, mine[path], theirs[path], tolerance, per_tensor=True)
+            for path in mine
+            if path in theirs
+        ]
     return measured if finite_inputs else [m for m in measured if m.floating]
 
 

@@ -73,6 +73,7 @@ def _without_numbers(line: str) -> str:
     """`line` with figures, places and the width of columns taken out: they vary between machines."""
     line = re.sub(r"\[[\d, ]+\]", "[N]", line)
     line = re.sub(r"-?\b\d+(\.\d+)?(e[+-]\d+)?\b", "N", line)
+    line = re.sub(r"\bN (\w+?)s?\b", r"N \1", line)
     return re.sub(r"\s+", " ", line).replace("Ns", "N").strip()
 
 

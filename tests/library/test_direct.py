@@ -76,7 +76,7 @@ def test_calling_it_leaves_grad_mode_alone() -> None:
 
 @pytest.fixture
 def two_threads() -> Iterator[None]:
-    """dynamo guards on the number of threads; the option's default is another one."""
+    """dynamo guards on the number of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield

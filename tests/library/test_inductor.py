@@ -73,7 +73,6 @@ class Pooling(nn.Module):
         return self.head(torch.relu(nn.functional.max_pool2d(self.conv(x), 2)).flatten(1))
 
 
-@pytest.mark.xfail(reason="open: a NaN under max pooling in the update phase is reported as a difference")
 def test_max_pooling_over_a_nan() -> None:
     """Which of several NaN in a window is the largest, and so gets the gradient, is nobody's business."""
     assert_passes(on_inductor(Pooling, "update", observation=Box((3, 6, 6)), batch=4))
@@ -143,7 +142,6 @@ def test_a_policy_that_torch_miscompiles(model: type[nn.Module]) -> None:
 
 
 @torch_2_13
-@pytest.mark.xfail(reason="open: what is compiled for the check and what is deployed are not told apart here")
 def test_what_is_checked_is_what_is_deployed(two_threads: None) -> None:
     """Compiled for one thread the policy is right; the user's process has several."""
     assert_wrong_gradients(on_inductor(Inhibited, "update", **SMALL))

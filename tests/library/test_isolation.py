@@ -335,7 +335,7 @@ def test_the_users_filters_decide_what_becomes_of_a_warning() -> None:
 def test_different_warnings_are_each_emitted() -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        with isolated(1):
+        with isolated():
             for number in (1, 2, 1, 2):
                 warnings.warn(f"number {number}", stacklevel=1)
     assert [str(w.message) for w in caught] == ["number 1", "number 2"]
@@ -344,7 +344,7 @@ def test_different_warnings_are_each_emitted() -> None:
 def test_warnings_of_torch_are_kept_back() -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        with isolated(1):
+        with isolated():
             warnings.warn_explicit("from the compiler", UserWarning, f"{torch.__path__[0]}/_dynamo/x.py", 3)
             warnings.warn_explicit("from the user", UserWarning, "/home/me/policy.py", 3)
     assert [str(w.message) for w in caught] == ["from the user"]
