@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         CompileFailed,
         Difference,
         NotEquivalent,
+        Speedup,
         UsageError,
         Verdict,
     )
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
         State,
         Tokens,
     )
+    from pytest_torchcompile.speed import NotTimed, measure_speedup
     from pytest_torchcompile.strategies import observations
 
 __version__ = "0.1.0"
@@ -52,6 +54,7 @@ _HOMES = {
         "CompileFailed",
         "Difference",
         "NotEquivalent",
+        "Speedup",
         "UsageError",
         "Verdict",
     ),
@@ -69,6 +72,7 @@ _HOMES = {
         "State",
         "Tokens",
     ),
+    "speed": ("NotTimed", "measure_speedup"),
     "strategies": ("observations",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -90,7 +94,9 @@ __all__ = [
     "MultiBinary",
     "MultiDiscrete",
     "NotEquivalent",
+    "NotTimed",
     "OneHot",
+    "Speedup",
     "State",
     "Tokens",
     "UsageError",
@@ -98,6 +104,7 @@ __all__ = [
     "assert_equivalent",
     "check_equivalence",
     "compile_policy",
+    "measure_speedup",
     "observations",
     "register_output",
 ]

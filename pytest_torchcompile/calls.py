@@ -7,9 +7,10 @@ can't differ in how they seed, reset, run or take gradients.
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -64,6 +65,21 @@ class Outcome:
         return self.outputs.plain | self.inputs.plain
 
 
+class Backward(NamedTuple):
+    """The backward pass of one call, under seeded normal ``grad_outputs``."""
+
+    roots: list[torch.Tensor]
+    leaves: dict[str, torch.Tensor]
+    directions: list[torch.Tensor]
+
+    def __call__(self) -> dict[str, torch.Tensor | None]:
+        """Gradients by parameter (or input) name, without touching any ``.grad``."""
+        found = torch.autograd.grad(
+            self.roots, list(self.leaves.values()), self.directions, allow_unused=True
+        )
+        return dict(zip(self.leaves, found, strict=True))
+
+
 class Side:
     """A callable with the module whose state it changes.
 
@@ -92,6 +108,12 @@ class Side:
         self.leading = leading
         self._names = names
         self.around = around
+
+    def replaced(self, function: Callable[..., Any], around: Around) -> Side:
+        """The same module and its state behind another callable."""
+        other = copy.copy(self)
+        other.function, other.around = function, around
+        return other
 
     def call(
         self,
@@ -134,10 +156,11 @@ class Side:
             outcome.random = isolation.RandomState()
             outcome.drew = before.unequal(outcome.random)
             outcome.outputs = named_values(returned)
-            outcome.inputs = self._inputs(args, kwargs)
+            outcome.inputs = self.named_inputs(args, kwargs)
             if phase == "update":
                 try:
-                    outcome.gradients = self._gradients(outcome, seed)
+                    backward = self.backward(outcome.outputs, outcome.inputs, seed)
+                    outcome.gradients = backward() if backward else {}
                 except (MemoryError, torch.OutOfMemoryError):
                     raise
                 except Exception as error:
@@ -149,7 +172,8 @@ class Side:
             values.tensors = {path: tensor.detach().clone() for path, tensor in values.tensors.items()}
         return outcome
 
-    def _inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> NamedValues:
+    def named_inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> NamedValues:
+        """The tensors among the inputs of a call, by path."""
         found = NamedValues()
         names = self._names or tuple(map(str, range(len(args))))
         for name, value in [*zip(names, args, strict=False), *kwargs.items()]:
@@ -158,32 +182,28 @@ class Side:
                 found.tensors |= nested.tensors
         return found
 
-    def _gradients(self, outcome: Outcome, seed: int) -> dict[str, torch.Tensor | None]:
-        """Gradients under seeded normal ``grad_outputs``, without touching any ``.grad``."""
-        roots = {
-            path: tensor
-            for path, tensor in sorted(outcome.outputs.tensors.items())
+    def backward(self, outputs: NamedValues, inputs: NamedValues, seed: int) -> Backward | None:
+        """The backward pass of a call, ready to run; None if there is nothing to differentiate."""
+        roots = [
+            tensor
+            for _, tensor in sorted(outputs.tensors.items())
             if tensor.requires_grad and tensor.is_floating_point()
-        }
-        leaves = dict(self._leaves(outcome))
+        ]
+        leaves = dict(self._leaves(inputs))
         if not roots or not leaves:
-            return {}
+            return None
         generator = torch.Generator().manual_seed(seed)
         directions = [
-            torch.randn(root.shape, generator=generator, dtype=torch.float32).to(root)
-            for root in roots.values()
+            torch.randn(root.shape, generator=generator, dtype=torch.float32).to(root) for root in roots
         ]
-        found = torch.autograd.grad(
-            list(roots.values()), list(leaves.values()), directions, allow_unused=True
-        )
-        return dict(zip(leaves, found, strict=True))
+        return Backward(roots, leaves, directions)
 
-    def _leaves(self, outcome: Outcome) -> Iterator[tuple[str, torch.Tensor]]:
+    def _leaves(self, inputs: NamedValues) -> Iterator[tuple[str, torch.Tensor]]:
         if self.model is not None:
             for name, parameter in self.model.named_parameters():
                 if parameter.requires_grad:
                     yield name, parameter
-        for path, tensor in outcome.inputs.tensors.items():
+        for path, tensor in inputs.tensors.items():
             if tensor.requires_grad and tensor.is_leaf:
                 yield path, tensor
 

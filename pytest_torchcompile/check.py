@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.pair import Pair
 from pytest_torchcompile.policy import Method, as_methods
 from pytest_torchcompile.recipes import Recipe
-from pytest_torchcompile.results import CheckResult, Difference, Verdict, first_line, raised_text
+from pytest_torchcompile.results import CheckResult, Difference, Speedup, Verdict, first_line, raised_text
 from pytest_torchcompile.rounding import (
     Floor,
     Rerun,
@@ -35,6 +36,7 @@ from pytest_torchcompile.rounding import (
     shift_for,
 )
 from pytest_torchcompile.search import examples_of_profile, search
+from pytest_torchcompile.speed import NotTimed, seconds_to_time, time_pair
 from pytest_torchcompile.tolerance import Judgement, judge
 from pytest_torchcompile.twins import Factory
 
@@ -88,9 +90,17 @@ def check_methods(
 ) -> list[CheckResult]:
     """`check_equivalence` with options that have been merged."""
     named = as_methods(methods)
+    seconds = seconds_to_time(options, default=0.0)
     return [
         check_case(
-            factory, method, phase, methods=named, observation=observation, inputs=inputs, options=options
+            factory,
+            method,
+            phase,
+            methods=named,
+            observation=observation,
+            inputs=inputs,
+            options=options,
+            time=functools.partial(time_pair, options=options, seconds=seconds) if seconds else None,
         )
         for method in named
         for phase in options.phases
@@ -108,6 +118,7 @@ def check_case(
     options: CheckOptions,
     name: str = "",
     progress: Progress = silent,
+    time: Callable[[Pair], Speedup] | None = None,
 ) -> CheckResult:
     """Check one method in one phase.
 
@@ -121,6 +132,7 @@ def check_case(
         options: likewise.
         name: tells this case apart in Hypothesis' database.
         progress: told when a compile begins and ends.
+        time: times the two sides if they were found equal.
     """
     with isolated(options.threads):
         pair = Pair(
@@ -134,9 +146,19 @@ def check_case(
             progress=progress,
         )
         try:
-            return _Check(pair, options).run(name or method.name)
+            result = _Check(pair, options).run(name or method.name)
+            return _timed(result, pair, time) if time is not None and result.verdict.passed else result
         finally:
             pair.restore()
+
+
+def _timed(result: CheckResult, pair: Pair, time: Callable[[Pair], Speedup]) -> CheckResult:
+    try:
+        return dataclasses.replace(result, speedup=time(pair))
+    except NotTimed as reason:
+        return dataclasses.replace(result, untimed=str(reason))
+    except Exception as error:
+        return dataclasses.replace(result, untimed=f"timing raised {raised_text(error)}")
 
 
 class _Stop(BaseException):

@@ -82,6 +82,10 @@ class CompiledPolicy:
             f"{result.case}: {result.reason}", result=result, strict=self._options.strict
         ) from error
 
+    def as_deployed(self) -> Side | None:
+        """The compiled side as `measure_speedup` times it; see `Pair.as_deployed`."""
+        return self._pair.as_deployed()
+
     @property
     def capture(self) -> Capture:
         """What has been compiled so far."""
@@ -211,8 +215,8 @@ def assert_equivalent(
         raise UsageError(f"phase={phase!r}; accepted: {', '.join(PHASES)}")
     if reference not in REFERENCES:
         raise UsageError(f"reference={reference!r}; accepted: {', '.join(REFERENCES)}")
-    reference_side = _side_of(eager, lambda: torch.compiler.set_stance("force_eager"))
-    candidate = _side_of(compiled, internals.eager_random_numbers)
+    reference_side = side_of(eager, lambda: torch.compiler.set_stance("force_eager"))
+    candidate = side_of(compiled, internals.eager_random_numbers)
     recorder = Recorder(candidate.model or nn.Module())
 
     def run(side: Side, under: Around = contextlib.nullcontext, wide: bool = False) -> Outcome:
@@ -261,8 +265,12 @@ def assert_equivalent(
         )
 
 
-def _side_of(function: Any, around: Any) -> Side:
-    """A side made of a bare callable, with the module it belongs to."""
+def side_of(function: Any, around: Around) -> Side:
+    """A side made of a bare callable, with the module it belongs to.
+
+    Raises:
+        UsageError: if it can't be called.
+    """
     if isinstance(function, CompiledPolicy):
         function = function._compiled
     if isinstance(function, _InPhase):

@@ -208,6 +208,22 @@ class CheckOptions:
         "a number of seconds",
         "how long a case may compile before no new example is drawn",
     )
+    benchmark_seconds: float | None = _option(
+        None,
+        _optional(_number(0.0)),
+        "a number of seconds",
+        "how long to time eager against compiled, 0 for not at all (5 s for a marked test; the functions "
+        "time if this or min_speedup is given)",
+    )
+    benchmark_batch: int | None = _option(
+        None, _optional(_integer(1)), "an integer >= 1", "batch size to time (the first of batch)"
+    )
+    min_speedup: float | None = _option(
+        None,
+        _optional(_number(0.0)),
+        "a number",
+        "fail if the whole interval of the speedup lies below this",
+    )
     threads: int | None = _option(
         None,
         _optional(_integer(1)),

@@ -56,6 +56,7 @@ class Pair:
             self.twins = build_twins(factory, options.seed)
         self.method = method
         self.phase = phase
+        self._options = options
         inner = internals.uncompiled(self.twins.eager)
         tree = input_tree(observation, inputs, inner)
         bindings = {each.name: bind(each, self.twins.eager, tree) for each in methods}
@@ -136,6 +137,18 @@ class Pair:
             names = eager.written()
             compiled.protect(names, self.twins.compiled)
             eager.protect(names, self.twins.compiled)
+
+    def as_deployed(self) -> Side | None:
+        """The compiled side without what the check adds; None if it can't be had.
+
+        Nobody watches, and what samples is compiled anew to draw inductor's own random numbers.
+        """
+        function = self.compiled.function
+        if self._draws and self.twins.deployed:
+            return None
+        if self._draws:
+            function = compile_method(self.method, self.twins.compiled, self._options)
+        return self.compiled.replaced(function, internals.raised_recompile_limit)
 
     @property
     def capture(self) -> Capture:

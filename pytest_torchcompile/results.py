@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import os
+import statistics
 import traceback
 from collections.abc import Iterable
 from typing import Any
@@ -139,6 +140,92 @@ class Capture:
         return tuple(dict.fromkeys(owners))
 
 
+MARGIN = 1.05
+"""A speedup within 5 % of 1 is no conclusion, however narrow its interval."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Speedup:
+    """How many times faster compiled is than eager, timed side by side.
+
+    Args:
+        ratio: eager's time over compiled's, the median over pairs of neighbouring blocks.
+        interval: bootstrap interval of `ratio`, 95 %.
+        quiet: the ratio of the 5th percentiles, the calls that the machine disturbed least.
+        eager_s: seconds of each timed call of eager.
+        compiled_s: seconds of each timed call of compiled.
+        pairs: how many pairs of blocks were timed.
+        batch: the batch size, where the inputs were drawn.
+        threads: torch threads of both sides.
+        break_even: calls after which the compile time has been made up for; None if it never is, or
+            where nothing was compiled here.
+        memory: bytes that eager and compiled needed, as far as the device tells.
+        memory_kind: what they are: ``peak allocated`` of an accelerator's allocator, or the ``resident
+            growth`` of the whole process.
+        least: the speedup that was asked for, `min_speedup`.
+    """
+
+    ratio: float
+    interval: tuple[float, float]
+    quiet: float
+    eager_s: tuple[float, ...] = ()
+    compiled_s: tuple[float, ...] = ()
+    pairs: int = 0
+    batch: int | None = None
+    threads: int = 1
+    break_even: int | None = None
+    memory: tuple[int, int] | None = None
+    memory_kind: str = ""
+    least: float | None = None
+
+    @property
+    def conclusion(self) -> str:
+        """``faster`` or ``slower`` where interval and quiet ratio clear 5 %, ``no clear difference``."""
+        if self.interval[0] > MARGIN and self.quiet > MARGIN:
+            return "faster"
+        if self.interval[1] < 1 / MARGIN and self.quiet < 1 / MARGIN:
+            return "slower"
+        return "no clear difference"
+
+    @property
+    def misses_one(self) -> bool:
+        """Whether two equal things could not be shown to be equally fast: a noisy machine's control."""
+        return not 1 / MARGIN <= self.interval[0] <= self.interval[1] <= MARGIN
+
+    @property
+    def too_slow(self) -> bool:
+        """Whether the whole interval lies below what was asked for."""
+        return self.least is not None and self.interval[1] < self.least
+
+    def figures(self) -> dict[str, str | int | float]:
+        """The figures as strings and numbers, without the single times."""
+        figures: dict[str, str | int | float] = {
+            "speedup": round(self.ratio, 4),
+            "speedup_low": round(self.interval[0], 4),
+            "speedup_high": round(self.interval[1], 4),
+            "speedup_quiet": round(self.quiet, 4),
+            "conclusion": self.conclusion,
+            "eager_median_s": statistics.median(self.eager_s),
+            "compiled_median_s": statistics.median(self.compiled_s),
+            "timed_calls": len(self.eager_s),
+            "threads": self.threads,
+        }
+        if self.batch is not None:
+            figures["batch"] = self.batch
+        if self.break_even is not None:
+            figures["break_even_calls"] = self.break_even
+        if self.memory is not None:
+            kind = self.memory_kind.replace(" ", "_")
+            figures[f"eager_{kind}_bytes"], figures[f"compiled_{kind}_bytes"] = self.memory
+        if self.least is not None:
+            figures["min_speedup"] = self.least
+        return figures
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.ratio:.2f} [{low:.2f}, {high:.2f}] {self.conclusion}"
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckResult:
     """The record of one case: one method in one phase under one set of compile options.
@@ -156,6 +243,8 @@ class CheckResult:
         capture: what was compiled.
         notes: sentences on what was seen but is no failure.
         backend: the name of the backend.
+        speedup: how much faster compiled is, if it was timed.
+        untimed: why it was not timed though that was to be; empty otherwise.
     """
 
     method: str
@@ -170,6 +259,8 @@ class CheckResult:
     capture: Capture = Capture()
     notes: tuple[str, ...] = ()
     backend: str = ""
+    speedup: Speedup | None = None
+    untimed: str = ""
 
     @property
     def case(self) -> str:
@@ -178,7 +269,9 @@ class CheckResult:
 
     def as_dict(self) -> dict[str, Any]:
         """The record as nested plain data that ``json.dumps`` accepts."""
-        return dataclasses.asdict(self) | {"verdict": self.verdict.value}
+        speedup = None if self.speedup is None else self.speedup.figures()
+        timeless = dataclasses.replace(self, speedup=None)
+        return dataclasses.asdict(timeless) | {"verdict": self.verdict.value, "speedup": speedup}
 
     def row(self) -> dict[str, str | int | float]:
         """The record as one row of the report: strings and numbers only, for JUnit and pytest-xdist."""
@@ -196,6 +289,8 @@ class CheckResult:
             "compile_s": round(capture.compile_s, 3),
             "backend": self.backend,
             "notes": NOTE_SEPARATOR.join(self.notes),
+            "untimed": self.untimed,
+            **(self.speedup.figures() if self.speedup else {}),
         }
 
 

@@ -20,7 +20,7 @@ class Judgement:
 
     Args:
         differences: what differs beyond what rounding explains, worst first; empty if nothing does.
-        worst: the measured difference that came closest to what is allowed.
+        worst: the worst of `differences`; else what came closest to its tolerance without exceeding it.
         rounding: whether something exceeded the tolerance and rounding explains it.
         ill_conditioned: paths whose floor was so high that little could be concluded.
         finite: paths with a finite element compared.
@@ -68,7 +68,8 @@ def judge(
         else:
             differences += filter(None, (m.beyond(floor) for m in exceeding))
             ill_conditioned = [m.path for m in exceeding if floor is not None and m.ill_conditioned(floor)]
-    worst = max(measured, key=lambda m: m.ratio, default=None)
+    # What rounding explains would be an alarming figure to show, and no measure of what was found.
+    worst = max((m for m in measured if not m.exceeds), key=lambda m: m.ratio, default=None)
     differences.sort(key=_severity, reverse=True)
     return Judgement(
         differences=tuple(differences),

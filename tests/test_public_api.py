@@ -29,7 +29,9 @@ PUBLIC = [
     "MultiBinary",
     "MultiDiscrete",
     "NotEquivalent",
+    "NotTimed",
     "OneHot",
+    "Speedup",
     "State",
     "Tokens",
     "UsageError",
@@ -37,6 +39,7 @@ PUBLIC = [
     "assert_equivalent",
     "check_equivalence",
     "compile_policy",
+    "measure_speedup",
     "observations",
     "register_output",
 ]
@@ -76,11 +79,14 @@ def test_the_options() -> None:
         "atol",
         "backend",
         "batch",
+        "benchmark_batch",
+        "benchmark_seconds",
         "dynamic",
         "examples",
         "fullgraph",
         "max_seconds",
         "min_coverage",
+        "min_speedup",
         "mode",
         "nonfinite",
         "options",
@@ -115,6 +121,15 @@ def test_the_signatures() -> None:
         "seed",
         "kwargs",
     ]
+    assert parameters("measure_speedup") == [
+        "eager",
+        "compiled",
+        "args",
+        "phase",
+        "seconds",
+        "min_speedup",
+        "kwargs",
+    ]
     assert parameters("Box") == ["shape", "low", "high", "dtype", "requires_grad"]
     assert parameters("State") == ["shape", "batch_dim", "dtype"]
 
@@ -133,7 +148,7 @@ def test_the_verdicts() -> None:
 
 def test_the_errors_have_one_base() -> None:
     base = pytest_torchcompile.CompileCheckError
-    for name in ("CompileFailed", "NotEquivalent", "UsageError"):
+    for name in ("CompileFailed", "NotEquivalent", "NotTimed", "UsageError"):
         assert issubclass(getattr(pytest_torchcompile, name), base)
     assert issubclass(pytest_torchcompile.NotEquivalent, AssertionError)
 
@@ -153,6 +168,8 @@ def test_the_fields_of_a_result() -> None:
         "capture",
         "notes",
         "backend",
+        "speedup",
+        "untimed",
     ]
 
 
@@ -167,7 +184,7 @@ def test_a_result_is_plain_data() -> None:
         return nn.Linear(8, 4)
 
     (result,) = check_equivalence(
-        factory, observation=Box((8,)), phases="rollout", backend="eager", examples=0
+        factory, observation=Box((8,)), phases="rollout", backend="eager", examples=0, benchmark_seconds=0.1
     )
     assert json.loads(json.dumps(result.as_dict()))["verdict"] == "equal"
     assert all(isinstance(value, str | int | float) for value in result.row().values())

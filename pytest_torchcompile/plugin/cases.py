@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_torchcompile.plugin import benchmark
 from pytest_torchcompile.plugin.options import MARKER, Declaration, merged, takes_value
 from pytest_torchcompile.plugin.progress import compiling
-from pytest_torchcompile.reports.failure import failure_text
+from pytest_torchcompile.reports.failure import failure_text, slow_text
 from pytest_torchcompile.reports.terminal import PROPERTY
 from pytest_torchcompile.results import CheckResult, CompileFailed, UsageError, Verdict
 
@@ -145,6 +146,7 @@ def run(item: pytest.Function, case: Case) -> None:
 
     try:
         methods = as_methods(declaration.methods)
+        time, untimed = benchmark.timing_of(item, declaration.options)
         with deferred_warnings() as emit_warnings, compiling(item) as progress:
             result = check_case(
                 factory,
@@ -156,10 +158,14 @@ def run(item: pytest.Function, case: Case) -> None:
                 options=declaration.options,
                 name=item.nodeid,
                 progress=progress,
+                time=time,
             )
     except UsageError as error:
         raise pytest.fail.Exception(f"{declaration.source}: {error}", pytrace=False) from None
+    if untimed and result.verdict.passed:
+        result = dataclasses.replace(result, untimed=untimed)
     record(item, result)
+    benchmark.record_case(item, result)
     conclude([result], strict=declaration.options.strict, item=item)
     # Last, because under -W error this raises.
     emit_warnings()
@@ -208,9 +214,11 @@ def conclude(results: list[CheckResult], *, strict: bool, item: pytest.Item) -> 
     """
     skipped = [r for r in results if r.verdict is Verdict.COMPILE_FAILED and not strict]
     failed = [r for r in results if not r.verdict.passed and r not in skipped]
-    if failed:
+    slow = [r for r in results if r.speedup is not None and r.speedup.too_slow]
+    if failed or slow:
         rerun = _rerun_command(item)
-        pytest.fail("\n\n".join(failure_text(result, rerun) for result in failed), pytrace=False)
+        texts = [failure_text(r, rerun) for r in failed] + [slow_text(r, rerun) for r in slow]
+        pytest.fail("\n\n".join(texts), pytrace=False)
     if skipped:
         first = skipped[0]
         pytest.skip(f"compile failed: {first.case}: {first.reason}")

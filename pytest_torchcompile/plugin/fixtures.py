@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from pytest_torchcompile.plugin import benchmark
 from pytest_torchcompile.plugin.cases import conclude, record
 from pytest_torchcompile.plugin.options import merged, project_layers, project_methods
-from pytest_torchcompile.results import CheckResult
+from pytest_torchcompile.results import CheckResult, Speedup
 
 CURRENT_ITEM = pytest.StashKey[pytest.Item]()
 
@@ -53,6 +54,34 @@ def assert_equivalent(pytestconfig: pytest.Config) -> Callable[..., None]:
 
 
 @pytest.fixture(scope="session")
+def record_speedup(pytestconfig: pytest.Config) -> Callable[..., Speedup]:
+    """`pytest_torchcompile.measure_speedup`, which also writes the two pytest-benchmark entries.
+
+    Skips the test where timing is switched off or, under pytest-xdist, would be worthless; fails it
+    if the speedup is below `min_speedup`, the argument's or the project's.
+    """
+    import pytest_torchcompile
+
+    def measure_and_record(eager: Any, compiled: Any, *args: Any, **arguments: Any) -> Speedup:
+        __tracebackhide__ = True
+        reason = benchmark.why_not_timed(pytestconfig)
+        if reason:
+            pytest.skip(f"not timed: {reason}")
+        item = pytestconfig.stash[CURRENT_ITEM]
+        project = _project_options(pytestconfig)
+        seconds = project.get("benchmark_seconds") or benchmark.plan(item).seconds
+        options = {"seconds": seconds, "min_speedup": project.get("min_speedup")}
+        given = {name: value for name, value in options.items() if value is not None}
+        speedup = pytest_torchcompile.measure_speedup(eager, compiled, *args, **{**given, **arguments})
+        benchmark.record(item, speedup, speedup.figures())
+        if speedup.too_slow:
+            pytest.fail(f"too slow: {speedup}, min_speedup={speedup.least:g}", pytrace=False)
+        return speedup
+
+    return measure_and_record
+
+
+@pytest.fixture(scope="session")
 def compile_check(pytestconfig: pytest.Config) -> Callable[..., list[CheckResult]]:
     """`pytest_torchcompile.check_equivalence` with the project's options; fails or skips the test."""
     from pytest_torchcompile.check import check_methods
@@ -66,6 +95,8 @@ def compile_check(pytestconfig: pytest.Config) -> Callable[..., list[CheckResult
         **arguments: Any,
     ) -> list[CheckResult]:
         __tracebackhide__ = True
+        if benchmark.why_not_timed(pytestconfig):
+            arguments["benchmark_seconds"] = 0
         options = merged(pytestconfig, "compile_check()", arguments)
         results = check_methods(
             factory,
@@ -77,6 +108,7 @@ def compile_check(pytestconfig: pytest.Config) -> Callable[..., list[CheckResult
         item = pytestconfig.stash[CURRENT_ITEM]
         for result in results:
             record(item, result)
+            benchmark.record_case(item, result)
         conclude(results, strict=options.strict, item=item)
         return results
 

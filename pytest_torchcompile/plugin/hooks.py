@@ -12,17 +12,18 @@ from typing import Any
 
 import pytest
 
-from pytest_torchcompile.plugin import cases, options
+from pytest_torchcompile.plugin import benchmark, cases, options
 from pytest_torchcompile.plugin.fixtures import (
     CURRENT_ITEM,
     assert_equivalent,
     compile_check,
     compile_policy,
     observations,
+    record_speedup,
 )
 from pytest_torchcompile.results import CompileFailed, UsageError
 
-__all__ = ["assert_equivalent", "compile_check", "compile_policy", "observations"]
+__all__ = ["assert_equivalent", "compile_check", "compile_policy", "observations", "record_speedup"]
 
 _HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -44,7 +45,11 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_report_header(config: pytest.Config) -> str | None:
     if not options.enabled(config):
         return None
-    return f"compile check: backend {options.merged(config, '', {}).backend_name}"
+    said = options.merged(config, "", {})
+    unrecorded = benchmark.why_not_recorded(config) if said.benchmark_seconds != 0 else ""
+    return f"compile check: backend {said.backend_name}" + (
+        f"; speedups are measured but not recorded: {unrecorded}" if unrecorded else ""
+    )
 
 
 @pytest.hookimpl(trylast=True)
@@ -56,18 +61,23 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize(cases.CASE, found, ids=[case.id for case in found])
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if options.enabled(config):
-        return
-    skip = pytest.mark.skip(reason="compiled against eager: run with --compile-check")
-    for item in items:
-        if item.get_closest_marker(options.MARKER) is not None:
-            item.add_marker(skip)
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(
+    config: pytest.Config, items: list[pytest.Item]
+) -> Generator[None, None, None]:
+    if not options.enabled(config):
+        skip = pytest.mark.skip(reason="compiled against eager: run with --compile-check")
+        for item in items:
+            if item.get_closest_marker(options.MARKER) is not None:
+                item.add_marker(skip)
+    with benchmark.counted_as_benchmarks(config, items):
+        return (yield)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     cases.forget(item)
+    benchmark.forget(item)
     item.config.stash[CURRENT_ITEM] = item
     if options.enabled(item.config) and item.get_closest_marker(options.MARKER) is not None:
         sentence = cases.misuse(item)
@@ -111,4 +121,4 @@ def pytest_runtest_makereport(
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     from pytest_torchcompile.reports import terminal
 
-    terminal.write_summary(terminalreporter)
+    terminal.write_summary(terminalreporter, benchmark.control_of(terminalreporter.config))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+
 from pytest_torchcompile.results import Capture, CheckResult, Difference, Verdict
 
 _MOST = 4
@@ -34,6 +36,25 @@ def failure_text(result: CheckResult, rerun: str = "") -> str:
         lines += ["", f"  also differ: {', '.join(d.path for d in rest[:6])}" + _and_more(len(rest) - 6)]
     lines += ["", *_context_lines(result, rerun)]
     return "\n".join(lines).rstrip()
+
+
+def slow_text(result: CheckResult, rerun: str = "") -> str:
+    """The message of a case that is equal and less fast than was asked for."""
+    speedup = result.speedup
+    assert speedup is not None  # asked only of what was timed
+    low, high = speedup.interval
+    eager, compiled = (statistics.median(side) for side in (speedup.eager_s, speedup.compiled_s))
+    return "\n".join(
+        [
+            f"too slow: {result.method}, {result.phase} phase, backend {result.backend}",
+            "",
+            f"  speedup   {speedup.ratio:.3g}, 95 % interval {low:.3g} to {high:.3g}, "
+            f"all of it below min_speedup={speedup.least}",
+            f"  medians   eager {eager:.3g} s, compiled {compiled:.3g} s; {len(speedup.eager_s)} calls each "
+            f"with batch {speedup.batch} on {speedup.threads} threads",
+            *_context_lines(result, rerun),
+        ]
+    )
 
 
 def difference_lines(difference: Difference) -> list[str]:

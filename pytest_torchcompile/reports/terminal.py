@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from pytest_torchcompile.results import NOTE_SEPARATOR, Verdict
+from pytest_torchcompile.results import NOTE_SEPARATOR, Speedup, Verdict
 
 PROPERTY = "compile_check."
 """What the names of our report properties begin with; ``method-phase.field`` follows."""
@@ -32,6 +32,7 @@ _HEADINGS = (
     "recompiles",
     "seconds",
 )
+_SPEEDUP = "speedup"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +76,15 @@ class Row:
             f"{float(values['compile_s']):.1f}",
         )
 
+    @property
+    def speedup(self) -> str:
+        """Ratio, interval and conclusion; ``-`` if the case was not timed."""
+        values = self.values
+        if _SPEEDUP not in values:
+            return "-"
+        ratio, low, high = (float(values[f"speedup{end}"]) for end in ("", "_low", "_high"))
+        return f"{ratio:.2f} [{low:.2f}, {high:.2f}] {values['conclusion']}"
+
 
 def rows_of(reports: Iterable[Any]) -> Iterator[Row]:
     """The cases found in pytest reports."""
@@ -88,26 +98,34 @@ def rows_of(reports: Iterable[Any]) -> Iterator[Row]:
             yield Row(report.nodeid, case, values)
 
 
-def write_summary(reporter: Any) -> None:
-    """Write the table, the notes and one line that can't be overlooked if nothing was checked."""
+def write_summary(reporter: Any, control: Speedup | None = None) -> None:
+    """Write the table, the notes and one line that can't be overlooked if nothing was checked.
+
+    Args:
+        reporter: pytest's terminal reporter.
+        control: eager timed against itself.
+    """
     reports = [r for key in _OUTCOMES for r in reporter.stats.get(key, ())]
     # A report of the call repeats what the setup's says.
     rows = sorted({(row.nodeid, row.case): row for row in rows_of(reports)}.values(), key=lambda r: r.name)
     if not rows:
         return
     reporter.write_sep("=", "compiled against eager")
-    table = [row.cells() for row in rows]
-    widths = [max(map(len, column)) for column in zip(_HEADINGS, *table, strict=True)]
-    reporter.write_line(_padded(_HEADINGS, widths))
+    timed = any(_SPEEDUP in row.values for row in rows)
+    headings = (*_HEADINGS, _SPEEDUP) if timed else _HEADINGS
+    table = [(*row.cells(), row.speedup) if timed else row.cells() for row in rows]
+    widths = [max(map(len, column)) for column in zip(headings, *table, strict=True)]
+    reporter.write_line(_padded(headings, widths))
     for row, cells in zip(rows, table, strict=True):
         reporter.write_line(_padded(cells, widths), **_COLORS.get(row.verdict, {"red": True}))
     _write_remarks(reporter, rows)
+    _write_control(reporter, control)
     _write_count(reporter, rows)
 
 
 def _padded(cells: tuple[str, ...], widths: list[int]) -> str:
     """Text to the left, numbers to the right."""
-    left = (0, 1, 3)
+    left = (0, 1, 3, 9)
     return "  ".join(
         cell.ljust(width) if i in left else cell.rjust(width)
         for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
@@ -120,10 +138,23 @@ def _write_remarks(reporter: Any, rows: list[Row]) -> None:
     for row in rows:
         if row.verdict in (Verdict.WITHIN_ROUNDING, Verdict.COMPILE_FAILED):
             remarks[f"{row.verdict.value}: {row.values['reason']}"].append(row.name)
+        if row.values.get("untimed"):
+            remarks[f"not timed: {row.values['untimed']}"].append(row.name)
         for note in filter(None, row.values["notes"].split(NOTE_SEPARATOR)):
             remarks[note].append(row.name)
     for remark, names in remarks.items():
         reporter.write_line(f"{names[0] if len(names) == 1 else f'{len(names)} cases'}: {remark}")
+
+
+def _write_control(reporter: Any, control: Speedup | None) -> None:
+    if control is None:
+        return
+    low, high = control.interval
+    text = f"eager timed against itself: {control.ratio:.2f} [{low:.2f}, {high:.2f}]"
+    if control.misses_one:
+        reporter.write_line(f"{text}; this machine is too noisy for the speedups above", yellow=True)
+    else:
+        reporter.write_line(text)
 
 
 def _write_count(reporter: Any, rows: list[Row]) -> None:

@@ -25,6 +25,7 @@ def _lasting():
 
 
 @pytest.fixture
-def project(_lasting, pytester):
-    """An empty project."""
+def project(_lasting, pytester, monkeypatch):
+    """An empty project, where nothing is timed unless a test asks for it."""
+    monkeypatch.setenv("PYTEST_ADDOPTS", "--compile-benchmark-seconds=0")
     return Project(pytester, _lasting)

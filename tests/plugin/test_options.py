@@ -34,6 +34,9 @@ LAYERS = {
     "strict": ("yes", True, "--no-", False, True, True),
     "shrink_seconds": ("1", 1.0, "2.5", 2.5, 3, 3.0),
     "max_seconds": ("1", 1.0, "2.5", 2.5, 3, 3.0),
+    "benchmark_seconds": ("1", 1.0, "2.5", 2.5, 0, 0.0),
+    "benchmark_batch": ("2", 2, "3", 3, None, None),
+    "min_speedup": ("0.5", 0.5, "1", 1.0, None, None),
     "threads": ("2", 2, "3", 3, 1, 1),
 }
 
@@ -47,7 +50,7 @@ TWO_TESTS = """
 
 
 @pytest.fixture
-def seen(monkeypatch):
+def seen(project, monkeypatch):
     """The options with which each test would be checked, by test name; nothing is checked."""
     options = {}
 
@@ -56,6 +59,7 @@ def seen(monkeypatch):
         options[test] = arguments["options"]
         return CheckResult(method=method.name, phase=phase, verdict=Verdict.EQUAL)
 
+    monkeypatch.delenv("PYTEST_ADDOPTS")
     monkeypatch.setattr("pytest_torchcompile.check.check_case", check_case)
     return options
 
@@ -108,6 +112,8 @@ compile_min_coverage = 1
 compile_strict = true
 compile_shrink_seconds = 5
 compile_max_seconds = 5.5
+compile_benchmark_batch = 3
+compile_min_speedup = 0.01
 compile_threads = 2
 """
 NATIVE_VALUES = {
@@ -125,6 +131,8 @@ NATIVE_VALUES = {
     "strict": True,
     "shrink_seconds": 5.0,
     "max_seconds": 5.5,
+    "benchmark_batch": 3,
+    "min_speedup": 0.01,
     "threads": 2,
 }
 
@@ -180,6 +188,9 @@ WRONG = {
     "strict": ("maybe", None),
     "shrink_seconds": ("-1", "long"),
     "max_seconds": ("nan", [1]),
+    "benchmark_seconds": ("-1", True),
+    "benchmark_batch": ("0", 1.5),
+    "min_speedup": ("-1", "fast"),
     "threads": ("0", 0),
 }
 TAKE_NO_VALUE = {name for name, field in OPTIONS.items() if isinstance(field.default, bool)}

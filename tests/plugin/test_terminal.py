@@ -237,6 +237,7 @@ FIELDS = {
     "compile_s": float,
     "backend": str,
     "notes": str,
+    "untimed": str,
 }
 
 

@@ -1,0 +1,208 @@
+"""The bridge to pytest-benchmark: every private name of it that this project touches.
+
+A case becomes two entries of one group. pytest-benchmark makes one entry per `benchmark` fixture, so
+that the entries are made here, by its own classes, and fed real rounds: its files, tables, comparisons
+and histograms then treat them as any other.
+
+Observed on pytest-benchmark 5.3.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_torchcompile.plugin.options import MARKER
+from pytest_torchcompile.results import CheckResult, Speedup
+
+if TYPE_CHECKING:
+    from pytest_torchcompile.options import CheckOptions
+    from pytest_torchcompile.pair import Pair
+
+FIXTURE = "benchmark"
+DEFAULT_MAX_TIME_S = 1.0
+"""What ``--benchmark-max-time`` is if nobody sets it."""
+CONTROL_S = 2.0
+"""How long eager is timed against itself, once in a session."""
+_CONTROL = pytest.StashKey[Speedup]()
+_ENTRIES = pytest.StashKey[list[Any]]()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How pytest-benchmark's options want a case timed.
+
+    Args:
+        seconds: ``--benchmark-max-time`` of both sides; None if it was left alone.
+        min_rounds: ``--benchmark-min-rounds``.
+        timer: ``--benchmark-timer``.
+    """
+
+    seconds: float | None = None
+    min_rounds: int = 1
+    timer: Callable[[], float] = time.perf_counter
+
+
+def why_not_timed(config: pytest.Config) -> str:
+    """Why nothing is to be timed in this session; empty if timing is wanted."""
+    if hasattr(config, "workerinput"):
+        return "tests run side by side under pytest-xdist; run with -n 0 to time"
+    session = _session(config)
+    if session is not None and session.skip:
+        return "--benchmark-skip"
+    if session is not None and session.disabled:
+        return "--benchmark-disable"
+    return ""
+
+
+def why_not_recorded(config: pytest.Config) -> str:
+    """Why speedups are not written to pytest-benchmark; empty if they are."""
+    if _session(config) is not None:
+        return ""
+    if importlib.util.find_spec("pytest_benchmark") is None:
+        return "pytest-benchmark is not installed"
+    return "pytest-benchmark is not active"
+
+
+def timing_of(item: pytest.Item, options: CheckOptions) -> tuple[Callable[[Pair], Speedup] | None, str]:
+    """What times the item's case, or None and why not; no reason where no timing is wanted."""
+    from pytest_torchcompile.speed import SECONDS, seconds_to_time, time_pair
+
+    ours = seconds_to_time(options, default=SECONDS)
+    if not ours:
+        return None, ""
+    reason = why_not_timed(item.config)
+    if reason:
+        return None, reason
+    theirs = plan(item)
+    seconds = ours if options.benchmark_seconds is not None else theirs.seconds or ours
+
+    def measure(pair: Pair) -> Speedup:
+        if control_of(item.config) is None:
+            control = time_pair(pair, options, seconds=min(CONTROL_S, seconds), control=True)
+            item.config.stash[_CONTROL] = control
+        return time_pair(pair, options, seconds=seconds, min_rounds=theirs.min_rounds, timer=theirs.timer)
+
+    return measure, ""
+
+
+def plan(item: pytest.Item) -> Plan:
+    """How to time this item: its `benchmark` marker over the command line."""
+    session = _session(item.config)
+    if session is None:
+        return Plan()
+    marker = item.get_closest_marker("benchmark")
+    given = {} if marker is None else dict(marker.kwargs)
+    max_time = given.get("max_time", session.options["max_time"])
+    is_default = "max_time" not in given and float(max_time) == DEFAULT_MAX_TIME_S
+    timer = given.get("timer", session.options["timer"])
+    return Plan(
+        seconds=None if is_default else 2 * float(max_time),
+        min_rounds=int(given.get("min_rounds", session.options["min_rounds"])),
+        timer=getattr(timer, "target", timer),
+    )
+
+
+def record_case(item: pytest.Item, result: CheckResult) -> None:
+    """Add the two entries of a timed case to pytest-benchmark's session, if there is one."""
+    if result.speedup is not None:
+        record(item, result.speedup, result.row(), method=result.method, phase=result.phase)
+
+
+def record(item: pytest.Item, speedup: Speedup, figures: dict[str, Any], **params: str) -> None:
+    """Add two entries with these rounds, in one group, `figures` in their `extra_info`."""
+    import torch
+
+    session = _session(item.config)
+    if session is None:
+        return
+    control = control_of(item.config)
+    extra = {**figures, "torch": torch.__version__, "control": "" if control is None else str(control)}
+    for side, times in (("eager", speedup.eager_s), ("compiled", speedup.compiled_s)):
+        _add_entry(session, item, side, times, extra, {**params, "side": side})
+
+
+def _add_entry(
+    session: Any,
+    item: pytest.Item,
+    side: str,
+    times: tuple[float, ...],
+    extra: dict[str, Any],
+    params: dict[str, str],
+) -> None:
+    from pytest_benchmark.fixture import BenchmarkFixture
+
+    marker = item.get_closest_marker("benchmark")
+    options = {**session.options, **({} if marker is None else marker.kwargs)}
+    group = options.pop("group", None) or item.nodeid
+    options["timer"] = session.options["timer"]
+    fixture = BenchmarkFixture(  # type: ignore[no-untyped-call]
+        item,
+        add_stats=session.benchmarks.append,
+        logger=session.logger,
+        warner=item.warn,
+        disabled=False,
+        group=group,
+        **options,
+    )
+    entries = item.stash.setdefault(_ENTRIES, [])
+    # A test may record several; pytest-benchmark goes by the name.
+    number = f"#{len(entries) // 2 + 1}" if len(entries) > 1 else ""
+    fixture.name, fixture.fullname = f"{item.name}{number}[{side}]", f"{item.nodeid}{number}[{side}]"
+    fixture.param = "-".join(filter(None, (fixture.param, side)))
+    users = {n: v for n, v in (fixture.params or {}).items() if isinstance(v, str | int | float | bool)}
+    fixture.params = {**users, **params}
+    fixture.extra_info.update(extra)
+    entry = fixture._make_stats(iterations=1)  # type: ignore[no-untyped-call]
+    for seconds in times:
+        entry.update(seconds)
+    entries.append(entry)
+
+
+def forget(item: pytest.Item) -> None:
+    """Drop what an earlier run of this item recorded."""
+    entries = item.stash.get(_ENTRIES, [])
+    if entries:
+        session = _session(item.config)
+        session.benchmarks[:] = [b for b in session.benchmarks if not any(b is e for e in entries)]
+        entries.clear()
+
+
+def control_of(config: pytest.Config) -> Speedup | None:
+    """The session's timing of eager against itself, once there is one."""
+    return config.stash.get(_CONTROL, None)
+
+
+@contextlib.contextmanager
+def counted_as_benchmarks(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
+    """In the body, items that time something look like it to pytest-benchmark, for ``--benchmark-only``.
+
+    It goes by the name of its fixture. With ``--benchmark-skip`` only the timing is left out.
+    """
+    session = _session(config)
+    only = session is not None and session.only
+    counted = [item for item in items if only and _times(item)]
+    for item in counted:
+        item.fixturenames.append(FIXTURE)  # type: ignore[attr-defined]  # of functions only
+    try:
+        yield
+    finally:
+        for item in counted:
+            item.fixturenames.remove(FIXTURE)  # type: ignore[attr-defined]
+
+
+def _times(item: pytest.Item) -> bool:
+    names = getattr(item, "fixturenames", None)
+    if names is None or FIXTURE in names:
+        return False
+    return item.get_closest_marker(MARKER) is not None or "record_speedup" in names
+
+
+def _session(config: pytest.Config) -> Any:
+    return getattr(config, "_benchmarksession", None)

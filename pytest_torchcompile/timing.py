@@ -1,0 +1,127 @@
+"""Two things timed against each other so that a drifting, shared machine does not decide the outcome.
+
+Timing one and then the other compares two moments of the machine: a function against itself came out
+more than 5 % apart in 11 of 20 such runs. Here short blocks of calls alternate. In each pair one side, at
+random, is split in two around the other, so that a steady drift cancels; the pair is compared with
+itself, and the ratio is the median of those comparisons.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import random
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+PAIRS = (5, 100)
+"""Fewest and most pairs of blocks."""
+LONGEST_BLOCK = 24
+UNTIMED = 2
+"""Calls after each switch that are not timed: caches, branch predictors and frequency have to settle."""
+SLOW_S = 0.1
+"""Of a call that takes longer, one is enough."""
+RESAMPLES = 2000
+QUIET_PERCENTILE = 5
+
+Around = Callable[[], contextlib.AbstractContextManager[Any]]
+
+
+class Timed(NamedTuple):
+    """One side of a timing.
+
+    Args:
+        call: prepares a call outside the clock, makes it, and returns its seconds.
+        around: makes the context that a block of calls runs in.
+    """
+
+    call: Callable[[], float]
+    around: Around = contextlib.nullcontext
+
+
+class Blocks(NamedTuple):
+    """Seconds of every timed call of two sides, a list for each block; block i ran beside block i."""
+
+    first: list[list[float]]
+    second: list[list[float]]
+
+    def ratios(self) -> list[float]:
+        """How many times faster `second` is, by pairs of neighbouring blocks."""
+        pairs = zip(self.first, self.second, strict=True)
+        return [statistics.median(one) / statistics.median(two) for one, two in pairs]
+
+    def ratio(self) -> float:
+        """The median of `ratios`."""
+        return statistics.median(self.ratios())
+
+    def interval(self) -> tuple[float, float]:
+        """Bootstrap interval (percentile method, 95 %) of `ratio`, resampling pairs."""
+        ratios = np.asarray(self.ratios())
+        drawn = np.random.default_rng(0).choice(ratios, size=(RESAMPLES, len(ratios)))
+        low, high = np.percentile(np.median(drawn, axis=1), [2.5, 97.5])
+        return float(low), float(high)
+
+    def quiet_ratio(self) -> float:
+        """The same of the calls that the machine disturbed least, its 5th percentiles."""
+        one, two = (np.percentile(np.concatenate(side), QUIET_PERCENTILE) for side in self)
+        return float(one / two)
+
+
+def interleaved(first: Timed, second: Timed, *, seconds: float, min_rounds: int = 1, seed: int = 0) -> Blocks:
+    """Time two sides in alternating blocks, with python's garbage collector off.
+
+    Args:
+        first: one side, warm.
+        second: the other.
+        seconds: the budget, preparation of the calls included; exceeded where the fewest pairs
+            or `min_rounds` need it.
+        min_rounds: how many calls of each side to time at least.
+        seed: of the order.
+    """
+    order = random.Random(seed)
+    fewest, most = PAIRS
+    blocks = Blocks([], [])
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        size, untimed = _block_size((first, second), seconds)
+        deadline = time.perf_counter() + seconds
+        while len(blocks.first) < most or size * len(blocks.first) < min_rounds:
+            enough = len(blocks.first) >= fewest and size * len(blocks.first) >= min_rounds
+            if enough and time.perf_counter() >= deadline:
+                break
+            sides = [(first, blocks.first), (second, blocks.second)]
+            order.shuffle(sides)
+            (outer, outers), (inner, inners) = sides
+            before = _block(outer, (size + 1) // 2, untimed)
+            inners.append(_block(inner, size, untimed))
+            outers.append(before + _block(outer, size // 2, untimed))
+    finally:
+        if collecting:
+            gc.enable()
+    return blocks
+
+
+def _block(timed: Timed, size: int, untimed: int) -> list[float]:
+    if not size:
+        return []
+    with timed.around():
+        for _ in range(untimed):
+            timed.call()
+        return [timed.call() for _ in range(size)]
+
+
+def _block_size(sides: tuple[Timed, Timed], seconds: float) -> tuple[int, int]:
+    """Timed and untimed calls for each block, so that half of the most pairs fit into the budget."""
+    begin = time.perf_counter()
+    for timed in sides:
+        _block(timed, 1, 1)
+    per_call = (time.perf_counter() - begin) / 4
+    untimed = UNTIMED if per_call < SLOW_S else 1
+    calls = seconds / (PAIRS[1] / 2) / 2 / max(per_call, 1e-9)
+    return max(1, min(LONGEST_BLOCK, int(calls - 1.5 * untimed))), untimed
