@@ -77,7 +77,7 @@ def compile_method(method: Method, model: nn.Module, options: CheckOptions) -> C
             **_ISOLATED,
         )
     except Exception as error:
-        raise UsageError(f"torch.compile rejects the options: {first_line(error)}") from error
+        raise UsageError(f"torch.compile rejects the module or the options: {first_line(error)}") from error
     return compiled
 
 

@@ -40,6 +40,10 @@ from pytest_torchcompile.speed import NotTimed, seconds_to_time, time_pair
 from pytest_torchcompile.tolerance import Judgement, judge
 from pytest_torchcompile.twins import Factory
 
+COMPILER_EDGES = (1, 2, 3, 8, 15, 16, 17, 32)
+"""Batch sizes at which compilers change their mind: dynamo specialises 1, inductor vectorises by 8 or 16
+elements; few of the sizes between are drawn, of these nearly all."""
+
 RECOMPILES_IN_A_ROW = 3
 """Calls in a row that compile again for a shape already seen; so many are no coincidence."""
 
@@ -277,7 +281,9 @@ class _Check:
             failures += [failure] if failure else []
             if self._pair.recorder.compiled_in_last_call:
                 return st.sampled_from(sorted({*sizes, between}))
-        return st.integers(min(sizes), max(sizes))
+        low, high = min(sizes), max(sizes)
+        edges = [n for n in (low, low + 1, *COMPILER_EDGES, high - 1, high) if low <= n <= high]
+        return st.sampled_from(sorted(set(edges))) | st.integers(low, high)
 
     def _out_of_budget(self) -> bool:
         if self._pair.recorder.compile_s <= self._options.max_seconds:
@@ -322,8 +328,10 @@ class _Check:
     def _both_reject(self, recipe: Recipe, eager: Exception, compiled: Exception | None) -> _Failure | None:
         """Eager raised: so must compiled, and alike, unless the compiler noticed before it ran."""
         self._evidence.reject(eager)
+        # A RuntimeError is how kernels reject an index, for which eager has an IndexError.
         alike = compiled is not None and (
-            isinstance(compiled, type(eager)) or self._pair.recorder.is_compile_failure(compiled)
+            isinstance(compiled, (type(eager), RuntimeError))
+            or self._pair.recorder.is_compile_failure(compiled)
         )
         if alike or not self._pair.capture.parameters:
             return None
@@ -340,8 +348,26 @@ class _Check:
         return lambda under, wide=False: self._pair.run(self._pair.eager, recipe, under=under, wide=wide)
 
     def _floors(self, eager: Outcome, recipe: Recipe) -> Iterator[Floor]:
+        self._require_repeatable(eager, recipe)
         shift = shift_for(recipes.equal_terms(self._pair.tree, recipe))
         return rounding_floors(eager, self._rerun(recipe), shift)
+
+    def _require_repeatable(self, eager: Outcome, recipe: Recipe) -> None:
+        """Stop if eager does not agree with itself: how rounding moves it could not be told from that."""
+        again = self._pair.run(self._pair.eager, recipe)
+        if again.error is not None:
+            moved = f"it raises {raised_text(again.error)} when called again"
+        else:
+            differences = judge(eager, again, self._tolerance, None).differences
+            if not differences:
+                return
+            moved = f"{differences[0].place} is {differences[0].eager}, then {differences[0].compiled}"
+        raise _Stop(
+            Verdict.EAGER_FAILED,
+            f"eager does not repeat itself on one example under one seed: {moved}; it keeps state where the "
+            f"check can't put it back. Keep it in buffers, in attributes that are tensors, or draw from "
+            f"torch's, numpy's or python's own random numbers",
+        )
 
     def _watch_recompiles(self, recipe: Recipe) -> None:
         """Stop if call after call compiles for shapes already seen."""

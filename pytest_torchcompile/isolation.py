@@ -111,12 +111,15 @@ def isolated(threads: int | None = None) -> Iterator[None]:
 
 
 def _emit_again(caught: list[warnings.WarningMessage]) -> None:
-    """Emit each distinct warning that did not come from torch, under the caller's filters."""
-    inside_torch = os.path.dirname(torch.__file__) + os.sep
+    """Emit each distinct warning of the user's code, under the caller's filters.
+
+    Not those of torch's code, nor those that say that we do something unusual, such as differentiating.
+    """
+    not_theirs = tuple(os.path.dirname(os.path.abspath(file)) + os.sep for file in (torch.__file__, __file__))
     distinct = {
         (str(warning.message), warning.category, warning.filename, warning.lineno): warning
         for warning in caught
-        if not warning.filename.startswith(inside_torch)
+        if not warning.filename.startswith(not_theirs)
     }
     for warning in distinct.values():
         warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)

@@ -35,11 +35,15 @@ def _boolean(value: Any) -> bool:
     raise ValueError(value)
 
 
-def _integer(at_least: int) -> Callable[[Any], int]:
+LARGEST_SEED = 2**63 - 1
+"""The largest that torch.manual_seed takes as such."""
+
+
+def _integer(at_least: int, at_most: int = LARGEST_SEED) -> Callable[[Any], int]:
     def accept(value: Any) -> int:
         if isinstance(value, bool) or (not isinstance(value, str) and int(value) != value):
             raise ValueError(value)
-        if int(value) < at_least:
+        if not at_least <= int(value) <= at_most:
             raise ValueError(value)
         return int(value)
 

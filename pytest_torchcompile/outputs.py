@@ -6,6 +6,7 @@ known is an error that says how to make it known.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import enum
 from collections.abc import Callable, Mapping
@@ -126,7 +127,7 @@ def _parts(value: Any, path: str) -> list[tuple[str, Any]]:
         return [(f".{name}", getattr(value, name)) for name in value._fields]
     if isinstance(value, Mapping):
         return [(f"[{key!r}]", value[key]) for key in value]
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple, collections.deque)):
         return [(f"[{i}]", part) for i, part in enumerate(value)]
     name = type(value).__name__
     raise UsageError(

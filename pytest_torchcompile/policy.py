@@ -90,7 +90,7 @@ def as_methods(methods: Any) -> tuple[Method, ...]:
         raise UsageError(f"methods={methods!r}; accepted: method names and functions f(model, **inputs)")
     found = []
     for method in methods:
-        if isinstance(method, str) and method:
+        if isinstance(method, str) and method and not method.rpartition(".")[2].startswith("__"):
             found.append(Method(method))
         elif callable(method) and not isinstance(method, (type, nn.Module)):
             name = getattr(method, "__name__", "adapter").replace("<lambda>", "adapter")
@@ -149,6 +149,12 @@ def input_tree(observation: Any, inputs: Mapping[str, Any] | None, model: nn.Mod
         )
     given = {} if observation is None else {OBSERVATION: observation}
     tree = {name: spaces.resolve(value, inner, name) for name, value in {**given, **(inputs or {})}.items()}
+    drawn = tree.get(OBSERVATION)
+    if isinstance(drawn, spaces.Constant) and not hasattr(drawn.value, "shape"):
+        raise UsageError(
+            f"observation is {drawn.value!r}, which is no spec; declare what {type(inner).__name__} "
+            f"observes, batch left out: observation=Box((8,))"
+        )
     tensors.require_drawable(tree)
     return tree
 

@@ -381,6 +381,6 @@ def mask_of(tree: Any, action: LegalAction) -> tuple[Any, ...]:
         names = ", ".join(dotted(path) for path, spec in leaves(tree) if spec is not action)
         raise UsageError(
             f"{action!r} names {len(found) or 'no'} input{'s' if len(found) > 1 else ''}; "
-            f"the inputs are: {names}"
+            f"the inputs are: {names or 'none'}"
         )
     return found[0]

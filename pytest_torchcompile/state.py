@@ -6,9 +6,13 @@ other and a module that both sides share, or that the user made, ends as it bega
 
 from __future__ import annotations
 
+import collections
+import functools
+import random
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -19,7 +23,7 @@ _MODULE_FIELDS = frozenset(vars(nn.Module()))
 
 
 def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:
-    """A nest of dicts, lists and tuples with `function` applied to its tensors."""
+    """A nest of dicts, lists, tuples and deques with `function` applied to its tensors; arrays are copied."""
     if isinstance(value, torch.Tensor):
         return function(value)
     if isinstance(value, Mapping):
@@ -28,7 +32,9 @@ def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], value: Any) ->
     if isinstance(value, (list, tuple)):
         items = [map_tensors(function, item) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    return value
+    if isinstance(value, collections.deque):
+        return collections.deque((map_tensors(function, item) for item in value), value.maxlen)
+    return value.copy() if isinstance(value, np.ndarray) else value
 
 
 def copied(tensor: torch.Tensor) -> torch.Tensor:
@@ -40,29 +46,46 @@ def _is_plain(value: Any) -> bool:
     """Whether `value` is a scalar, a tensor that is no parameter, or a nest of these."""
     if isinstance(value, torch.Tensor):
         return not isinstance(value, nn.Parameter)
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if value is None or isinstance(value, (bool, int, float, str, np.ndarray)):
         return True
     if type(value) is dict:
         return all(map(_is_plain, value.values()))
     # RNNs keep their parameters in lists, which are no state.
-    is_sequence = type(value) in (list, tuple) or hasattr(value, "_fields")
+    is_sequence = type(value) in (list, tuple, collections.deque) or hasattr(value, "_fields")
     return is_sequence and all(map(_is_plain, value))
+
+
+def _is_record(value: Any) -> bool:
+    """Whether `value` is an object of a user's class with nothing but plain data: a running normaliser."""
+    kind = type(value)
+    ours = not kind.__module__.startswith(("torch", "builtins")) and not callable(value)
+    held = getattr(value, "__dict__", None) if ours else None
+    return isinstance(held, dict) and bool(held) and all(map(_is_plain, held.values()))
 
 
 def holds_tensors(value: Any) -> bool:
     """Whether a plain value is a tensor or has one inside."""
     if isinstance(value, Mapping):
         return any(map(holds_tensors, value.values()))
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple, collections.deque)):
         return any(map(holds_tensors, value))
     return isinstance(value, torch.Tensor)
 
 
 class PlainAttributes:
-    """The attributes of all submodules that are plain data: hidden states, caches, counters."""
+    """The attributes of all submodules that are plain data: hidden states, caches, counters.
+
+    Those of plain objects that a submodule holds are among them.
+    """
 
     def __init__(self, model: nn.Module) -> None:
-        self.owners = dict(internals.uncompiled(model).named_modules())
+        self.owners: dict[str, Any] = dict(internals.uncompiled(model).named_modules())
+        self.owners |= {
+            f"{owner}.{name}" if owner else name: value
+            for owner, module in self.owners.items()
+            for name, value in vars(module).items()
+            if name not in _MODULE_FIELDS and _is_record(value)
+        }
         self.values: dict[tuple[str, str], Any] = {
             (owner, name): value
             for owner, module in self.owners.items()
@@ -83,6 +106,11 @@ def _put_back(original: Any, saved: Any) -> Any:
         original.detach().copy_(saved)
     elif type(original) is list:
         original[:] = map_tensors(copied, saved)
+    elif isinstance(original, np.ndarray):
+        original[...] = saved
+    elif isinstance(original, collections.deque):
+        original.clear()
+        original.extend(map_tensors(copied, saved))
     elif type(original) is dict:
         original.clear()
         original.update(map_tensors(copied, saved))
@@ -90,6 +118,26 @@ def _put_back(original: Any, saved: Any) -> Any:
         for item, copy in zip(original, saved, strict=True):
             _put_back(item, copy)
     return original
+
+
+class Generators:
+    """Random generators that a policy keeps for itself, and where they stood."""
+
+    def __init__(self, candidates: Iterable[Any]) -> None:
+        self._kept: list[tuple[Callable[[Any], Any], Any]] = []
+        for value in candidates:
+            if isinstance(value, (torch.Generator, np.random.RandomState)):
+                self._kept.append((value.set_state, value.get_state()))
+            elif isinstance(value, np.random.Generator):
+                bits = value.bit_generator
+                self._kept.append((functools.partial(setattr, bits, "state"), bits.state))
+            elif isinstance(value, random.Random):
+                self._kept.append((value.setstate, value.getstate()))
+
+    def reset(self) -> None:
+        """Put them back to where they stood."""
+        for set_state, state in self._kept:
+            set_state(state)
 
 
 Counters = dict[tuple[str, str], Any]
@@ -123,11 +171,14 @@ class ModuleState:
             for name, buffer in module._buffers.items()
             if buffer is not None
         ]
-        self._other = {(owner, name) for owner, module in inner.named_modules() for name in vars(module)}
+        plain = PlainAttributes(model)
+        self._other = {(owner, name) for owner, held in plain.owners.items() for name in vars(held)}
         self._attributes = {
-            place: (value, map_tensors(copied, value))
-            for place, value in PlainAttributes(model).values.items()
+            place: (value, map_tensors(copied, value)) for place, value in plain.values.items()
         }
+        self._generators = Generators(
+            value for held in plain.owners.values() for value in vars(held).values()
+        )
 
     def values(self) -> NamedValues:
         """Buffers, tensor attributes and parameters that were written to, as they are now."""
@@ -162,6 +213,7 @@ class ModuleState:
         for name, value in self._protected.items():
             if self._parameters[name]._version != self._versions[name]:
                 self._parameters[name].copy_(value)
+        self._generators.reset()
         now = PlainAttributes(self.model)
         for (owner, name), (original, saved) in self._attributes.items():
             counter = isinstance(original, _SCALARS) and isinstance(now.values.get((owner, name)), _SCALARS)
@@ -179,7 +231,7 @@ class ModuleState:
 
     def set_counters(self, counters: Counters) -> None:
         """Set plain numbers and words."""
-        owners = dict(internals.uncompiled(self.model).named_modules())
+        owners = PlainAttributes(self.model).owners
         for (owner, name), value in counters.items():
             setattr(owners[owner], name, value)
 

@@ -9,6 +9,7 @@ import contextlib
 import copy
 import dataclasses
 import inspect
+import reprlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -114,7 +115,9 @@ def _run(factory: Callable[[], Any], seed: int) -> nn.Module:
         raise UsageError(
             f"the factory returned the class {made.__name__}; return an instance: {made.__name__}(...)"
         )
-    what = "None (is a `return` missing?)" if made is None else f"a {type(made).__name__}: {made!r:.60}"
+    what = (
+        "None (is a `return` missing?)" if made is None else f"a {type(made).__name__}: {reprlib.repr(made)}"
+    )
     raise UsageError(f"the factory returned {what}; it must return a torch.nn.Module")
 
 

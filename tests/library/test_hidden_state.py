@@ -1,0 +1,192 @@
+"""State that is neither buffer nor tensor attribute: it is put back, or named, and excuses nothing."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from checking import assert_differs, assert_passes, check
+from torch import nn
+
+from pytest_torchcompile import Box, Verdict
+
+OBSERVATION = Box((8,))
+
+
+def scaled(factor: float) -> Callable[..., Any]:
+    """A backend whose outputs are wrong by a factor."""
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Callable[..., Any]:
+        def run(*args: Any) -> Any:
+            return [
+                out * factor if isinstance(out, torch.Tensor) and out.is_floating_point() else out
+                for out in graph(*args)
+            ]
+
+        return run
+
+    return backend
+
+
+class Base(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 3)
+
+
+class RunningMean:
+    def __init__(self) -> None:
+        self.mean = torch.zeros(8)
+
+
+class PlainObject(Base):
+    """A running normaliser that is no module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.normaliser = RunningMean()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.normaliser.mean = 0.9 * self.normaliser.mean + 0.1 * x.detach().mean(0)
+        return torch.as_tensor(self.layer(x - self.normaliser.mean))
+
+
+class Deque(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.history: collections.deque[torch.Tensor] = collections.deque(maxlen=3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.history.append(x.detach().mean())
+        return torch.as_tensor(self.layer(x) + torch.stack(list(self.history)).mean())
+
+
+class Array(Base):
+    """A numpy array written in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = np.zeros(1, dtype=np.float32)
+
+    @torch.compiler.disable
+    def add(self, x: torch.Tensor) -> float:
+        self.total += float(x.detach().nan_to_num(0, 0, 0).mean())
+        return float(self.total[0])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.as_tensor(self.layer(x) + self.add(x))
+
+
+class OwnGenerator(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.as_tensor(self.layer(x) + torch.randn(len(x), 3, generator=self.generator))
+
+
+class OwnNumpyGenerator(Base):
+    def __init__(self, generator: Any = None) -> None:
+        super().__init__()
+        self.generator = generator or np.random.default_rng(1)
+
+    @torch.compiler.disable
+    def noise(self, n: int) -> torch.Tensor:
+        drawn = [self.generator.random() for _ in range(n)]
+        return torch.tensor(drawn, dtype=torch.float32).unsqueeze(1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.as_tensor(self.layer(x) + self.noise(len(x)))
+
+
+MODELS = {
+    "a plain object": PlainObject,
+    "a deque": Deque,
+    "an array": Array,
+    "a generator of torch's": OwnGenerator,
+    "a generator of numpy's": OwnNumpyGenerator,
+    "a generator of numpy's old kind": lambda: OwnNumpyGenerator(np.random.RandomState(1)),
+    "a generator of python's": lambda: OwnNumpyGenerator(random.Random(1)),
+}
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize("phase", ["rollout", "update"])
+def test_it_is_put_back(model: Callable[[], nn.Module], phase: str) -> None:
+    result = check(model, phase, observation=OBSERVATION)
+    assert_passes(result)
+    assert result.verdict is Verdict.EQUAL
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_it_excuses_nothing(model: Callable[[], nn.Module]) -> None:
+    result = check(model, observation=OBSERVATION, backend=scaled(1.001))
+    assert result.verdict is Verdict.DIFFERS
+
+
+_calls = itertools.count(1)
+
+
+class Global(Base):
+    """Depends on how often it has been called, by a count that the module does not hold."""
+
+    @torch.compiler.disable
+    def count(self) -> float:
+        return float(next(_calls))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.as_tensor(self.layer(x) * self.count())
+
+
+@pytest.mark.parametrize("backend", ["eager", scaled(1.5)], ids=["right", "wrong"])
+def test_what_can_not_be_put_back_is_named_and_nothing_is_concluded(backend: Any) -> None:
+    result = check(Global, observation=OBSERVATION, backend=backend)
+    assert result.verdict is Verdict.EAGER_FAILED
+    assert result.reason.startswith("eager does not repeat itself on one example under one seed: output[")
+    assert "Keep it in buffers" in result.reason
+
+
+class Discretised(nn.Module):
+    """Of a NaN it makes an index that is out of range."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(10, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        index = (x * 4.99 + 5).long().clamp(max=9)
+        return torch.as_tensor(self.embedding(index).sum(1))
+
+
+def finite(value: Any) -> Any:
+    return torch.nan_to_num(value) if isinstance(value, torch.Tensor) else value
+
+
+def raising(error: type[Exception] | None) -> Callable[..., Any]:
+    """A backend whose kernels reject a NaN with an error of their own, or (None) take it."""
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Callable[..., Any]:
+        def run(*args: Any) -> Any:
+            tensors = [a for a in args if isinstance(a, torch.Tensor) and a.is_floating_point()]
+            if not all(bool(torch.isfinite(a).all()) for a in tensors):
+                if error is not None:
+                    raise error("index out of bounds")
+                return [torch.zeros(out.shape) for out in graph(*map(finite, args))]
+            return graph(*args)
+
+        return run
+
+    return backend
+
+
+def test_both_reject_in_words_of_their_own() -> None:
+    bounded = Box((8,), low=-1, high=1)
+    assert_passes(check(Discretised, observation=bounded, backend=raising(RuntimeError)))
+    assert_differs(check(Discretised, observation=bounded, backend=raising(None)), "output", "exception")
