@@ -55,6 +55,12 @@ class Tolerance:
     rtol: float = 1e-5
 
 
+def _largest(tensor: torch.Tensor) -> float:
+    """The largest magnitude, NaN if there is one."""
+    low, high = tensor.aminmax()
+    return float(torch.maximum(-low, high))
+
+
 class Measured:
     """One tensor of eager's held against compiled's."""
 
@@ -87,8 +93,8 @@ class Measured:
 
     def _measure(self, tolerance: Tolerance) -> None:
         mine, theirs = self._eager, self._compiled
-        magnitude = mine.abs()
-        largest = float(magnitude.max()) if mine.numel() else 0.0
+        # No copy of a large tensor as long as there is nothing to compare.
+        largest = _largest(mine) if mine.numel() else 0.0
         same = torch.equal(mine, theirs)
         if largest == largest and largest != float("inf"):
             self.scale = largest
@@ -96,9 +102,10 @@ class Measured:
         else:
             within = torch.isfinite(mine)
             self.finite = bool(within.any())
-            self.scale = float(magnitude[within].max()) if self.finite else 0.0
+            self.scale = _largest(mine[within]) if self.finite else 0.0
         if same:
             return
+        magnitude = mine.abs()
         both = torch.isfinite(mine) & torch.isfinite(theirs)
         distance = torch.where(both, (mine - theirs).abs(), 0.0)
         pattern = self._unequal_pattern(mine, theirs)

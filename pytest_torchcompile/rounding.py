@@ -99,24 +99,26 @@ def _take(floor: Floor, eager: Outcome, jittered: Outcome, *, gradients_only: bo
     if gradients_only:
         eager = Outcome(gradients=eager.gradients)
     moved = jittered.elementwise() | jittered.differentiated()
-    movement: dict[str, torch.Tensor] = {}
+    pairs = {
+        path: (base, moved[path])
+        for path, base in (eager.elementwise() | eager.differentiated()).items()
+        if path in moved and moved[path].shape == base.shape
+    }
     flips = False
-    for path, base in (eager.elementwise() | eager.differentiated()).items():
-        other = moved.get(path)
-        if other is None or other.shape != base.shape:
-            continue
+    for path, (base, other) in pairs.items():
         exact = not (base.is_floating_point() or base.is_complex())
         odd = base != other if exact else torch.isfinite(base) != torch.isfinite(other)
         floor.flipped[path] = floor.flipped.get(path, torch.zeros_like(odd)) | odd
-        if exact:
-            flips = flips or (path in eager.outputs.tensors and bool(odd.any()))
-        else:
-            movement[path] = (other - base).abs().nan_to_num(0.0, 0.0, 0.0)
+        flips = flips or (exact and path in eager.outputs.tensors and bool(odd.any()))
     changed = {path for path, value in eager.plain().items() if jittered.plain().get(path) != value}
     floor.plain |= changed
     if not flips and not changed:
         floor.runs += 1
-        for path, distance in movement.items():
+        for path, (base, other) in pairs.items():
+            if not (base.is_floating_point() or base.is_complex()):
+                continue
+            # One tensor at a time: together they are as large as the module.
+            distance = (other - base).abs().nan_to_num(0.0, 0.0, 0.0)
             largest = float(distance.max()) if distance.numel() else 0.0
             floor.movement[path] = max(floor.movement[path], largest)
             if path.startswith(("output", "input")) and distance.dim() > 0 and distance.numel():
@@ -199,12 +201,15 @@ def float64_reference(eager: Side, rerun: Rerun) -> Outcome | None:
     narrow = rerun(lambda: _Record(tape))
     if narrow.error is not None:
         return None
+    floating = {path: tensor.is_floating_point() for path, tensor in narrow.outputs.tensors.items()}
+    # Its gradients are as large as the module.
+    del narrow
     wide = rerun(lambda: _in_float64(eager, tape), wide=True)
     if wide.error is not None:
         return None
-    for path, tensor in narrow.outputs.tensors.items():
+    for path, is_floating in floating.items():
         other = wide.outputs.tensors.get(path)
-        if other is None or (tensor.is_floating_point() and other.dtype != torch.float64):
+        if other is None or (is_floating and other.dtype != torch.float64):
             return None
     return wide
 

@@ -1,0 +1,241 @@
+"""What a check costs beyond the calls that it has to make.
+
+    python benchmarks/cost.py
+
+For an MLP, a CNN and a Keisei-style tower: the wall time of a whole check (timing off) in a process of its
+own, over that of a plain script that imports torch, compiles the same method, and makes the same calls,
+eager and compiled, on the same inputs; with a cold and with a warm inductor cache. Then the seconds of an
+example beyond its calls, graphs by the number of examples, the start of an idle pytest, and the memory of a
+check of 50 million parameters.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+POLICIES = {
+    "mlp": "nn.Sequential(nn.Linear(8, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 4))",
+    "cnn": "nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Flatten(), "
+    "nn.Linear(256, 6))",
+    "tower": "Tower()",
+}
+SHAPES = {"mlp": (8,), "cnn": (3, 8, 8), "tower": (46, 9, 9)}
+
+HEADER = """
+import sys, time
+begin = time.perf_counter()
+import torch
+from torch import nn
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(64, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU(),
+            nn.Conv2d(64, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64),
+        )
+    def forward(self, x): return torch.relu(x + self.body(x))
+
+class Tower(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(46, 64, 3, padding=1)
+        self.blocks = nn.Sequential(*(Block() for _ in range(4)))
+        self.policy, self.value = nn.Linear(64 * 81, 2000), nn.Linear(64 * 81, 1)
+    def forward(self, x):
+        x = self.blocks(torch.relu(self.stem(x))).flatten(1)
+        return self.policy(x), self.value(x)
+"""
+
+# The calls of the floor are those that a check made, in their order: batch and layout of each.
+FLOOR = """
+import json
+calls = json.loads(sys.argv[1])
+torch.manual_seed(0)
+eager, compiled = {policy}, {policy}
+compiled.load_state_dict(eager.state_dict())
+function = torch.compile(compiled)
+update = {update}
+for model in (eager, compiled): model.train(update)
+
+def call(f, model, x):
+    with torch.set_grad_enabled(update):
+        outputs = f(x)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    if update:
+        torch.autograd.grad(outputs, list(model.parameters()), [torch.ones_like(o) for o in outputs])
+
+for batch, side in calls:
+    x = torch.randn(batch, *{shape})
+    call(*((eager, eager) if side == "eager" else (function, compiled)), x)
+print(time.perf_counter() - begin)
+"""
+
+CHECK = """
+import json
+from pytest_torchcompile import Box, check_equivalence, calls
+made = []
+original = calls.Side.call
+def noting(self, args, kwargs, **more):
+    side = "compiled" if self.function is not self.model else "eager"
+    made.append((len(args[0]), side))
+    return original(self, args, kwargs, **more)
+calls.Side.call = noting
+(result,) = check_equivalence(
+    lambda: {policy}, observation=Box({shape}), phases="{phase}", examples={examples}
+)
+seconds = time.perf_counter() - begin
+assert result.verdict.passed, result
+print(seconds, result.capture.graphs, result.examples, json.dumps(made), sep="\\t")
+"""
+
+
+def _run(code: str, cache: str, *arguments: str) -> str:
+    # A fixed threshold makes glibc give large blocks back at once, so that memory is what is in use.
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache, "MALLOC_MMAP_THRESHOLD_": "1048576"}
+    command = [sys.executable, "-c", HEADER + code, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return done.stdout.splitlines()[-1]
+
+
+def wall_times(runs: int) -> None:
+    """Check over floor, cold once and warm `runs` times, in turns."""
+    print("policy phase   cache   check s   floor s   ratio  examples  eager and compiled calls  graphs")
+    for name, policy in POLICIES.items():
+        for phase in ("rollout", "update"):
+            names = {"policy": policy, "shape": SHAPES[name], "phase": phase, "update": phase == "update"}
+            check, floor = CHECK.format(**names, examples=50), FLOOR.format(**names)
+            with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
+                seconds, graphs, examples, calls = _run(check, one).split("\t")
+                cold = float(seconds), float(_run(floor, two, calls))
+                pairs = [
+                    (float(_run(check, one).split("\t")[0]), float(_run(floor, two, calls)))
+                    for _ in range(runs)
+                ]
+            warm = tuple(statistics.median(side) for side in zip(*pairs, strict=True))
+            for cache, (ours, theirs) in (("cold", cold), ("warm", warm)):
+                print(
+                    f"{name:6} {phase:7} {cache:6} {ours:8.2f} {theirs:9.2f} {ours / theirs:7.2f} "
+                    f"{examples:>9} {calls.count('['):>16} {graphs:>16}",
+                    flush=True,
+                )
+
+
+def per_example() -> None:
+    """Seconds of an example beyond its calls, and graphs by the number of examples, on the small CNN."""
+    names = {"policy": POLICIES["cnn"], "shape": SHAPES["cnn"], "phase": "rollout", "update": False}
+    with tempfile.TemporaryDirectory() as cache:
+        found = {}
+        for examples in (50, 50, 450):
+            seconds, graphs, compared, calls = _run(CHECK.format(**names, examples=examples), cache).split(
+                "\t"
+            )
+            floor = float(_run(FLOOR.format(**names), cache, calls))
+            found[examples] = (float(seconds) - floor, int(compared), graphs)
+    (less, few, graphs), (more, many, more_graphs) = found[50], found[450]
+    print(f"beyond the calls of an example: {(more - less) / (many - few) * 1e3:.2f} ms (cnn, rollout)")
+    print(f"graphs with {few} examples: {graphs}, with {many}: {more_graphs}")
+
+
+def idle(runs: int) -> None:
+    """`pytest --collect-only` in an empty folder, and 1,000 marked items skipped, with and without us."""
+    test = "import pytest\n" + "".join(
+        f"@pytest.mark.compiled_equivalence(observation=(8,))\ndef test_{i}(): pass\n" for i in range(1000)
+    )
+    plain = test.replace("@pytest.mark.compiled_equivalence(observation=(8,))", "@pytest.mark.skip")
+    for title, file, other in (("empty folder", "", ""), ("1,000 marked items", test, plain)):
+        arguments = ["--collect-only"] if not file else []
+        with tempfile.TemporaryDirectory() as with_us, tempfile.TemporaryDirectory() as without:
+            if file:
+                pathlib.Path(with_us, "test_marked.py").write_text(file)
+                pathlib.Path(without, "test_marked.py").write_text(other)
+            pairs = [
+                (_pytest(with_us, *arguments), _pytest(without, "-p", "no:torchcompile", *arguments))
+                for _ in range(runs + 1)
+            ][1:]
+        ours, theirs = (statistics.median(side) for side in zip(*pairs, strict=True))
+        print(f"{title}: {ours:.3f} s, without the plugin {theirs:.3f} s, beyond it {ours - theirs:.3f} s")
+
+
+def _pytest(directory: str, *arguments: str) -> float:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    begin = time.perf_counter()
+    subprocess.run(command, cwd=directory, capture_output=True, check=False)
+    return time.perf_counter() - begin
+
+
+MEMORY = """
+import gc, threading, os
+from pytest_torchcompile import Box, check_equivalence, rounding, check as check_module
+page = os.sysconf("SC_PAGE_SIZE")
+def resident(): return int(open("/proc/self/statm").read().split()[1]) * page
+class Large(nn.Module):
+    def __init__(self):
+        super().__init__()
+        hidden = (layer for _ in range(12) for layer in (nn.Linear(2048, 2048), nn.ReLU()))
+        self.layers = nn.Sequential(nn.Linear(8, 2048), nn.ReLU(), *hidden, nn.Linear(2048, 4))
+    def forward(self, x): return self.layers(x)
+peak, running = [0], [True]
+def watch():
+    while running[0]:
+        peak[0] = max(peak[0], resident()); time.sleep(0.005)
+def wrong(graph, inputs): return lambda *args: [o * 1.5 if o.is_floating_point() else o for o in graph(*args)]
+factory = Large
+size = sum(p.numel() for p in Large().parameters()) * 4
+check_equivalence(lambda: nn.Linear(8, 2), observation=Box((8,)), backend="aot_eager", examples=0)
+gc.collect()
+before = resident()
+threading.Thread(target=watch, daemon=True).start()
+(result,) = check_equivalence(
+    factory, observation=Box((8,)), phases="{phase}", examples=5, batch=4, shrink_seconds=1.0,
+    backend={backend}, reference="{reference}",
+)
+top = peak[0] - before
+gc.collect(); time.sleep(0.05)
+print(size / 2**20, top / size, (resident() - before) / size, result.verdict.value, sep="\\t")
+"""
+
+
+def memory() -> None:
+    """Resident memory of the process beyond what it had, in sizes of the module."""
+    for phase, backend, reference in (
+        ("rollout", '"aot_eager"', "float64"),
+        ("update", '"aot_eager"', "float64"),
+        ("update", "wrong", "float64"),
+    ):
+        code = MEMORY.format(phase=phase, backend=backend, reference=reference)
+        with tempfile.TemporaryDirectory() as cache:
+            size, peak, after, verdict = _run(code, cache).split("\t")
+        print(
+            f"{float(size):.0f} MiB of parameters, {phase}, {verdict}: peak {float(peak):.1f} sizes, "
+            f"{float(after):.1f} after"
+        )
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--runs", type=int, default=3, help="runs of each warm timing")
+    parser.add_argument("--only", choices=("wall", "example", "idle", "memory"), help="one of the tables")
+    arguments = parser.parse_args()
+    if arguments.only in (None, "wall"):
+        wall_times(arguments.runs)
+    if arguments.only in (None, "example"):
+        per_example()
+    if arguments.only in (None, "idle"):
+        idle(3 * arguments.runs)
+    if arguments.only in (None, "memory"):
+        memory()
+
+
+if __name__ == "__main__":
+    main()

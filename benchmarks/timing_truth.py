@@ -1,0 +1,163 @@
+"""Does the timing tell the truth on a busy machine?
+
+    python benchmarks/timing_truth.py
+
+Under a load of its own making (a process that computes and sleeps at random), it prints
+
+* how often something timed against itself is called ``faster`` or ``slower``, which should be never;
+* how often a policy that is slower by a known share is called so, with `time.sleep`'s busy cousin as the
+  known share: the compiled side repeats part of the call;
+* the spread of the speedup over processes, beside that of the ratio of two medians that were timed one
+  after the other, as pytest-benchmark does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import multiprocessing
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import nn
+
+from pytest_torchcompile import Speedup, measure_speedup
+
+Policy = Callable[[torch.Tensor], torch.Tensor]
+
+
+def mlp() -> tuple[nn.Module, torch.Tensor]:
+    """A small MLP on 16 observations."""
+    return nn.Sequential(nn.Linear(8, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 4)), (
+        torch.randn(16, 8)
+    )
+
+
+def cnn() -> tuple[nn.Module, torch.Tensor]:
+    """A small CNN on 16 images."""
+    layers = (nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Flatten())
+    return nn.Sequential(*layers, nn.Linear(16 * 16, 6)), torch.randn(16, 3, 8, 8)
+
+
+POLICIES = {"mlp": mlp, "cnn": cnn}
+
+
+def _burn(seed: int) -> None:
+    draws = random.Random(seed)
+    while True:
+        end = time.perf_counter() + draws.uniform(0.01, 0.5)
+        while time.perf_counter() < end:
+            pass
+        time.sleep(draws.uniform(0.01, 0.5))
+
+
+@contextlib.contextmanager
+def load(processes: int) -> Iterator[None]:
+    """Other processes that compute half of the time."""
+    context = multiprocessing.get_context("spawn")
+    burning = [context.Process(target=_burn, args=(seed,), daemon=True) for seed in range(processes)]
+    for process in burning:
+        process.start()
+    try:
+        yield
+    finally:
+        for process in burning:
+            process.terminate()
+
+
+def slowed(policy: nn.Module, x: torch.Tensor, share: float) -> Policy:
+    """`policy` taking longer by `share` of its own time, measured in the quiet, by spinning."""
+    taken = []
+    with torch.no_grad():
+        for _ in range(300):
+            begin = time.perf_counter()
+            policy(x)
+            taken.append(time.perf_counter() - begin)
+    extra = share * statistics.median(taken)
+
+    def call(x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = policy(x)
+        end = time.perf_counter() + extra
+        while time.perf_counter() < end:
+            pass
+        return result
+
+    return call
+
+
+def sequential(policy: nn.Module, x: torch.Tensor, seconds: float) -> float:
+    """The ratio of two medians timed one after the other."""
+    medians = []
+    with torch.no_grad():
+        for _ in range(2):
+            taken = []
+            end = time.perf_counter() + seconds / 2
+            while time.perf_counter() < end:
+                begin = time.perf_counter()
+                policy(x)
+                taken.append(time.perf_counter() - begin)
+            medians.append(statistics.median(taken))
+    return medians[0] / medians[1]
+
+
+def _one(name: str, seconds: float) -> None:
+    """What one process of the spread prints: both ratios."""
+    policy, x = POLICIES[name]()
+    print(measure_speedup(policy, policy, x, seconds=seconds).ratio, sequential(policy, x, seconds))
+
+
+def _spread(name: str, seconds: float, processes: int) -> tuple[list[float], list[float]]:
+    command = [sys.executable, __file__, "--one", name, "--seconds", str(seconds)]
+    outputs = [
+        subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+        for _ in range(processes)
+    ]
+    return [float(one) for one, _ in outputs], [float(two) for _, two in outputs]
+
+
+def _apart(ratios: list[float]) -> str:
+    beyond = sum(not 1 / 1.05 < ratio < 1.05 for ratio in ratios)
+    return f"{min(ratios):.3f} .. {max(ratios):.3f}, beyond 5 %: {beyond} of {len(ratios)}"
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--pairs", type=int, default=20, help="A/A pairs for each policy")
+    parser.add_argument("--detections", type=int, default=8, help="runs for each known slow-down")
+    parser.add_argument("--processes", type=int, default=10, help="processes of the spread")
+    parser.add_argument("--seconds", type=float, default=2.0, help="budget of one timing")
+    parser.add_argument("--load", type=int, default=2, help="processes that compute half of the time")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        _one(arguments.one, arguments.seconds)
+        return
+    for name, make in POLICIES.items():
+        policy, x = make()
+        slow = {share: slowed(policy, x, share) for share in (0.1, 0.2, 0.4)}
+
+        def timed(other: Policy, policy: nn.Module = policy, x: torch.Tensor = x) -> Speedup:
+            return measure_speedup(policy, other, x, seconds=arguments.seconds)
+
+        with load(arguments.load):
+            same = [timed(policy) for _ in range(arguments.pairs)]
+            false = sum(speedup.conclusion != "no clear difference" for speedup in same)
+            print(f"{name}: A/A called different: {false} of {len(same)}; {_apart([s.ratio for s in same])}")
+            for share, other in slow.items():
+                found = [timed(other) for _ in range(arguments.detections)]
+                slower = sum(speedup.conclusion == "slower" for speedup in found)
+                ratios = ", ".join(f"{s.ratio:.2f}" for s in found)
+                print(f"{name}: slower by {share:.0%}: found {slower} of {len(found)} (speedups {ratios})")
+            ours, theirs = _spread(name, arguments.seconds, arguments.processes)
+        print(f"{name}: A/A over {arguments.processes} processes, interleaved: {_apart(ours)}")
+        print(f"{name}: A/A over {arguments.processes} processes, sequential:  {_apart(theirs)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
