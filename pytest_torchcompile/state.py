@@ -22,6 +22,10 @@ from pytest_torchcompile.outputs import NamedValues, named_values
 _MODULE_FIELDS = frozenset(vars(nn.Module()))
 
 
+LARGEST_ARRAY = 2**24
+"""Bytes of a numpy array that is still taken for state."""
+
+
 def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:
     """A nest of dicts, lists, tuples and deques with `function` applied to its tensors; arrays are copied."""
     if isinstance(value, torch.Tensor):
@@ -46,8 +50,11 @@ def _is_plain(value: Any) -> bool:
     """Whether `value` is a scalar, a tensor that is no parameter, or a nest of these."""
     if isinstance(value, torch.Tensor):
         return not isinstance(value, nn.Parameter)
-    if value is None or isinstance(value, (bool, int, float, str, np.ndarray)):
+    if value is None or isinstance(value, (bool, int, float, str)):
         return True
+    if isinstance(value, np.ndarray):
+        # A replay buffer is no state of a forward, and copying it would cost more than the check.
+        return value.nbytes <= LARGEST_ARRAY
     if type(value) is dict:
         return all(map(_is_plain, value.values()))
     # RNNs keep their parameters in lists, which are no state.
@@ -172,6 +179,13 @@ class ModuleState:
             if buffer is not None
         ]
         plain = PlainAttributes(model)
+        self._owners = plain.owners
+        self._records = [
+            (holder, name, value)
+            for holder in inner.modules()
+            for name, value in vars(holder).items()
+            if any(value is owner and not isinstance(owner, nn.Module) for owner in plain.owners.values())
+        ]
         self._other = {(owner, name) for owner, held in plain.owners.items() for name in vars(held)}
         self._attributes = {
             place: (value, map_tensors(copied, value)) for place, value in plain.values.items()
@@ -214,26 +228,26 @@ class ModuleState:
             if self._parameters[name]._version != self._versions[name]:
                 self._parameters[name].copy_(value)
         self._generators.reset()
-        now = PlainAttributes(self.model)
         for (owner, name), (original, saved) in self._attributes.items():
-            counter = isinstance(original, _SCALARS) and isinstance(now.values.get((owner, name)), _SCALARS)
-            if not counter:
-                setattr(now.owners[owner], name, _put_back(original, saved))
-        for owner, name in now.values.keys() - self._attributes.keys():
+            held = vars(self._owners[owner])
+            if not (isinstance(original, _SCALARS) and isinstance(held.get(name), _SCALARS)):
+                held[name] = _put_back(original, saved)
+        for holder, name, record in self._records:
+            vars(holder)[name] = record
+        for owner, name in PlainAttributes(self.model).values.keys() - self._attributes.keys():
             # Made by a call. One that was there before, as something that is not plain, stays.
-            if (owner, name) not in self._other:
-                delattr(now.owners[owner], name)
+            if owner in self._owners and (owner, name) not in self._other:
+                del vars(self._owners[owner])[name]
 
     def counters(self) -> Counters:
         """The plain numbers and words as they are now; `reset` leaves them alone."""
-        now = PlainAttributes(self.model).values
-        return {place: now[place] for place in self._attributes if isinstance(now.get(place), _SCALARS)}
+        now = {(owner, name): vars(self._owners[owner]).get(name) for owner, name in self._attributes}
+        return {place: value for place, value in now.items() if isinstance(value, _SCALARS)}
 
     def set_counters(self, counters: Counters) -> None:
         """Set plain numbers and words."""
-        owners = PlainAttributes(self.model).owners
         for (owner, name), value in counters.items():
-            setattr(owners[owner], name, value)
+            vars(self._owners[owner])[name] = value
 
     def restore(self) -> None:
         """Leave the module as it was found: state, counters, and train and eval flags."""

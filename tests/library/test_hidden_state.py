@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import itertools
 import random
 from collections.abc import Callable
@@ -57,6 +58,47 @@ class PlainObject(Base):
         return torch.as_tensor(self.layer(x - self.normaliser.mean))
 
 
+class Cached:
+    """Like Stable-Baselines3's distributions: plain until it is first used."""
+
+    def __init__(self) -> None:
+        self.distribution: torch.distributions.Distribution | None = None
+
+
+class PlainUntilCalled(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cached = Cached()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.cached.distribution = torch.distributions.Categorical(logits=self.layer(x).nan_to_num(0, 0, 0))
+        return torch.as_tensor(self.cached.distribution.logits)  # type: ignore[attr-defined]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    scale: float = 2.0
+
+
+class Configured(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = Config()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.as_tensor(self.layer(x) * self.config.scale)
+
+
+class Replaced(PlainObject):
+    """Makes a new object on each call."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean = 0.9 * self.normaliser.mean + 0.1 * x.detach().mean(0)
+        self.normaliser = RunningMean()
+        self.normaliser.mean = mean
+        return torch.as_tensor(self.layer(x - mean))
+
+
 class Deque(Base):
     def __init__(self) -> None:
         super().__init__()
@@ -108,6 +150,9 @@ class OwnNumpyGenerator(Base):
 
 MODELS = {
     "a plain object": PlainObject,
+    "an object that is plain until it is used": PlainUntilCalled,
+    "a frozen object": Configured,
+    "an object that is replaced": Replaced,
     "a deque": Deque,
     "an array": Array,
     "a generator of torch's": OwnGenerator,
