@@ -1,6 +1,7 @@
 """Nothing that the user made is changed or lost by a check, however it ends, Ctrl-C included."""
 
 import copy
+import importlib
 import random
 import warnings
 
@@ -134,6 +135,8 @@ def _unusual_process():
         torch.get_default_dtype(),
         Distribution._validate_args,
     )
+    # Imported for the first time, dynamo switches the validation off by itself.
+    importlib.import_module("torch._dynamo")
     torch.set_num_threads(2)
     Distribution.set_default_validate_args(True)
     torch.manual_seed(1234)
