@@ -1,7 +1,6 @@
 """Nothing that the user made is changed or lost by a check, however it ends, Ctrl-C included."""
 
 import copy
-import importlib
 import random
 import warnings
 
@@ -135,8 +134,8 @@ def _unusual_process():
         torch.get_default_dtype(),
         Distribution._validate_args,
     )
-    # Imported for the first time, dynamo switches the validation off by itself.
-    importlib.import_module("torch._dynamo")
+    # The first compile of a process switches the validation off by itself, the user's own too.
+    torch.compile(torch.sin, backend="eager")(torch.ones(1))
     torch.set_num_threads(2)
     Distribution.set_default_validate_args(True)
     torch.manual_seed(1234)
