@@ -146,6 +146,10 @@ def compile_policy(
         >>> policy.capture.coverage
         1.0
     """
+    if "phases" in options:
+        raise UsageError(
+            f"compile_policy() takes one phase; write phase={PHASES[0]!r} or phase={PHASES[1]!r}"
+        )
     merged = CheckOptions.merge(("compile_policy()", options))
     if phase not in PHASES:
         raise UsageError(f"phase={phase!r}; accepted: {', '.join(PHASES)}")

@@ -163,7 +163,9 @@ def _generators(eager: Outcome, compiled: Outcome) -> list[Difference]:
             path=f"random state of {name}",
             problem="random state",
             eager="drew" if name in eager.drew else "did not draw",
-            compiled="drew differently" if name in compiled.drew else "did not draw",
+            compiled=("drew differently" if name in eager.drew else "drew")
+            if name in compiled.drew
+            else "did not draw",
         )
         for name in eager.random.unequal(compiled.random)
     ]

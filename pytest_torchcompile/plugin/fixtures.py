@@ -34,6 +34,8 @@ def compile_policy(pytestconfig: pytest.Config) -> Callable[..., Any]:
 
     def compile_with_options(factory: Any, method: Any = "forward", **arguments: Any) -> Any:
         options = _project_options(pytestconfig)
+        # A setting for marked tests, which a policy compiled by hand has in its `phase`.
+        options.pop("phases", None)
         return pytest_torchcompile.compile_policy(factory, method, **{**options, **arguments})
 
     return compile_with_options

@@ -476,3 +476,8 @@ def test_the_examples_in_the_docstrings_run() -> None:
         for test in found:
             runner.run(test)
         assert runner.failures == 0
+
+
+def test_one_policy_is_compiled_for_one_phase() -> None:
+    with pytest.raises(UsageError, match=r"compile_policy\(\) takes one phase; write phase='rollout' or"):
+        policy_of(phases="update")
