@@ -114,7 +114,8 @@ def _put_back(original: Any, saved: Any) -> Any:
     elif type(original) is list:
         original[:] = map_tensors(copied, saved)
     elif isinstance(original, np.ndarray):
-        original[...] = saved
+        if original.flags.writeable:
+            original[...] = saved
     elif isinstance(original, collections.deque):
         original.clear()
         original.extend(map_tensors(copied, saved))

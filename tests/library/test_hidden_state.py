@@ -125,6 +125,17 @@ class Array(Base):
         return torch.as_tensor(self.layer(x) + self.add(x))
 
 
+class ReadOnly(Base):
+    """An array that nobody can write to, such as the bounds of a space."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.low = np.broadcast_to(np.float32(-1), (8,))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.as_tensor(self.layer(x))
+
+
 class OwnGenerator(Base):
     def __init__(self) -> None:
         super().__init__()
@@ -155,6 +166,7 @@ MODELS = {
     "an object that is replaced": Replaced,
     "a deque": Deque,
     "an array": Array,
+    "a read-only array": ReadOnly,
     "a generator of torch's": OwnGenerator,
     "a generator of numpy's": OwnNumpyGenerator,
     "a generator of numpy's old kind": lambda: OwnNumpyGenerator(np.random.RandomState(1)),
