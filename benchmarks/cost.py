@@ -130,19 +130,46 @@ def wall_times(runs: int) -> None:
                 )
 
 
-def per_example() -> None:
+EXAMPLE = """
+from pytest_torchcompile import Box, check_equivalence, calls
+inside = 0.0
+original = calls.Side.call
+def timed(self, args, kwargs, **more):
+    function = self.function
+    def noting(*args, **kwargs):
+        global inside
+        begin = time.perf_counter()
+        try: return function(*args, **kwargs)
+        finally: inside += time.perf_counter() - begin
+    self.function = noting
+    try: return original(self, args, kwargs, **more)
+    finally: self.function = function
+calls.Side.call = timed
+def run(examples):
+    global inside
+    begin, inside = time.perf_counter(), 0.0
+    (result,) = check_equivalence(
+        lambda: {policy}, observation=Box({shape}), phases="rollout", examples=examples
+    )
+    return time.perf_counter() - begin - inside, result.examples, result.capture.graphs
+run(5)
+less, few, graphs = run(50)
+more, many, more_graphs = run(450)
+print((more - less) / (many - few) * 1e3, few, graphs, many, more_graphs)
+"""
+
+
+def per_example(runs: int) -> None:
     """Seconds of an example beyond its calls, and graphs by the number of examples, on the small CNN."""
-    names = {"policy": POLICIES["cnn"], "shape": SHAPES["cnn"], "phase": "rollout", "update": False}
     with tempfile.TemporaryDirectory() as cache:
-        found = {}
-        for examples in (50, 50, 450):
-            seconds, graphs, compared, calls = _run(CHECK.format(**names, examples=examples), cache).split(
-                "\t"
-            )
-            floor = float(_run(FLOOR.format(**names), cache, calls))
-            found[examples] = (float(seconds) - floor, int(compared), graphs)
-    (less, few, graphs), (more, many, more_graphs) = found[50], found[450]
-    print(f"beyond the calls of an example: {(more - less) / (many - few) * 1e3:.2f} ms (cnn, rollout)")
+        code = EXAMPLE.format(policy=POLICIES["cnn"], shape=SHAPES["cnn"])
+        found = [_run(code, cache).split() for _ in range(runs)]
+    spent = sorted(float(one[0]) for one in found)
+    _, few, graphs, many, more_graphs = found[0]
+    print(
+        f"beyond the calls of an example (cnn, rollout): median {statistics.median(spent):.2f} ms of {runs} "
+        f"runs, {spent[0]:.2f} to {spent[-1]:.2f}"
+    )
     print(f"graphs with {few} examples: {graphs}, with {many}: {more_graphs}")
 
 
@@ -168,8 +195,10 @@ def idle(runs: int) -> None:
 
 def _pytest(directory: str, *arguments: str) -> float:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    # Without compiled files pytest rewrites every plugin at each start, which no user's does.
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     begin = time.perf_counter()
-    subprocess.run(command, cwd=directory, capture_output=True, check=False)
+    subprocess.run(command, cwd=directory, env=environment, capture_output=True, check=False)
     return time.perf_counter() - begin
 
 
@@ -224,13 +253,13 @@ def memory() -> None:
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--runs", type=int, default=3, help="runs of each warm timing")
+    parser.add_argument("--runs", type=int, default=3, help="runs of each timing")
     parser.add_argument("--only", choices=("wall", "example", "idle", "memory"), help="one of the tables")
     arguments = parser.parse_args()
     if arguments.only in (None, "wall"):
         wall_times(arguments.runs)
     if arguments.only in (None, "example"):
-        per_example()
+        per_example(arguments.runs)
     if arguments.only in (None, "idle"):
         idle(3 * arguments.runs)
     if arguments.only in (None, "memory"):

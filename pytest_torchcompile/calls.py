@@ -35,8 +35,8 @@ class Outcome:
         gradients: by parameter (or input) name; None where autograd found no path.
         state: buffers, tensor attributes, written parameters after the call.
         inputs: the inputs after the call, which may have changed them.
+        seed: of the random generators before the call.
         random: the random generators after the call.
-        drew: names of the generators that the call drew from.
     """
 
     error: Exception | None = None
@@ -45,8 +45,15 @@ class Outcome:
     gradients: dict[str, torch.Tensor | None] = dataclasses.field(default_factory=dict)
     state: NamedValues = dataclasses.field(default_factory=NamedValues)
     inputs: NamedValues = dataclasses.field(default_factory=NamedValues)
+    seed: int = 0
     random: isolation.RandomState | None = None
-    drew: tuple[str, ...] = ()
+
+    def drew(self) -> tuple[str, ...]:
+        """Names of the generators that the call drew from; to tell, they are seeded again."""
+        if self.random is None:
+            return ()
+        isolation.seed_everything(self.seed)
+        return isolation.RandomState().unequal(self.random)
 
     def elementwise(self) -> dict[str, torch.Tensor]:
         """The tensors compared element by element: outputs, state, inputs."""
@@ -141,8 +148,7 @@ class Side:
             self.state.reset()
             self.model.train(phase == "update")
         isolation.seed_everything(seed)
-        before = isolation.RandomState()
-        outcome = Outcome()
+        outcome = Outcome(seed=seed)
         with self.around(), under():
             try:
                 with torch.set_grad_enabled(phase == "update"):
@@ -154,7 +160,6 @@ class Side:
                     raise
                 return Outcome(error=error)
             outcome.random = isolation.RandomState()
-            outcome.drew = before.unequal(outcome.random)
             outcome.outputs = named_values(returned)
             outcome.inputs = self.named_inputs(args, kwargs)
             if phase == "update":

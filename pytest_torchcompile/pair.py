@@ -125,7 +125,7 @@ class Pair:
         uses = Uses(self.twins.eager)
         outcome = self.run(self.eager, recipe, under=lambda: uses)
         self._used = uses.used
-        self._draws = bool(outcome.drew)
+        self._draws = bool(outcome.drew())
         self._protect_written()
         return outcome
 

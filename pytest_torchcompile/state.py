@@ -48,10 +48,10 @@ def copied(tensor: torch.Tensor) -> torch.Tensor:
 
 def _is_plain(value: Any) -> bool:
     """Whether `value` is a scalar, a tensor that is no parameter, or a nest of these."""
-    if isinstance(value, torch.Tensor):
-        return not isinstance(value, nn.Parameter)
     if value is None or isinstance(value, (bool, int, float, str)):
         return True
+    if isinstance(value, torch.Tensor):
+        return not isinstance(value, nn.Parameter)
     if isinstance(value, np.ndarray):
         # A replay buffer is no state of a forward, and copying it would cost more than the check.
         return value.nbytes <= LARGEST_ARRAY
@@ -87,18 +87,19 @@ class PlainAttributes:
 
     def __init__(self, model: nn.Module) -> None:
         self.owners: dict[str, Any] = dict(internals.uncompiled(model).named_modules())
-        self.owners |= {
-            f"{owner}.{name}" if owner else name: value
-            for owner, module in self.owners.items()
-            for name, value in vars(module).items()
-            if name not in _MODULE_FIELDS and _is_record(value)
-        }
-        self.values: dict[tuple[str, str], Any] = {
-            (owner, name): value
-            for owner, module in self.owners.items()
-            for name, value in vars(module).items()
-            if name not in _MODULE_FIELDS and _is_plain(value)
-        }
+        self.values: dict[tuple[str, str], Any] = {}
+        for path, module in list(self.owners.items()):
+            for name, value in vars(module).items():
+                if name not in _MODULE_FIELDS:
+                    self._sort_in(path, name, value)
+
+    def _sort_in(self, owner: str, name: str, value: Any) -> None:
+        if _is_plain(value):
+            self.values[owner, name] = value
+        elif _is_record(value):
+            path = f"{owner}.{name}" if owner else name
+            self.owners[path] = value
+            self.values |= {(path, field): held for field, held in vars(value).items()}
 
     def tensors(self) -> dict[tuple[str, str], Any]:
         """Those that hold tensors."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import operator
@@ -75,60 +76,65 @@ def _batch_strategy(batch: Any) -> st.SearchStrategy[int]:
     return st.integers(low, high)
 
 
-@st.composite
 def recipes(
-    draw: st.DrawFn,
     tree: Any,
     batch: st.SearchStrategy[int],
     *,
     layouts: tuple[str, ...] = ("contiguous",),
     like: Recipe | None = None,
-) -> Recipe:
+) -> st.SearchStrategy[Recipe]:
     """A strategy of recipes.
 
+    All that is drawn is drawn from strategies that are made once: making them for each example, to
+    fit its batch, took longer than drawing from them.
+
     Args:
-        draw: given by Hypothesis.
         tree: the specs.
         batch: batch sizes.
         layouts: memory layouts to choose from.
         like: an example whose layouts, and NaN or infinity, those drawn are to share.
     """
-    size = draw(batch)
-    time = draw(st.integers(1, max(TIMES))) if uses_time(tree) else 1
     leaves = [spec for _, spec in spaces.leaves(tree)]
     models = like.fills if like else (None,) * len(leaves)
-    fills = tuple(
-        Fill() if isinstance(spec, spaces.Constant) else draw(_fills(spec, size, time, layouts, model))
-        for spec, model in zip(leaves, models, strict=True)
-    )
-    return Recipe(size, time, draw(SEEDS), fills)
+    time = st.integers(1, max(TIMES)) if uses_time(tree) else st.just(1)
+    drawn = st.tuples(*(_fills(spec, layouts, model) for spec, model in zip(leaves, models, strict=True)))
+
+    def recipe(size: int, time: int, seed: int, fills: tuple[Fill, ...]) -> Recipe:
+        cut = (_cut(fill, shape_of(spec, size, time)) for spec, fill in zip(leaves, fills, strict=True))
+        return Recipe(size, time, seed, tuple(cut))
+
+    return st.builds(recipe, batch, time, SEEDS, drawn)
 
 
-@st.composite
-def _fills(
-    draw: st.DrawFn, spec: Spec, batch: int, time: int, layouts: tuple[str, ...], like: Fill | None
-) -> Fill:
-    elements = math.prod(shape_of(spec, batch, time))
+def _fills(spec: Spec, layouts: tuple[str, ...], like: Fill | None) -> st.SearchStrategy[Fill]:
+    """A strategy of fills whose places may lie beyond the end of a tensor: see `_cut`."""
+    if isinstance(spec, spaces.Constant):
+        return st.just(Fill())
     # Ranges that don't depend on the batch keep Hypothesis' choices valid while it shrinks the batch,
     # and eight times the size makes the whole tensor the common case, yet one that shrinks.
-    reach = 8 * math.prod(shape_of(spec, DEFAULT_BATCH[1], max(TIMES)))
-    stop = min(draw(st.integers(0, reach)), elements)
-    tail = min(draw(st.integers(0, reach)), stop)
-    rest = draw(st.sampled_from(RESTS))
-    scale = draw(st.sampled_from(SCALES))
-    seed = draw(SEEDS)
-    # Last, because what follows a list that shrinks is drawn anew.
-    places = st.integers(0, elements - 1)
-    edits = draw(st.lists(st.tuples(places, _edit_values(spec, like)), max_size=MAX_EDITS))
-    return Fill(
-        seed=seed,
-        scale=scale,
-        start=stop - tail,
-        stop=stop,
-        rest=rest,
-        edits=tuple(edits),
-        layout=like.layout if like else draw(st.sampled_from(layouts)),
+    place = st.integers(0, 8 * math.prod(shape_of(spec, DEFAULT_BATCH[1], max(TIMES))))
+    # The list comes last, because what follows a list that shrinks is drawn anew.
+    edits = st.lists(st.tuples(place, _edit_values(spec, like)), max_size=MAX_EDITS)
+    return st.builds(
+        Fill,
+        seed=SEEDS,
+        scale=st.sampled_from(SCALES),
+        start=place,
+        stop=place,
+        rest=st.sampled_from(RESTS),
+        layout=st.sampled_from((like.layout,) if like else layouts),
+        edits=edits.map(tuple),
     )
+
+
+def _cut(fill: Fill, shape: tuple[int, ...]) -> Fill:
+    """The fill for a tensor of `shape`; what `_fills` drew for its start is the length of its window."""
+    elements = math.prod(shape)
+    if fill.stop is None or not elements:
+        return fill
+    stop = min(fill.stop, elements)
+    edits = tuple((place % elements, value) for place, value in fill.edits)
+    return dataclasses.replace(fill, start=stop - min(fill.start, stop), stop=stop, edits=edits)
 
 
 def _edit_values(spec: Spec, like: Fill | None) -> st.SearchStrategy[float]:

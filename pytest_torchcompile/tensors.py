@@ -102,9 +102,11 @@ def _array(spec: Spec, fill: Fill, batch: int, time: int) -> np.ndarray[Any, Any
     """The values of one tensor in the dtype they are drawn in."""
     generator = np.random.default_rng(fill.seed)
     sampled = _sample(spec, generator, batch, time, fill.scale)
-    array = _simplest(spec, sampled.shape, fill.rest).astype(sampled.dtype)
-    flat, bulk = array.reshape(-1), sampled.reshape(-1)
-    flat[fill.start : fill.stop] = bulk[fill.start : fill.stop]
+    flat = np.array(sampled).reshape(-1)
+    if (fill.start, fill.stop) not in ((0, None), (0, flat.size)):
+        bulk, rest = flat, _simplest(spec, sampled.shape, fill.rest)
+        flat = rest.astype(sampled.dtype).reshape(-1)
+        flat[fill.start : fill.stop] = bulk[fill.start : fill.stop]
     for index, value in fill.edits:
         flat[index] = _admitted(spec, value, index, sampled.shape)
     return _consistent(spec, flat.reshape(sampled.shape), generator)

@@ -158,16 +158,18 @@ def _generators(eager: Outcome, compiled: Outcome) -> list[Difference]:
     """Random generators that the two calls left in different states."""
     if eager.random is None or compiled.random is None:
         return []
+    unequal = eager.random.unequal(compiled.random)
+    if not unequal:
+        return []
+    mine, theirs = eager.drew(), compiled.drew()
     return [
         Difference(
             path=f"random state of {name}",
             problem="random state",
-            eager="drew" if name in eager.drew else "did not draw",
-            compiled=("drew differently" if name in eager.drew else "drew")
-            if name in compiled.drew
-            else "did not draw",
+            eager="drew" if name in mine else "did not draw",
+            compiled=("drew differently" if name in mine else "drew") if name in theirs else "did not draw",
         )
-        for name in eager.random.unequal(compiled.random)
+        for name in unequal
     ]
 
 
