@@ -146,7 +146,7 @@ def test_the_package_is_read_completely():
     assert f"{PACKAGE}.results" in package.below(ENTRY_POINT)
     assert f"{PACKAGE}.check" in package.below(f"{PACKAGE}.plugin.cases")
     assert f"{PACKAGE}.check" not in package.at_start(ENTRY_POINT)
-    assert "torch" in package.others(f"{PACKAGE}.check")
+    assert "torch" in package.others(f"{PACKAGE}.calls")
     assert "pytest" in package.others(ENTRY_POINT)
 
 
