@@ -94,6 +94,11 @@ def rounding_floors(eager: Outcome, rerun: Rerun, shift: float = SHIFT) -> Itera
         yield floor
 
 
+def _is_exact(tensor: torch.Tensor) -> bool:
+    """Whether its elements are integers or booleans, which don't round."""
+    return not (tensor.is_floating_point() or tensor.is_complex())
+
+
 def _take(floor: Floor, eager: Outcome, jittered: Outcome, *, gradients_only: bool) -> None:
     """Add one run to the floor."""
     if gradients_only:
@@ -106,7 +111,7 @@ def _take(floor: Floor, eager: Outcome, jittered: Outcome, *, gradients_only: bo
     }
     flips = False
     for path, (base, other) in pairs.items():
-        exact = not (base.is_floating_point() or base.is_complex())
+        exact = _is_exact(base)
         odd = base != other if exact else torch.isfinite(base) != torch.isfinite(other)
         floor.flipped[path] = floor.flipped.get(path, torch.zeros_like(odd)) | odd
         flips = flips or (exact and path in eager.outputs.tensors and bool(odd.any()))
@@ -115,7 +120,7 @@ def _take(floor: Floor, eager: Outcome, jittered: Outcome, *, gradients_only: bo
     if not flips and not changed:
         floor.runs += 1
         for path, (base, other) in pairs.items():
-            if not (base.is_floating_point() or base.is_complex()):
+            if _is_exact(base):
                 continue
             # One tensor at a time: together they are as large as the module.
             distance = (other - base).abs().nan_to_num(0.0, 0.0, 0.0)

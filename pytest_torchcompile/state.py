@@ -88,18 +88,18 @@ class PlainAttributes:
     def __init__(self, model: nn.Module) -> None:
         self.owners: dict[str, Any] = dict(internals.uncompiled(model).named_modules())
         self.values: dict[tuple[str, str], Any] = {}
+        self.records: list[tuple[nn.Module, str, Any]] = []
         for path, module in list(self.owners.items()):
             for name, value in vars(module).items():
-                if name not in _MODULE_FIELDS:
-                    self._sort_in(path, name, value)
-
-    def _sort_in(self, owner: str, name: str, value: Any) -> None:
-        if _is_plain(value):
-            self.values[owner, name] = value
-        elif _is_record(value):
-            path = f"{owner}.{name}" if owner else name
-            self.owners[path] = value
-            self.values |= {(path, field): held for field, held in vars(value).items()}
+                if name in _MODULE_FIELDS:
+                    continue
+                if _is_plain(value):
+                    self.values[path, name] = value
+                elif _is_record(value):
+                    self.records.append((module, name, value))
+                    inside = f"{path}.{name}" if path else name
+                    self.owners[inside] = value
+                    self.values |= {(inside, field): held for field, held in vars(value).items()}
 
     def tensors(self) -> dict[tuple[str, str], Any]:
         """Those that hold tensors."""
@@ -182,12 +182,7 @@ class ModuleState:
         ]
         plain = PlainAttributes(model)
         self._owners = plain.owners
-        self._records = [
-            (holder, name, value)
-            for holder in inner.modules()
-            for name, value in vars(holder).items()
-            if any(value is owner and not isinstance(owner, nn.Module) for owner in plain.owners.values())
-        ]
+        self._records = plain.records
         self._other = {(owner, name) for owner, held in plain.owners.items() for name in vars(held)}
         self._attributes = {
             place: (value, map_tensors(copied, value)) for place, value in plain.values.items()

@@ -102,7 +102,7 @@ def _array(spec: Spec, fill: Fill, batch: int, time: int) -> np.ndarray[Any, Any
     """The values of one tensor in the dtype they are drawn in."""
     generator = np.random.default_rng(fill.seed)
     sampled = _sample(spec, generator, batch, time, fill.scale)
-    flat = np.array(sampled).reshape(-1)
+    flat = sampled.reshape(-1)
     if (fill.start, fill.stop) not in ((0, None), (0, flat.size)):
         bulk, rest = flat, _simplest(spec, sampled.shape, fill.rest)
         flat = rest.astype(sampled.dtype).reshape(-1)

@@ -427,6 +427,19 @@ class Sampler(nn.Module):
         return logits + noise
 
 
+class Drawing(nn.Module):
+    """Draws once it is compiled, and throws the number away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if torch.compiler.is_compiling():
+            return torch.as_tensor(self.layer(x) + 0 * torch.rand(()))
+        return torch.as_tensor(self.layer(x))
+
+
 @pytest.mark.parametrize(
     ("how", "path"),
     [
@@ -438,6 +451,20 @@ class Sampler(nn.Module):
 )
 def test_wrong_draws(how: str, path: str) -> None:
     assert_differs(check(lambda: Sampler(how)), path)
+
+
+@pytest.mark.parametrize(
+    ("how", "eager", "compiled"),
+    [
+        ("frozen", "drew", "did not draw"),
+        ("drawn twice", "drew", "drew differently"),
+        ("only compiled", "did not draw", "drew"),
+    ],
+)
+def test_the_message_says_who_drew(how: str, eager: str, compiled: str) -> None:
+    result = check(lambda: Drawing() if how == "only compiled" else Sampler(how))
+    (found,) = (d for d in result.differences if d.path == "random state of torch")
+    assert (found.eager, found.compiled) == (eager, compiled)
 
 
 def test_right_draws() -> None:

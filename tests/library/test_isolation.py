@@ -376,6 +376,19 @@ def test_one_normal_number_of_numpy_is_seen() -> None:
     assert before.unequal(RandomState()) == ("numpy",)
 
 
+@pytest.mark.parametrize("available", [False, True])
+def test_devices_are_seeded_where_there_are_any(available: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    everywhere: list[int] = []
+    original = torch.manual_seed
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: available)
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: everywhere.append(seed) or original(seed))
+    seed_everything(7)
+    drawn = torch.rand(3)
+    original(7)
+    assert torch.equal(drawn, torch.rand(3))
+    assert everywhere == ([7] if available else [])
+
+
 def test_a_seed_fixes_all_generators() -> None:
     def drawn() -> tuple[float, float, float]:
         return float(torch.rand(())), float(np.random.rand()), random.random()
