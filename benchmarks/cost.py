@@ -4,9 +4,9 @@
 
 For an MLP, a CNN and a Keisei-style tower: the wall time of a whole check (timing off) in a process of its
 own, over that of a plain script that imports torch, compiles the same method, and makes the same calls,
-eager and compiled, on the same inputs; with a cold and with a warm inductor cache. Then the seconds of an
-example beyond its calls, graphs by the number of examples, the start of an idle pytest, and the memory of a
-check of 50 million parameters.
+eager and compiled, on inputs of the same sizes; with a cold and with a warm inductor cache. Then the seconds
+of an example beyond its calls, graphs by the number of examples, the start of an idle pytest, and the memory
+of a check of 50 million parameters.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Tower(nn.Module):
         return self.policy(x), self.value(x)
 """
 
-# The calls of the floor are those that a check made, in their order: batch and layout of each.
+# The calls of the floor are those that a check made, in their order: batch and side of each.
 FLOOR = """
 import json
 calls = json.loads(sys.argv[1])
@@ -204,7 +204,7 @@ def _pytest(directory: str, *arguments: str) -> float:
 
 MEMORY = """
 import gc, threading, os
-from pytest_torchcompile import Box, check_equivalence, rounding, check as check_module
+from pytest_torchcompile import Box, check_equivalence
 page = os.sysconf("SC_PAGE_SIZE")
 def resident(): return int(open("/proc/self/statm").read().split()[1]) * page
 class Large(nn.Module):
@@ -218,14 +218,13 @@ def watch():
     while running[0]:
         peak[0] = max(peak[0], resident()); time.sleep(0.005)
 def wrong(graph, inputs): return lambda *args: [o * 1.5 if o.is_floating_point() else o for o in graph(*args)]
-factory = Large
 size = sum(p.numel() for p in Large().parameters()) * 4
 check_equivalence(lambda: nn.Linear(8, 2), observation=Box((8,)), backend="aot_eager", examples=0)
 gc.collect()
 before = resident()
 threading.Thread(target=watch, daemon=True).start()
 (result,) = check_equivalence(
-    factory, observation=Box((8,)), phases="{phase}", examples=5, batch=4, shrink_seconds=1.0,
+    Large, observation=Box((8,)), phases="{phase}", examples=5, batch=4, shrink_seconds=1.0,
     backend={backend}, reference="{reference}",
 )
 top = peak[0] - before

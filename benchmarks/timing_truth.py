@@ -5,8 +5,7 @@
 Under a load of its own making (a process that computes and sleeps at random), it prints
 
 * how often something timed against itself is called ``faster`` or ``slower``, which should be never;
-* how often a policy that is slower by a known share is called so, with `time.sleep`'s busy cousin as the
-  known share: the compiled side repeats part of the call;
+* how often a policy that is slower by a known share of its own time, which it spends spinning, is called so;
 * the spread of the speedup over processes, beside that of the ratio of two medians that were timed one
   after the other, as pytest-benchmark does.
 """
