@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 
 from pytest_torchcompile.results import Difference
-from pytest_torchcompile.rounding import Floor
+from pytest_torchcompile.rounding import Floor, surely_finite
 
 MULTIPLE = 4.0
 """Compiled may differ by this many times the rounding floor."""
@@ -105,20 +105,23 @@ class Measured:
             self.scale = _largest(mine[within]) if self.finite else 0.0
         if same:
             return
-        magnitude = mine.abs()
-        both = torch.isfinite(mine) & torch.isfinite(theirs)
-        distance = torch.where(both, (mine - theirs).abs(), 0.0)
-        pattern = self._unequal_pattern(mine, theirs)
+        magnitude, distance = mine.abs(), (mine - theirs).abs()
+        if surely_finite(mine, theirs):
+            pattern = torch.zeros((), dtype=torch.bool).to(mine.device).expand_as(mine)
+        else:
+            magnitude = magnitude.nan_to_num(0.0, 0.0)
+            distance = torch.where(torch.isfinite(mine) & torch.isfinite(theirs), distance, 0.0)
+            pattern = self._unequal_pattern(mine, theirs)
         if self.per_tensor:
             allowed = torch.full_like(magnitude[:0].sum(), max(tolerance.atol, tolerance.rtol * self.scale))
         else:
-            allowed = (tolerance.rtol * magnitude.nan_to_num(0.0, 0.0)).clamp_min(tolerance.atol)
+            allowed = (tolerance.rtol * magnitude).clamp_min(tolerance.atol)
         self._pattern = pattern
         self._distance, self._allowed = distance, allowed
         self._unequal = (distance > allowed) | pattern
-        self.ratio = (
-            float("inf") if bool(pattern.any()) else float((distance / allowed).nan_to_num(0.0).max())
-        )
+        # One number is allowed for a whole gradient, so that one division will do.
+        ratios = distance.max() / allowed if self.per_tensor else distance / allowed
+        self.ratio = float("inf") if bool(pattern.any()) else float(ratios.nan_to_num(0.0).max())
 
     @property
     def exceeds(self) -> bool:
