@@ -7,12 +7,13 @@ element. What exceeds it is held against the rounding floor.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import torch
 
 from pytest_torchcompile.results import Difference
-from pytest_torchcompile.rounding import Floor, surely_finite
+from pytest_torchcompile.rounding import Floor
 
 MULTIPLE = 4.0
 """Compiled may differ by this many times the rounding floor."""
@@ -82,13 +83,12 @@ class Measured:
         self.scale = 0.0
         self.finite = True
         self.ratio = 0.0
-        self._unequal: torch.Tensor | None = None
         if self.floating:
             self._measure(tolerance)
         elif not torch.equal(self._eager, self._compiled):
-            self._unequal = self._eager != self._compiled
-            self._distance = self._unequal.to(torch.float32)
-            self._allowed = torch.zeros(())
+            self._distance = (self._eager != self._compiled).to(torch.float32)
+            self._allowed = self._distance.new_zeros(())
+            self._pattern = _nowhere(self._distance)
             self.ratio = float("inf")
 
     def _measure(self, tolerance: Tolerance) -> None:
@@ -105,28 +105,31 @@ class Measured:
             self.scale = _largest(mine[within]) if self.finite else 0.0
         if same:
             return
-        magnitude, distance = mine.abs(), (mine - theirs).abs()
-        if surely_finite(mine, theirs):
-            pattern = torch.zeros((), dtype=torch.bool).to(mine.device).expand_as(mine)
-        else:
-            magnitude = magnitude.nan_to_num(0.0, 0.0)
+        distance = (mine - theirs).abs_()
+        pattern = _nowhere(distance)
+        # Large as gradients are, that each is read once more or less is what a check of them costs.
+        if not bool(torch.isfinite(distance.max())):
             distance = torch.where(torch.isfinite(mine) & torch.isfinite(theirs), distance, 0.0)
             pattern = self._unequal_pattern(mine, theirs)
         if self.per_tensor:
-            allowed = torch.full_like(magnitude[:0].sum(), max(tolerance.atol, tolerance.rtol * self.scale))
+            allowed = mine.new_tensor(max(tolerance.atol, tolerance.rtol * self.scale))
+            ratio = distance.max() / allowed
         else:
-            allowed = (tolerance.rtol * magnitude).clamp_min(tolerance.atol)
-        self._pattern = pattern
-        self._distance, self._allowed = distance, allowed
-        self._unequal = (distance > allowed) | pattern
-        # One number is allowed for a whole gradient, so that one division will do.
-        ratios = distance.max() / allowed if self.per_tensor else distance / allowed
-        self.ratio = float("inf") if bool(pattern.any()) else float(ratios.nan_to_num(0.0).max())
+            magnitude = mine.abs().nan_to_num_(0.0, 0.0)
+            allowed = (tolerance.rtol * magnitude).clamp_min_(tolerance.atol)
+            ratio = (distance / allowed).nan_to_num_(0.0).max()
+        self._distance, self._allowed, self._pattern = distance, allowed, pattern
+        self.ratio = float("inf") if bool(pattern.any()) else float(ratio.nan_to_num(0.0))
 
     @property
     def exceeds(self) -> bool:
         """Whether some element differs by more than the tolerance."""
-        return self._unequal is not None and bool(self._unequal.any())
+        return self.ratio > 1
+
+    @functools.cached_property
+    def _unequal(self) -> torch.Tensor:
+        """The elements that do; asked only of what isn't the same."""
+        return (self._distance > self._allowed) | self._pattern
 
     def ill_conditioned(self, floor: Floor) -> bool:
         """Whether rounding alone moves this tensor so far that little can be concluded from it."""
@@ -137,7 +140,6 @@ class Measured:
         if floor is None:
             return self.difference()
         unequal = self._unequal
-        assert unequal is not None  # asked only of what exceeds
         flipped = floor.flipped.get(self.path)
         if not self.floating:
             explained = flipped is not None and bool((flipped | ~unequal).all())
@@ -167,10 +169,10 @@ class Measured:
         limit: torch.Tensor | None = None,
     ) -> Difference:
         """The worst element with its figures."""
+        if self.ratio == 0:
+            return Difference(path=self.path, elements=self._eager.numel())
         if unequal is None:
             unequal = self._unequal
-        if unequal is None:
-            return Difference(path=self.path, elements=self._eager.numel())
         excess = self._distance / self._allowed.clamp_min(1e-30)
         if self.floating:
             excess = torch.where(self._pattern, float("inf"), excess)
@@ -194,6 +196,11 @@ class Measured:
             elements=unequal.numel(),
             rows=_rows(unequal) if self.path.startswith(("output", "input")) else (),
         )
+
+
+def _nowhere(tensor: torch.Tensor) -> torch.Tensor:
+    """False for each element, in the memory of one."""
+    return torch.zeros((), dtype=torch.bool, device=tensor.device).expand_as(tensor)
 
 
 def _comparable(tensor: torch.Tensor) -> torch.Tensor:

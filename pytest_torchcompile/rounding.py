@@ -45,6 +45,7 @@ root (Higham 2002, "Accuracy and Stability of Numerical Algorithms", chapter 4).
 shift is n / 16 eps, within `SHIFT` and `LARGEST_SHIFT`: three times or more what inductor was seen to
 need on BatchNorm networks, see ``benchmarks/rounding_floor.py``."""
 
+_BLOCK = 2**17
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 # Exact operators: moving what they are given would turn an equality or an index into another one.
 _EXACT = ("eq", "ne", "lt", "le", "gt", "ge", "floor", "ceil", "round", "trunc", "sign", "isfinite")
@@ -148,7 +149,8 @@ class _Jitter(internals.DispatchMode):
     def __init__(self, run: int, shift: float) -> None:
         super().__init__()
         self._shift = shift
-        self._salt = (run + 1) * 0x9E3779B1 % 2**31
+        # Odd, so that the product loses no bit.
+        self._salt = ((run + 1) * 0x9E3779B1 % 2**31) | 1
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -174,23 +176,34 @@ class _Jitter(internals.DispatchMode):
             return value
         if value.element_size() not in _BITS:
             return value
-        step = self._shift * torch.finfo(value.dtype).eps
-        wide = value if value.element_size() >= 4 else value.float()
-        return torch.addcmul(wide, wide, self._noise(value).to(wide.dtype), value=step).to(value.dtype)
+        moved = torch.empty_like(value)
+        if moved.stride() != value.stride():
+            value = value.contiguous()
+        # Element for element in the order in memory, and by blocks that stay in the processor's cache.
+        blocks = zip(_in_memory(value).split(_BLOCK), _in_memory(moved).split(_BLOCK), strict=True)
+        step = self._shift * torch.finfo(value.dtype).eps * 2.0**-31
+        for block, target in blocks:
+            wide = block if block.element_size() >= 4 else block.float()
+            target.copy_(torch.addcmul(wide, wide, self._noise(block).to(wide.dtype), value=step))
+        return moved
 
     def _noise(self, value: torch.Tensor) -> torch.Tensor:
-        """A number in [-1, 1) for each element: a hash of its bits.
+        """An integer in [-2^31, 2^31) for each element: a hash of its bits.
 
-        The steps of murmur3's finaliser whose last one the high bits, that count here, do without.
+        As much of murmur3's finaliser as it takes to mix the high bits, which count most here.
         """
-        bits = value.detach().view(_BITS[value.element_size()])
+        bits = value.view(_BITS[value.element_size()])
         if bits.dtype == torch.int64:
             bits = bits ^ (bits >> 32)
-        mixed = bits.to(torch.int32) ^ self._salt
-        for shift, factor in ((16, -0x7A143595), (13, -0x3D4D51CB)):
-            mixed ^= (mixed >> shift) & (2 ** (32 - shift) - 1)
-            mixed *= factor
-        return mixed.to(torch.float32) * 2.0**-31
+        mixed = bits.to(torch.int32) * self._salt
+        mixed ^= mixed >> 16
+        mixed *= -0x3D4D51CB
+        return mixed
+
+
+def _in_memory(tensor: torch.Tensor) -> torch.Tensor:
+    """The elements of a tensor without gaps, in the order in which they lie in memory."""
+    return tensor.detach().as_strided((tensor.numel(),), (1,))
 
 
 def _makes_integers(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
