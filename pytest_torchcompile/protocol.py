@@ -235,7 +235,7 @@ class CheckProtocol:
         return lambda under, wide=False: self._pair.run(self._pair.eager, recipe, under=under, wide=wide)
 
     def _floors(self, eager: Outcome, recipe: Recipe) -> Iterator[Floor]:
-        """Rounding floors; on the first example, and where none explains, also whether eager repeats itself."""
+        """Rounding floors; the first time, and where none explains, also whether eager repeats itself."""
         if not self._repeats:
             self._require_repeatable(eager, recipe)
             self._repeats = True

@@ -95,15 +95,6 @@ def rounding_floors(eager: Outcome, rerun: Rerun, shift: float = SHIFT) -> Itera
         yield floor
 
 
-def surely_finite(*tensors: torch.Tensor) -> bool:
-    """Whether no element can be NaN or infinite: a sum with one is neither finite.
-
-    One pass and no copy, where `torch.isfinite` takes several; an overflow of the sum only costs a closer
-    look.
-    """
-    return all(bool(torch.isfinite(tensor.sum())) for tensor in tensors)
-
-
 def _is_exact(tensor: torch.Tensor) -> bool:
     """Whether its elements are integers or booleans, which don't round."""
     return not (tensor.is_floating_point() or tensor.is_complex())
@@ -120,27 +111,36 @@ def _take(floor: Floor, eager: Outcome, jittered: Outcome, *, gradients_only: bo
         if path in moved and moved[path].shape == base.shape
     }
     flips = False
+    movement: dict[str, float] = {}
+    rows: dict[str, torch.Tensor] = {}
     for path, (base, other) in pairs.items():
-        exact = _is_exact(base)
-        if not exact and surely_finite(base, other):
+        if _is_exact(base):
+            odd = base != other
+            flips = flips or (path in eager.outputs.tensors and bool(odd.any()))
+            _flip(floor, path, odd)
             continue
-        odd = base != other if exact else torch.isfinite(base) != torch.isfinite(other)
-        floor.flipped[path] = floor.flipped.get(path, torch.zeros_like(odd)) | odd
-        flips = flips or (exact and path in eager.outputs.tensors and bool(odd.any()))
+        if not base.numel():
+            continue
+        # One tensor at a time: together they are as large as the module.
+        distance = (other - base).abs_()
+        if not bool(torch.isfinite(distance.max())):
+            _flip(floor, path, torch.isfinite(base) != torch.isfinite(other))
+            distance.nan_to_num_(0.0, 0.0, 0.0)
+        movement[path] = float(distance.max())
+        if path.startswith(("output", "input")) and distance.dim() > 0:
+            rows[path] = distance.reshape(len(distance), -1).amax(dim=1)
     changed = {path for path, value in eager.plain().items() if jittered.plain().get(path) != value}
     floor.plain |= changed
     if not flips and not changed:
         floor.runs += 1
-        for path, (base, other) in pairs.items():
-            if _is_exact(base):
-                continue
-            # One tensor at a time: together they are as large as the module.
-            distance = (other - base).abs().nan_to_num(0.0, 0.0, 0.0)
-            largest = float(distance.max()) if distance.numel() else 0.0
+        for path, largest in movement.items():
             floor.movement[path] = max(floor.movement[path], largest)
-            if path.startswith(("output", "input")) and distance.dim() > 0 and distance.numel():
-                rows = distance.reshape(len(distance), -1).amax(dim=1)
-                floor.rows[path] = torch.maximum(floor.rows.get(path, rows), rows)
+        for path, each in rows.items():
+            floor.rows[path] = torch.maximum(floor.rows.get(path, each), each)
+
+
+def _flip(floor: Floor, path: str, odd: torch.Tensor) -> None:
+    floor.flipped[path] = floor.flipped.get(path, torch.zeros_like(odd)) | odd
 
 
 class _Jitter(internals.DispatchMode):
