@@ -180,9 +180,9 @@ class _Jitter(internals.DispatchMode):
         if moved.stride() != value.stride():
             value = value.contiguous()
         # Element for element in the order in memory, and by blocks that stay in the processor's cache.
-        blocks = zip(_in_memory(value).split(_BLOCK), _in_memory(moved).split(_BLOCK), strict=True)
+        blocks, targets = (torch.split(_in_memory(tensor), _BLOCK) for tensor in (value, moved))
         step = self._shift * torch.finfo(value.dtype).eps * 2.0**-31
-        for block, target in blocks:
+        for block, target in zip(blocks, targets, strict=True):
             wide = block if block.element_size() >= 4 else block.float()
             target.copy_(torch.addcmul(wide, wide, self._noise(block).to(wide.dtype), value=step))
         return moved
