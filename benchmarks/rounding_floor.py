@@ -148,7 +148,6 @@ def measure(
             "update",
             methods=(method,),
             observation=Box(policy.shape),
-            inputs=None,
             options=options,
         )
         fixed = recipes.ladder(pair.tree, options.batch, nonfinite=False, seed=seed)

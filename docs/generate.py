@@ -12,7 +12,7 @@ import re
 
 import pytest_torchcompile
 from pytest_torchcompile.options import OPTIONS
-from pytest_torchcompile.spaces import Spec
+from pytest_torchcompile.spaces import Spec, Wrapped
 
 REFERENCE = pathlib.Path(__file__).with_name("reference.md")
 PUBLIC = [getattr(pytest_torchcompile, name) for name in pytest_torchcompile.__all__]
@@ -38,7 +38,7 @@ def _cell(text: str) -> str:
 
 def specs() -> str:
     """A section for each spec."""
-    return _sections(value for value in PUBLIC if _is_a(value, Spec))
+    return _sections(value for value in PUBLIC if _is_a(value, (Spec, Wrapped)))
 
 
 def functions() -> str:
@@ -48,7 +48,7 @@ def functions() -> str:
 
 def records() -> str:
     """A section for each class that users are handed."""
-    others = (Spec, Exception, enum.Enum)
+    others = (Spec, Wrapped, Exception, enum.Enum)
     return _sections(v for v in PUBLIC if isinstance(v, type) and not issubclass(v, others))
 
 
@@ -63,7 +63,7 @@ def _bases(error: type) -> str:
     return ", ".join(f"`{base.__name__}`" for base in error.__bases__)
 
 
-def _is_a(value: object, kind: type) -> bool:
+def _is_a(value: object, kind: "type | tuple[type, ...]") -> bool:
     return isinstance(value, type) and issubclass(value, kind)
 
 

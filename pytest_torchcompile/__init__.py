@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         OneHot,
         State,
         Tokens,
+        Wrapped,
     )
     from pytest_torchcompile.speed import NotTimed, measure_speedup
     from pytest_torchcompile.strategies import observations
@@ -71,6 +72,7 @@ _HOMES = {
         "OneHot",
         "State",
         "Tokens",
+        "Wrapped",
     ),
     "speed": ("NotTimed", "measure_speedup"),
     "strategies": ("observations",),
@@ -101,6 +103,7 @@ __all__ = [
     "Tokens",
     "UsageError",
     "Verdict",
+    "Wrapped",
     "assert_equivalent",
     "check_equivalence",
     "compile_policy",

@@ -12,11 +12,14 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 
 from pytest_torchcompile import internals, isolation
-from pytest_torchcompile.outputs import NamedValues, named_values
+from pytest_torchcompile.holders import policy_of
+from pytest_torchcompile.outputs import NamedValues, is_mapping, named_values
+from pytest_torchcompile.results import UsageError, raised_text
 from pytest_torchcompile.state import ModuleState
 
 Around = Callable[[], contextlib.AbstractContextManager[Any]]
@@ -69,7 +72,7 @@ class Outcome:
 
     def plain(self) -> dict[str, Any]:
         """The values compared by ``==``."""
-        return self.outputs.plain | self.inputs.plain
+        return self.outputs.plain | self.inputs.plain | self.state.plain
 
 
 class Backward(NamedTuple):
@@ -97,6 +100,8 @@ class Side:
         names: names of the positional inputs, for messages.
         around: makes the context that each call and its backward run in.
         remember_parameters: whether to copy the parameters, for a module that has no equal twin.
+        observe: given the policy after a call, returns what else to compare.
+        reset: called with the policy before each call.
     """
 
     def __init__(
@@ -108,6 +113,8 @@ class Side:
         names: tuple[str, ...] = (),
         around: Around = contextlib.nullcontext,
         remember_parameters: bool = False,
+        observe: Callable[[Any], Any] | None = None,
+        reset: Callable[[Any], Any] | None = None,
     ) -> None:
         self.function = function
         self.model = None if model is None else internals.uncompiled(model)
@@ -115,6 +122,8 @@ class Side:
         self.leading = leading
         self._names = names
         self.around = around
+        self._observe = observe
+        self._reset = reset
 
     def replaced(self, function: Callable[..., Any], around: Around) -> Side:
         """The same module and its state behind another callable."""
@@ -144,9 +153,7 @@ class Side:
             The outcome; an exception of the call is in it, unless it means that memory or the user's
             configuration is at fault.
         """
-        if self.state is not None and self.model is not None:
-            self.state.reset()
-            self.model.train(phase == "update")
+        self.reset(phase)
         isolation.seed_everything(seed)
         outcome = Outcome(seed=seed)
         with self.around(), under():
@@ -170,12 +177,38 @@ class Side:
                     raise
                 except Exception as error:
                     return Outcome(error=error)
-            if self.state is not None:
-                outcome.state = self.state.values()
+            outcome.state = self._values()
         outcome.requires_grad = frozenset(p for p, t in outcome.outputs.tensors.items() if t.requires_grad)
         for values in (outcome.outputs, outcome.inputs, outcome.state):
             values.tensors = {path: tensor.detach().clone() for path, tensor in values.tensors.items()}
         return outcome
+
+    def reset(self, phase: str) -> None:
+        """Put the module's state back and switch it to the mode of the phase.
+
+        Raises:
+            UsageError: if the user's `reset` raises.
+        """
+        if self.state is not None and self.model is not None:
+            self.state.reset()
+            self.model.train(phase == "update")
+        if self._reset is not None:
+            _asked("reset", self._reset, self.model)
+
+    def restore(self) -> None:
+        """Leave the module as it was found."""
+        if self.state is not None:
+            self.state.restore()
+
+    def _values(self) -> NamedValues:
+        """The module's state, and what the user's `observe` adds to it."""
+        values = NamedValues() if self.state is None else self.state.values()
+        if self._observe is not None:
+            seen = named_values(_asked("observe", self._observe, self.model), "observed")
+            values.tensors |= seen.tensors
+            values.kinds |= seen.kinds
+            values.plain |= seen.plain
+        return values
 
     def named_inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> NamedValues:
         """The tensors among the inputs of a call, by path."""
@@ -213,5 +246,13 @@ class Side:
                 yield path, tensor
 
 
+def _asked(name: str, function: Callable[[Any], Any], model: nn.Module | None) -> Any:
+    """What a function of the user's returns for the policy."""
+    try:
+        return function(policy_of(model))
+    except Exception as error:
+        raise UsageError(f"{name} raised {raised_text(error)}") from error
+
+
 def _is_comparable(value: Any) -> bool:
-    return isinstance(value, (torch.Tensor, dict, list, tuple))
+    return isinstance(value, (torch.Tensor, np.ndarray, list, tuple)) or is_mapping(value)

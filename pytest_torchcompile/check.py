@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pytest_torchcompile.capture import Progress, silent
+from pytest_torchcompile.declaration import Declaration
 from pytest_torchcompile.isolation import isolated
 from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.pair import Pair
@@ -27,16 +28,22 @@ def check_equivalence(
     observation: Any = None,
     inputs: Mapping[str, Any] | None = None,
     methods: Any = "forward",
+    observe: Callable[[Any], Any] | None = None,
+    reset: Callable[[Any], Any] | None = None,
     **options: Any,
 ) -> list[CheckResult]:
     """Check every method of a policy in every phase; compiled must compute what eager does.
 
     Args:
-        factory: makes the module, is run twice; or a module, which is copied.
+        factory: makes the policy, a module or an object that holds some, and is run twice; or a
+            module, which is copied.
         observation: spec of the first argument of every method, batch left out; None takes the
-            module's ``observation_space``. A function is given the built module.
+            policy's ``observation_space``. A function is given the built policy.
         inputs: specs of further arguments by parameter name, given to the methods that take them.
         methods: a name, an adapter ``f(model, **inputs)``, or several.
+        observe: given the policy after a call, returns what else to compare, such as a distribution
+            that the policy keeps.
+        reset: called with the policy before each call, to put back what the check can't.
         options: see `CheckOptions`.
 
     Returns:
@@ -54,28 +61,22 @@ def check_equivalence(
         ['equal']
     """
     merged = CheckOptions.merge(("check_equivalence()", options))
-    return check_methods(factory, observation=observation, inputs=inputs, methods=methods, options=merged)
+    declaration = Declaration(
+        observation=observation, inputs=inputs, methods=methods, observe=observe, reset=reset
+    )
+    return check_methods(factory, declaration, merged)
 
 
-def check_methods(
-    factory: Factory,
-    *,
-    observation: Any,
-    inputs: Mapping[str, Any] | None,
-    methods: Any,
-    options: CheckOptions,
-) -> list[CheckResult]:
+def check_methods(factory: Factory, declaration: Declaration, options: CheckOptions) -> list[CheckResult]:
     """`check_equivalence` with options that have been merged."""
-    named = as_methods(methods)
+    named = as_methods(declaration.methods)
     seconds = seconds_to_time(options, default=0.0)
     return [
         check_case(
             factory,
             method,
             phase,
-            methods=named,
-            observation=observation,
-            inputs=inputs,
+            declaration=declaration,
             options=options,
             time=functools.partial(time_pair, options=options, seconds=seconds) if seconds else None,
         )
@@ -89,9 +90,7 @@ def check_case(
     method: Method,
     phase: str,
     *,
-    methods: tuple[Method, ...],
-    observation: Any,
-    inputs: Mapping[str, Any] | None,
+    declaration: Declaration,
     options: CheckOptions,
     name: str = "",
     progress: Progress = silent,
@@ -103,10 +102,8 @@ def check_case(
         factory: see `check_equivalence`.
         method: the method of this case.
         phase: ``rollout`` or ``update``.
-        methods: all methods of the test, among which the inputs are shared out.
-        observation: see `check_equivalence`.
-        inputs: likewise.
-        options: likewise.
+        declaration: what was said of the policy; its inputs are shared out among its methods.
+        options: see `check_equivalence`.
         name: tells this case apart in Hypothesis' database.
         progress: told when a compile begins and ends.
         time: times the two sides if they were found equal.
@@ -116,9 +113,7 @@ def check_case(
             factory,
             method,
             phase,
-            methods=methods,
-            observation=observation,
-            inputs=inputs,
+            declaration=declaration,
             options=options,
             progress=progress,
         )

@@ -12,6 +12,7 @@ from torch import nn
 from pytest_torchcompile import internals
 from pytest_torchcompile.calls import Around, Outcome, Side
 from pytest_torchcompile.capture import Recorder, failure_text, why_not_compiled
+from pytest_torchcompile.declaration import Declaration
 from pytest_torchcompile.isolation import isolated
 from pytest_torchcompile.measure import Tolerance
 from pytest_torchcompile.options import PHASES, REFERENCES, CheckOptions
@@ -115,6 +116,8 @@ def compile_policy(
     *,
     observation: Any = None,
     inputs: Mapping[str, Any] | None = None,
+    observe: Callable[[Any], Any] | None = None,
+    reset: Callable[[Any], Any] | None = None,
     phase: str = "rollout",
     **options: Any,
 ) -> CompiledPolicy:
@@ -125,6 +128,8 @@ def compile_policy(
         method: a name, or an adapter ``f(model, **inputs)``.
         observation: spec of its first argument; see `check_equivalence`.
         inputs: specs of further arguments by name.
+        observe: see `check_equivalence`.
+        reset: likewise.
         phase: ``rollout`` or ``update``.
         options: see `CheckOptions`.
 
@@ -153,15 +158,15 @@ def compile_policy(
     merged = CheckOptions.merge(("compile_policy()", options))
     if phase not in PHASES:
         raise UsageError(f"phase={phase!r}; accepted: {', '.join(PHASES)}")
-    (named,) = as_methods(method)
+    (named,) = as_methods([method])
     with isolated(merged.threads):
         pair = Pair(
             factory,
             named,
             phase,
-            methods=(named,),
-            observation=observation,
-            inputs=inputs,
+            declaration=Declaration(
+                observation=observation, inputs=inputs, methods=[method], observe=observe, reset=reset
+            ),
             options=merged,
         )
         recipe = random_recipe(pair.tree, merged.batch[0], merged.seed)
@@ -251,8 +256,7 @@ def assert_equivalent(
             )
         finally:
             for side in (reference_side, candidate):
-                if side.state is not None:
-                    side.state.restore()
+                side.restore()
     if judgement.differences:
         raise NotEquivalent(
             failure.failure_text(

@@ -118,15 +118,16 @@ def _parts(value: Any, path: str) -> list[tuple[str, Any]]:
     for base in type(value).__mro__:
         if base in _registered:
             return _parts(_registered[base](value), path)
-    if isinstance(value, (Distribution, Transform)):
+    if isinstance(value, (Distribution, Transform)) or _is_one_of(value, _DISTRIBUTIONS):
         return [(f".{name}", part) for name, part in _distribution_parts(value).items()]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = dataclasses.fields(value)
         return [(f".{field.name}", getattr(value, field.name)) for field in fields]
     if hasattr(value, "_fields"):
         return [(f".{name}", getattr(value, name)) for name in value._fields]
-    if isinstance(value, Mapping):
-        return [(f"[{key!r}]", value[key]) for key in value]
+    if is_mapping(value):
+        parts = [(f"[{key!r}]", value[key]) for key in value.keys()]  # noqa: SIM118
+        return [*parts, (".batch_size", value.batch_size)] if hasattr(value, "batch_size") else parts
     if isinstance(value, (list, tuple, collections.deque)):
         return [(f"[{i}]", part) for i, part in enumerate(value)]
     name = type(value).__name__
@@ -136,7 +137,27 @@ def _parts(value: Any, path: str) -> list[tuple[str, Any]]:
     )
 
 
-def _distribution_parts(distribution: Distribution | Transform) -> dict[str, Any]:
+def is_mapping(value: Any) -> bool:
+    """Whether `dict` would take it for a mapping: a TensorDict or a tianshou Batch is not a `Mapping`."""
+    kind = type(value)
+    return isinstance(value, Mapping) or (hasattr(kind, "keys") and hasattr(kind, "__getitem__"))
+
+
+# Distributions that don't derive from torch's, known without importing their libraries.
+_DISTRIBUTIONS = frozenset(
+    {
+        "stable_baselines3.common.distributions.Distribution",
+        "sb3_contrib.common.maskable.distributions.MaskableDistribution",
+        "ray.rllib.models.distributions.Distribution",
+    }
+)
+
+
+def _is_one_of(value: Any, names: frozenset[str]) -> bool:
+    return any(f"{base.__module__}.{base.__qualname__}" in names for base in type(value).__mro__)
+
+
+def _distribution_parts(distribution: Any) -> dict[str, Any]:
     """What determines a distribution: attributes that hold tensors, distributions, transforms, numbers.
 
     Private ones count, because some classes keep a distribution inside them; bookkeeping does not, and

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -12,12 +12,14 @@ from torch import nn
 from pytest_torchcompile import internals
 from pytest_torchcompile.calls import Around, Outcome, Side
 from pytest_torchcompile.capture import Progress, Recorder, Uses, compile_method, require_known, silent
+from pytest_torchcompile.declaration import Declaration
+from pytest_torchcompile.holders import policy_of
 from pytest_torchcompile.options import CheckOptions
-from pytest_torchcompile.policy import Method, bind, input_tree, require_all_taken
-from pytest_torchcompile.recipes import Recipe
+from pytest_torchcompile.policy import Binding, Method, as_methods, bind, input_tree, require_all_taken
+from pytest_torchcompile.recipes import Recipe, random_recipe
 from pytest_torchcompile.results import Capture
 from pytest_torchcompile.rounding import widened
-from pytest_torchcompile.state import Counters, map_tensors
+from pytest_torchcompile.state import Counters
 from pytest_torchcompile.twins import Factory, build_twins
 
 
@@ -28,9 +30,7 @@ class Pair:
         factory: makes the module, or is one.
         method: what to call.
         phase: ``rollout`` or ``update``.
-        methods: all methods of the test, among which the inputs are shared out.
-        observation: spec of the first argument; None takes the module's own space.
-        inputs: specs by parameter name.
+        declaration: what was said of the policy; its inputs are shared out among its methods.
         options: how to compile.
         progress: told when a compile begins and ends.
 
@@ -44,24 +44,19 @@ class Pair:
         method: Method,
         phase: str,
         *,
-        methods: tuple[Method, ...],
-        observation: Any,
-        inputs: Mapping[str, Any] | None,
+        declaration: Declaration,
         options: CheckOptions,
         progress: Progress = silent,
     ) -> None:
         require_known(options)
-        # A factory may call what it has compiled; such graphs have to be known when they run again.
-        with internals.graphs_run(lambda graph, taken: None):
-            self.twins = build_twins(factory, options.seed)
         self.method = method
         self.phase = phase
+        self._declaration = declaration
         self._options = options
-        inner = internals.uncompiled(self.twins.eager)
-        tree = input_tree(observation, inputs, inner)
-        bindings = {each.name: bind(each, self.twins.eager, tree) for each in methods}
-        require_all_taken(bindings, tree)
-        self.binding = bindings[method.name]
+        # A factory may call what it has compiled; such graphs have to be known when they run again.
+        with internals.graphs_run(lambda graph, taken: None):
+            self.twins = build_twins(factory, options.seed, self._first_call)
+        self.binding = self._bindings(self.twins.eager)[method.name]
         self.tree = self.binding.tree
         self.recorder = Recorder(self.twins.compiled, progress)
         self._draws = False
@@ -76,8 +71,28 @@ class Pair:
         function = method.of(model) if self.twins.deployed else compile_method(method, model, options)
         self.compiled = self._side(function, model, self._while_compiled)
 
+    def _bindings(self, model: nn.Module) -> dict[str, Binding]:
+        """What each method is called with."""
+        tree = input_tree(self._declaration, model)
+        methods = as_methods(self._declaration.methods)
+        bindings = {method.name: bind(method, model, tree) for method in methods}
+        require_all_taken(bindings, tree)
+        return bindings
+
+    def _first_call(self, model: nn.Module) -> None:
+        """Call each method once, which gives lazily initialised parameters their shapes."""
+        bindings = self._bindings(model)
+        model.eval()
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            for method in as_methods(self._declaration.methods):
+                binding = bindings[method.name]
+                recipe = random_recipe(binding.tree, self._options.batch[0], self._options.seed)
+                args, kwargs = binding.arguments(recipe)
+                leading = () if method.adapter is None else (policy_of(model),)
+                method.of(model)(*leading, *args, **kwargs)
+
     def _side(self, function: Callable[..., Any], model: nn.Module, around: Around) -> Side:
-        leading = () if self.method.adapter is None else (model,)
+        leading = () if self.method.adapter is None else (policy_of(model),)
         return Side(
             function,
             model,
@@ -85,6 +100,8 @@ class Pair:
             names=self.binding.positional,
             around=around,
             remember_parameters=self.twins.eager is self.twins.compiled,
+            observe=self._declaration.observe,
+            reset=self._declaration.reset,
         )
 
     @contextlib.contextmanager
@@ -115,9 +132,7 @@ class Pair:
         """Call one side on inputs of its own; `wide` gives it float64 ones."""
         if side.state is not None and (side is self.eager or self.twins.eager is self.twins.compiled):
             side.state.set_counters(self._counters)
-        args, kwargs = self.binding.arguments(recipe)
-        if wide:
-            args, kwargs = map_tensors(widened, args), map_tensors(widened, kwargs)
+        args, kwargs = self.binding.arguments(recipe, of=widened if wide else None)
         return side.call(args, kwargs, phase=self.phase, seed=recipe.seed, under=under)
 
     def first_eager(self, recipe: Recipe) -> Outcome:
@@ -158,5 +173,4 @@ class Pair:
     def restore(self) -> None:
         """Leave both modules as they were found; one of them may be the user's own."""
         for side in (self.eager, self.compiled):
-            if side.state is not None:
-                side.state.restore()
+            side.restore()

@@ -8,9 +8,12 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from pytest_torchcompile import internals, spaces, tensors
+from pytest_torchcompile.declaration import Declaration
+from pytest_torchcompile.holders import Holder, policy_of
 from pytest_torchcompile.recipes import Recipe
 from pytest_torchcompile.results import UsageError
 
@@ -35,22 +38,23 @@ class Method:
         """The callable on one side's module; ``forward`` is the module itself, so that hooks count."""
         if self.adapter is not None:
             return self.adapter
-        return model if self.name == "forward" else self._attribute(model)
+        return model if self._is_call(model) else self._attribute(model)
+
+    def _is_call(self, model: nn.Module) -> bool:
+        return self.name == "forward" and not isinstance(model, Holder)
 
     def _attribute(self, model: nn.Module) -> Callable[..., Any]:
-        owner: Any = model
+        owner: Any = policy_of(model)
+        name = type(policy_of(internals.uncompiled(model))).__name__
         for part in self.name.split("."):
             parent = owner
             try:
                 owner = getattr(owner, part)
             except AttributeError:
-                raise UsageError(
-                    f"{type(internals.uncompiled(model)).__name__} has no method {self.name!r}"
-                    f"{_suggestion(owner, part)}"
-                ) from None
+                raise UsageError(f"{name} has no method {self.name!r}{_suggestion(owner, part)}") from None
         if not callable(owner):
             raise UsageError(
-                f"{self.name!r} of {type(model).__name__} is a {type(owner).__name__}, which can't be "
+                f"{self.name!r} of {name} is a {type(owner).__name__}, which can't be "
                 f"called{_suggestion(parent, part)}"
             )
         return owner  # type: ignore[no-any-return]
@@ -58,7 +62,7 @@ class Method:
     def signature(self, model: nn.Module) -> inspect.Signature | None:
         """The parameters that a caller gives, without ``self`` or the adapter's model."""
         inner = internals.uncompiled(model)
-        function = self.adapter or (inner.forward if self.name == "forward" else self._attribute(inner))
+        function = self.adapter or (inner.forward if self._is_call(inner) else self._attribute(inner))
         if isinstance(function, nn.Module):
             function = internals.uncompiled(function).forward
         try:
@@ -125,19 +129,22 @@ class Binding:
     named: tuple[str, ...]
     accepts: tuple[str, ...] = ()
 
-    def arguments(self, recipe: Recipe) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """New tensors for one call, as ``(args, kwargs)``."""
-        values = tensors.build(self.tree, recipe)
+    def arguments(
+        self, recipe: Recipe, of: Callable[[torch.Tensor], torch.Tensor] | None = None
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """New tensors for one call, `of` applied to each, as ``(args, kwargs)``."""
+        values = tensors.build(self.tree, recipe, of)
         return tuple(values[n] for n in self.positional), {n: values[n] for n in self.named}
 
 
-def input_tree(observation: Any, inputs: Mapping[str, Any] | None, model: nn.Module) -> dict[str, Any]:
+def input_tree(declaration: Declaration, model: nn.Module) -> dict[str, Any]:
     """All declared inputs as specs; without `observation` the module's own space is taken.
 
     Raises:
         UsageError: if there is nothing to go by, with a declaration to paste, or a spec is wrong.
     """
-    inner = internals.uncompiled(model)
+    inner = policy_of(internals.uncompiled(model))
+    observation, inputs = declaration.observation, declaration.inputs
     if inputs is not None and not isinstance(inputs, Mapping):
         raise UsageError(f"inputs={inputs!r}; accepted: a dict from parameter names to specs")
     if observation is None:

@@ -72,7 +72,7 @@ class Recipe:
 def uses_time(tree: Any) -> bool:
     """Whether a shape in the tree has a ``"T"``."""
     return any(
-        spaces.TIME in (getattr(spec, "shape", None) or (getattr(spec, "length", None),))
+        spec.per_step or spaces.TIME in (getattr(spec, "shape", None) or (getattr(spec, "length", None),))
         for _, spec in spaces.leaves(tree)
     )
 
@@ -92,7 +92,7 @@ def shape_of(spec: Spec, batch: int, time: int) -> tuple[int, ...]:
         case _:
             tail = getattr(spec, "shape", ())
     sizes = [time if size == spaces.TIME else int(size) for size in tail]
-    sizes.insert(getattr(spec, "batch_dim", 0), batch)
+    sizes.insert(getattr(spec, "batch_dim", 0), batch * time if spec.per_step else batch)
     return tuple(sizes)
 
 

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from pytest_torchcompile.results import UsageError
+from pytest_torchcompile.results import UsageError, raised_text
 
 TIME = "T"
 """The name of the sequence dimension in a shape; its length is drawn per example."""
@@ -19,11 +19,18 @@ TIME = "T"
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Spec:
-    """Base of all input specs; shown as it is written, so that messages can be pasted."""
+    """Base of all input specs; shown as it is written, so that messages can be pasted.
+
+    Args:
+        per_step: whether there is a row for each step of each sequence, as PPO flattens them:
+            ``(T * batch, ...)``, with the same T as in a shape.
+    """
+
+    per_step: bool = dataclasses.field(default=False, kw_only=True)
 
     def __repr__(self) -> str:
         given = []
-        for field in dataclasses.fields(self):
+        for field in sorted(dataclasses.fields(self), key=lambda field: bool(field.kw_only)):
             value = getattr(self, field.name)
             if field.default is dataclasses.MISSING:
                 given.append(repr(value))
@@ -226,12 +233,54 @@ class Constant(Spec):
     value: Any
 
 
+@dataclasses.dataclass(frozen=True)
+class Wrapped:
+    """Tensors handed to the policy in a container of its library's own, made anew for each call.
+
+    Args:
+        spec: a spec, or a dict or tuple of them.
+        wrap: given the tensors, nested like `spec`, returns what the policy takes.
+
+    Raises:
+        UsageError: if `wrap` is no function; when called, if `wrap` raises.
+
+    Example:
+        >>> masked = Wrapped({"board": Box((9,)), "mask": LegalMask(9)}, lambda t: Batch(**t))
+        >>> masked.spec["mask"]
+        LegalMask(9)
+    """
+
+    spec: Any
+    wrap: Callable[[Any], Any]
+
+    def __post_init__(self) -> None:
+        if not callable(self.wrap):
+            raise UsageError(
+                f"Wrapped(..., {self.wrap!r}): wrap is a function that is given the tensors and returns "
+                f"what the policy takes, such as lambda x: Batch(obs=x)"
+            )
+
+    def __repr__(self) -> str:
+        return f"Wrapped({self.spec!r}, {getattr(self.wrap, '__name__', self.wrap)})"
+
+    def __call__(self, tensors: Any) -> Any:
+        """The container.
+
+        Raises:
+            UsageError: if `wrap` raises.
+        """
+        try:
+            return self.wrap(tensors)
+        except Exception as error:
+            raise UsageError(f"{self!r}: wrap raised {raised_text(error)}") from error
+
+
 def as_spec(value: Any, where: str = "observation") -> Any:
     """`value` as a tree whose leaves are specs.
 
     Args:
-        value: a spec; a tuple of sizes (a `Box`); a dict, tuple or list of such; a gymnasium or gym
-            space; anything else is a constant.
+        value: a spec; a tuple of sizes (a `Box`); a dict, tuple or list of such, or one `Wrapped`; a
+            gymnasium or gym space; anything else is a constant.
         where: names the input in messages.
 
     Raises:
@@ -244,7 +293,9 @@ def as_spec(value: Any, where: str = "observation") -> Any:
     """
     if isinstance(value, Spec):
         return value
-    if isinstance(value, type) and issubclass(value, Spec):
+    if isinstance(value, Wrapped):
+        return Wrapped(as_spec(value.spec, where), value.wrap)
+    if isinstance(value, type) and issubclass(value, (Spec, Wrapped)):
         raise UsageError(f"{where}={value.__name__} is a class; write {value.__name__}(...)")
     if _is_space(value):
         return _from_space(value, where)
@@ -275,7 +326,7 @@ def resolve(value: Any, model: Any, where: str) -> Any:
     Raises:
         UsageError: if the function raises, or as `as_spec` does.
     """
-    if not isinstance(value, type) and callable(value) and not hasattr(value, "shape"):
+    if not isinstance(value, (type, Wrapped)) and callable(value) and not hasattr(value, "shape"):
         try:
             value = value(model)
         except Exception as error:
@@ -333,6 +384,8 @@ def leaves(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, .
     """The specs of a tree with their paths, in the order of the tree."""
     if isinstance(tree, Spec):
         yield path, tree
+    elif isinstance(tree, Wrapped):
+        yield from leaves(tree.spec, path)
     else:
         items = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
         for key, item in items:
@@ -340,9 +393,15 @@ def leaves(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, .
 
 
 def rebuild(tree: Any, value_of: Callable[[tuple[Any, ...]], Any], path: tuple[Any, ...] = ()) -> Any:
-    """The tree with each spec replaced by ``value_of(path)``, containers made anew."""
+    """The tree with each spec replaced by ``value_of(path)``, containers made anew.
+
+    Raises:
+        UsageError: if the function of a `Wrapped` raises.
+    """
     if isinstance(tree, Spec):
         return value_of(path)
+    if isinstance(tree, Wrapped):
+        return tree(rebuild(tree.spec, value_of, path))
     if isinstance(tree, Mapping):
         return {key: rebuild(item, value_of, (*path, key)) for key, item in tree.items()}
     items = [rebuild(item, value_of, (*path, i)) for i, item in enumerate(tree)]
@@ -352,13 +411,6 @@ def rebuild(tree: Any, value_of: Callable[[tuple[Any, ...]], Any], path: tuple[A
 def dotted(path: tuple[Any, ...]) -> str:
     """A path as it is written in messages and in `LegalAction`: ``observation.board.0``."""
     return ".".join(map(str, path))
-
-
-def at(tree: Any, path: tuple[Any, ...]) -> Any:
-    """What stands at a path of a tree of specs or of values."""
-    for key in path:
-        tree = tree[key]
-    return tree
 
 
 def declared(tree: Mapping[str, Any]) -> str:

@@ -156,8 +156,7 @@ def measure_speedup(
             )
         finally:
             for side in (one, other):
-                if side.state is not None:
-                    side.state.restore()
+                side.restore()
     return dataclasses.replace(speedup, least=min_speedup)
 
 
@@ -221,9 +220,7 @@ class _Stopwatch:
     def call(self) -> float:
         """The seconds of one call, and in ``update`` of its backward."""
         side, update = self._side, self._phase == "update"
-        if side.state is not None and side.model is not None:
-            side.state.reset()
-            side.model.train(update)
+        side.reset(self._phase)
         args, kwargs = self._arguments()
         seconds, returned = self._time(lambda: side.function(*side.leading, *args, **kwargs))
         if update:

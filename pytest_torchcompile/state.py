@@ -7,6 +7,7 @@ other and a module that both sides share, or that the user made, ends as it bega
 from __future__ import annotations
 
 import collections
+import copy
 import functools
 import random
 from collections.abc import Callable, Iterable, Mapping
@@ -17,7 +18,8 @@ import torch
 from torch import nn
 
 from pytest_torchcompile import internals
-from pytest_torchcompile.outputs import NamedValues, named_values
+from pytest_torchcompile.holders import Holder
+from pytest_torchcompile.outputs import NamedValues, is_mapping, named_values
 
 _MODULE_FIELDS = frozenset(vars(nn.Module()))
 
@@ -27,12 +29,17 @@ LARGEST_ARRAY = 2**24
 
 
 def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:
-    """A nest of dicts, lists, tuples and deques with `function` applied to its tensors; arrays are copied."""
+    """A nest of containers with `function` applied to its tensors; arrays are copied."""
     if isinstance(value, torch.Tensor):
         return function(value)
     if isinstance(value, Mapping):
         mapped = {key: map_tensors(function, item) for key, item in value.items()}
         return type(value)(mapped)  # type: ignore[call-arg]
+    if is_mapping(value):
+        other = copy.copy(value)
+        for key in value.keys():  # noqa: SIM118
+            other[key] = map_tensors(function, value[key])
+        return other
     if isinstance(value, (list, tuple)):
         items = [map_tensors(function, item) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
@@ -87,6 +94,8 @@ class PlainAttributes:
 
     def __init__(self, model: nn.Module) -> None:
         self.owners: dict[str, Any] = dict(internals.uncompiled(model).named_modules())
+        if isinstance(model, Holder):
+            self.owners[""] = model.policy
         self.values: dict[tuple[str, str], Any] = {}
         self.records: list[tuple[nn.Module, str, Any]] = []
         for path, module in list(self.owners.items()):
@@ -124,8 +133,8 @@ def _put_back(original: Any, saved: Any) -> Any:
         original.clear()
         original.update(map_tensors(copied, saved))
     elif isinstance(original, tuple):
-        for item, copy in zip(original, saved, strict=True):
-            _put_back(item, copy)
+        for item, kept in zip(original, saved, strict=True):
+            _put_back(item, kept)
     return original
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from pytest_torchcompile import spaces
 from pytest_torchcompile.recipes import Fill, Recipe, shape_of, uses_time
 from pytest_torchcompile.results import UsageError
 from pytest_torchcompile.spaces import Spec
+
+Path = tuple[Any, ...]
 
 
 def require_drawable(tree: Any) -> None:
@@ -23,7 +26,7 @@ def require_drawable(tree: Any) -> None:
     """
     for path, spec in spaces.leaves(tree):
         if isinstance(spec, spaces.LegalAction):
-            mask = spaces.at(tree, spaces.mask_of(tree, spec))
+            mask = dict(spaces.leaves(tree))[spaces.mask_of(tree, spec)]
             if not isinstance(mask, (spaces.LegalMask, spaces.Constant)):
                 raise UsageError(
                     f"{spec!r}: {mask!r} may leave a row without a legal action; declare the mask as "
@@ -48,19 +51,35 @@ def torch_dtype(dtype: Any) -> torch.dtype:
     return found
 
 
-def build(tree: Any, recipe: Recipe) -> Any:
-    """The inputs of a recipe: new tensors, nested like `tree`, equal each time."""
-    paths = [path for path, _ in spaces.leaves(tree)]
-    fills = dict(zip(paths, recipe.fills, strict=True))
-    specs = dict(spaces.leaves(tree))
-    built: dict[tuple[Any, ...], Any] = {}
+def build(tree: Any, recipe: Recipe, of: Callable[[torch.Tensor], torch.Tensor] | None = None) -> Any:
+    """The inputs of a recipe: new tensors, nested like `tree`, equal each time.
 
-    def value_of(path: tuple[Any, ...]) -> Any:
+    Args:
+        tree: the specs.
+        recipe: how to fill them.
+        of: applied to each tensor before it is wrapped.
+
+    Raises:
+        UsageError: if the function of a `Wrapped` raises.
+    """
+    values = _values(tree, recipe)
+    if of is not None:
+        values = {p: of(v) if isinstance(v, torch.Tensor) else v for p, v in values.items()}
+    return spaces.rebuild(tree, values.__getitem__)
+
+
+def _values(tree: Any, recipe: Recipe) -> dict[Path, Any]:
+    """The tensors of a recipe by path; constants are values of any type."""
+    specs = dict(spaces.leaves(tree))
+    fills = dict(zip(specs, recipe.fills, strict=True))
+    built: dict[Path, Any] = {}
+
+    def value_of(path: Path) -> Any:
         if path not in built:
             built[path] = _tensor(specs[path], path)
         return built[path]
 
-    def _tensor(spec: Spec, path: tuple[Any, ...]) -> Any:
+    def _tensor(spec: Spec, path: Path) -> Any:
         fill = fills[path]
         if isinstance(spec, spaces.Constant):
             return copy_constant(spec.value)
@@ -75,7 +94,7 @@ def build(tree: Any, recipe: Recipe) -> Any:
             tensor.requires_grad_()
         return tensor
 
-    return spaces.rebuild(tree, value_of)
+    return {path: value_of(path) for path in specs}
 
 
 def is_finite(tree: Any, recipe: Recipe) -> bool:
@@ -132,10 +151,10 @@ def _sample(
         case spaces.Tokens():
             return generator.integers(0, spec.vocabulary, shape)
         case spaces.OneHot():
-            return np.eye(spec.n, dtype=np.float32)[generator.integers(0, spec.n, batch)]
+            return np.eye(spec.n, dtype=np.float32)[generator.integers(0, spec.n, shape[0])]
         case spaces.LegalMask():
             # How much is legal differs by row, from nearly nothing to nearly all.
-            legal = generator.random((batch, 1)) ** 2
+            legal = generator.random((shape[0], 1)) ** 2
             return generator.random(shape) < legal
         case spaces.MultiBinary() | spaces.Flag():
             return generator.random(shape) < 0.5
@@ -253,12 +272,13 @@ def _legal_action(mask: Any, fill: Fill, spec: spaces.LegalAction) -> torch.Tens
         )
     allowed = legal.numpy()
     actions = allowed.argmax(axis=1)
+    rows = len(actions)
     order = np.random.default_rng(fill.seed).random(allowed.shape)
     random = np.where(allowed, order, -1.0).argmax(axis=1)
     actions[fill.start : fill.stop] = random[fill.start : fill.stop]
     for row, value in fill.edits:
-        choices = np.flatnonzero(allowed[row])
-        actions[row] = choices[int(value) % len(choices)]
+        choices = np.flatnonzero(allowed[row % rows])
+        actions[row % rows] = choices[int(value) % len(choices)]
     return torch.from_numpy(actions)
 
 
@@ -274,10 +294,10 @@ def _laid_out(tensor: torch.Tensor, layout: str) -> torch.Tensor:
 def describe(tree: Any, recipe: Recipe) -> str:
     """One line: ``batch 1; observation: zeros, [0, 3, 1, 2] = -6.0``."""
     parts = [f"batch {recipe.batch}"] + ([f"T = {recipe.time}"] if uses_time(tree) else [])
-    inputs = build(tree, recipe)
+    inputs = _values(tree, recipe)
     for (path, spec), fill in zip(spaces.leaves(tree), recipe.fills, strict=True):
         if not isinstance(spec, spaces.Constant):
-            told = _describe_leaf(spec, fill, spaces.at(inputs, path))
+            told = _describe_leaf(spec, fill, inputs[path])
             parts.append(f"{spaces.dotted(path) or 'observation'}: {told}")
     return "; ".join(parts)
 

@@ -9,6 +9,7 @@ import contextlib
 import copy
 import dataclasses
 import inspect
+import itertools
 import reprlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,6 +19,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from pytest_torchcompile import internals, isolation
+from pytest_torchcompile.holders import Holder, held_modules, policy_of
 from pytest_torchcompile.outputs import named_values
 from pytest_torchcompile.results import UsageError, raised_text
 from pytest_torchcompile.state import PlainAttributes, copied, map_tensors
@@ -43,24 +45,35 @@ class Twins:
     notes: list[str]
 
 
-def build_twins(factory: Factory, seed: int) -> Twins:
+FirstCall = Callable[[nn.Module], Any]
+"""Calls a module that has lazily initialised parameters for the first time."""
+
+
+def build_twins(factory: Factory, seed: int, first_call: FirstCall = lambda model: None) -> Twins:
     """Two equal modules out of a factory, which runs twice under one seed.
 
     Args:
         factory: makes the module; a module in its place is deep-copied.
         seed: seeds torch, numpy and python before each run.
+        first_call: made where there are lazily initialised parameters.
 
     Raises:
-        UsageError: if the factory raises, needs arguments or returns something that is no module.
+        UsageError: if the factory raises, needs arguments or returns something that neither is a module
+            nor holds one.
     """
     if isinstance(factory, nn.Module):
+        if _is_lazy(factory):
+            raise UsageError(
+                "torch can't copy a module with lazily initialised parameters; give a function that makes "
+                "it, or call it once before"
+            )
         return _copied(factory, [])
     if inspect.iscoroutinefunction(factory):
         raise UsageError("the factory is async; it must be a plain function that returns the module")
     _require_no_arguments(factory)
-    first = _run(factory, seed)
+    first = _run(factory, seed, first_call)
     try:
-        second = _run(factory, seed)
+        second = _run(factory, seed, first_call)
     except UsageError as error:
         return _copied(first, [f"the factory can't run twice ({error}); the module was copied"])
     if second is first or _share_tensors(first, second):
@@ -93,7 +106,7 @@ def _require_no_arguments(factory: Callable[[], Any]) -> None:
             )
 
 
-def _run(factory: Callable[[], Any], seed: int) -> nn.Module:
+def _run(factory: Callable[[], Any], seed: int, first_call: FirstCall) -> nn.Module:
     isolation.seed_everything(seed)
     try:
         made = factory()
@@ -101,12 +114,10 @@ def _run(factory: Callable[[], Any], seed: int) -> nn.Module:
         raise
     except Exception as error:
         raise UsageError(f"the factory raised {raised_text(error)}") from error
+    if not isinstance(made, (nn.Module, type)) and any(held_modules(made)):
+        made = Holder(made)
     if isinstance(made, nn.Module):
-        if any(map(is_lazy, made.parameters())):
-            raise UsageError(
-                "the factory returned a module with lazily initialised parameters; "
-                "call it once inside the factory, before returning it"
-            )
+        _initialise(made, first_call)
         return made
     if inspect.iscoroutine(made):
         made.close()
@@ -118,7 +129,36 @@ def _run(factory: Callable[[], Any], seed: int) -> nn.Module:
     what = (
         "None (is a `return` missing?)" if made is None else f"a {type(made).__name__}: {reprlib.repr(made)}"
     )
-    raise UsageError(f"the factory returned {what}; it must return a torch.nn.Module")
+    raise UsageError(
+        f"the factory returned {what}; it must return a torch.nn.Module, or an object that holds some"
+    )
+
+
+def _is_lazy(model: nn.Module) -> bool:
+    return any(is_lazy(tensor) for tensor in itertools.chain(model.parameters(), model.buffers()))
+
+
+def _initialise(model: nn.Module, first_call: FirstCall) -> None:
+    """Give lazily initialised parameters, if there are any, their shapes."""
+    if not _is_lazy(model):
+        return
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        first_call(model)
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"the module has lazily initialised parameters, and its first call raised {raised_text(error)}; "
+            f"call it once inside the factory, before returning it"
+        ) from error
+    if _is_lazy(model):
+        raise UsageError(
+            "the module has lazily initialised parameters that no declared method initialises; "
+            "call it once inside the factory, before returning it"
+        )
+    for module, training in flags:
+        module.training = training
 
 
 def _copied(model: nn.Module, notes: list[str]) -> Twins:
@@ -140,8 +180,8 @@ def _copied(model: nn.Module, notes: list[str]) -> Twins:
 def comes_compiled(model: nn.Module) -> bool:
     """Whether the module, a submodule or an attribute of one of them went through torch.compile."""
     return any(
-        internals.is_compiled(module) or any(internals.is_compiled(v) for v in vars(module).values())
-        for module in model.modules()
+        internals.is_compiled(owner) or any(map(internals.is_compiled, vars(owner).values()))
+        for owner in (policy_of(model), *model.modules())
     )
 
 

@@ -36,6 +36,7 @@ PUBLIC = [
     "Tokens",
     "UsageError",
     "Verdict",
+    "Wrapped",
     "assert_equivalent",
     "check_equivalence",
     "compile_policy",
@@ -106,8 +107,25 @@ def test_the_signatures() -> None:
     def parameters(name: str) -> list[str]:
         return list(inspect.signature(getattr(pytest_torchcompile, name)).parameters)
 
-    assert parameters("check_equivalence") == ["factory", "observation", "inputs", "methods", "options"]
-    assert parameters("compile_policy") == ["factory", "method", "observation", "inputs", "phase", "options"]
+    assert parameters("check_equivalence") == [
+        "factory",
+        "observation",
+        "inputs",
+        "methods",
+        "observe",
+        "reset",
+        "options",
+    ]
+    assert parameters("compile_policy") == [
+        "factory",
+        "method",
+        "observation",
+        "inputs",
+        "observe",
+        "reset",
+        "phase",
+        "options",
+    ]
     assert parameters("observations") == ["spec", "batch", "layouts"]
     assert parameters("register_output") == ["type_", "unpack"]
     assert parameters("assert_equivalent") == [
@@ -130,8 +148,8 @@ def test_the_signatures() -> None:
         "min_speedup",
         "kwargs",
     ]
-    assert parameters("Box") == ["shape", "low", "high", "dtype", "requires_grad"]
-    assert parameters("State") == ["shape", "batch_dim", "dtype"]
+    assert parameters("Box") == ["shape", "low", "high", "dtype", "requires_grad", "per_step"]
+    assert parameters("State") == ["shape", "batch_dim", "dtype", "per_step"]
 
 
 def test_the_verdicts() -> None:

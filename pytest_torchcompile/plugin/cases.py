@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_torchcompile.plugin import benchmark
-from pytest_torchcompile.plugin.options import MARKER, Declaration, merged, takes_value
+from pytest_torchcompile.plugin.options import MARKER, Marked, merged, takes_value
 from pytest_torchcompile.plugin.progress import compiling
 from pytest_torchcompile.reports.failure import failure_text, slow_text
 from pytest_torchcompile.reports.terminal import PROPERTY
@@ -36,14 +36,14 @@ class Case:
         method: what to call; None with an error.
         phase: ``rollout`` or ``update``.
         methods: all methods of the test.
-        declaration: what the markers say.
+        marked: what the markers say.
         markers: how many of them there were.
         error: the sentence for the user.
     """
 
     method: str | Callable[..., Any] = ""
     phase: str = ""
-    declaration: Declaration | None = None
+    marked: Marked | None = None
     markers: int = 0
     error: str = ""
 
@@ -60,30 +60,30 @@ def cases_of(node: Any, config: pytest.Config) -> list[Case]:
     """The cases of a test that has the marker; a single one that holds the error of a wrong marker."""
     markers = len(list(node.iter_markers(MARKER)))
     try:
-        declaration = Declaration.of(node, config)
-        methods = _as_list(declaration)
+        marked = Marked.of(node, config)
+        methods = _as_list(marked)
     except UsageError as error:
         return [Case(markers=markers, error=str(error))]
     return [
-        Case(method=method, phase=phase, declaration=declaration, markers=markers)
+        Case(method=method, phase=phase, marked=marked, markers=markers)
         for method in methods
-        for phase in declaration.options.phases
+        for phase in marked.options.phases
     ]
 
 
-def _as_list(declaration: Declaration) -> list[Any]:
+def _as_list(marked: Marked) -> list[Any]:
     """The methods, checked as far as that goes without torch."""
-    methods = declaration.methods
+    methods = marked.declaration.methods
     listed = [methods] if isinstance(methods, str) or callable(methods) else methods
     if not isinstance(listed, (list, tuple)) or not listed:
         raise UsageError(
-            f"{declaration.source} got methods={methods!r}; accepted: method names and functions "
+            f"{marked.source} got methods={methods!r}; accepted: method names and functions "
             f"f(model, **inputs)"
         )
     for method in listed:
         if not (isinstance(method, str) and method) and not inspect.isroutine(method):
             raise UsageError(
-                f"{declaration.source} got {method!r} among methods; accepted: method names and "
+                f"{marked.source} got {method!r} among methods; accepted: method names and "
                 f"functions f(model, **inputs)"
             )
     return list(listed)
@@ -137,36 +137,34 @@ def run(item: pytest.Function, case: Case) -> None:
 
         torch.compiler.reset()
 
-    declaration = case.declaration
-    assert declaration is not None  # misuse has been reported in setup
+    marked = case.marked
+    assert marked is not None  # misuse has been reported in setup
     arguments = {name: item.funcargs[name] for name in item._fixtureinfo.argnames}
 
     def factory() -> Any:
         return item.obj(**arguments)
 
     try:
-        methods = as_methods(declaration.methods)
-        time, untimed = benchmark.timing_of(item, declaration.options)
+        methods = as_methods(marked.declaration.methods)
+        time, untimed = benchmark.timing_of(item, marked.options)
         with deferred_warnings() as emit_warnings, compiling(item) as progress:
             result = check_case(
                 factory,
                 _among(methods, case),
                 case.phase,
-                methods=methods,
-                observation=declaration.observation,
-                inputs=declaration.inputs,
-                options=declaration.options,
+                declaration=marked.declaration,
+                options=marked.options,
                 name=item.nodeid,
                 progress=progress,
                 time=time,
             )
     except UsageError as error:
-        raise pytest.fail.Exception(f"{declaration.source}: {error}", pytrace=False) from None
+        raise pytest.fail.Exception(f"{marked.source}: {error}", pytrace=False) from None
     if untimed and result.verdict.passed:
         result = dataclasses.replace(result, untimed=untimed)
     record(item, result)
     benchmark.record_case(item, result)
-    conclude([result], strict=declaration.options.strict, item=item)
+    conclude([result], strict=marked.options.strict, item=item)
     # Last, because under -W error this raises.
     emit_warnings()
 

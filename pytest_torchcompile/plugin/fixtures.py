@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pytest_torchcompile.declaration import Declaration
 from pytest_torchcompile.plugin import benchmark
 from pytest_torchcompile.plugin.cases import conclude, record
 from pytest_torchcompile.plugin.options import merged, project_layers, project_methods
@@ -94,19 +95,22 @@ def compile_check(pytestconfig: pytest.Config) -> Callable[..., list[CheckResult
         observation: Any = None,
         inputs: Any = None,
         methods: Any = None,
+        observe: Any = None,
+        reset: Any = None,
         **arguments: Any,
     ) -> list[CheckResult]:
         __tracebackhide__ = True
         if benchmark.why_not_timed(pytestconfig):
             arguments["benchmark_seconds"] = 0
         options = merged(pytestconfig, "compile_check()", arguments)
-        results = check_methods(
-            factory,
+        declaration = Declaration(
             observation=observation,
             inputs=inputs,
             methods=methods or project_methods(pytestconfig),
-            options=options,
+            observe=observe,
+            reset=reset,
         )
+        results = check_methods(factory, declaration, options)
         item = pytestconfig.stash[CURRENT_ITEM]
         for result in results:
             record(item, result)

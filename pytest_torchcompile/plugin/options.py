@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
+from pytest_torchcompile.declaration import ARGUMENTS, Declaration
 from pytest_torchcompile.options import OPTIONS, CheckOptions, boolean, unknown_name, validated
 from pytest_torchcompile.results import UsageError
 
 MARKER = "compiled_equivalence"
-DECLARATION = ("observation", "inputs", "methods")
 MARKER_HELP = (
-    f"{MARKER}(*, observation, inputs, methods, {', '.join(OPTIONS)}): the function returns a policy; "
+    f"{MARKER}(*, {', '.join((*ARGUMENTS, *OPTIONS))}): the function returns a policy; "
     f"check that it computes the same once compiled. Runs with --compile-check."
 )
 
@@ -157,26 +157,22 @@ def merged(config: pytest.Config, source: str, values: Mapping[str, Any]) -> Che
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Declaration:
+class Marked:
     """What the markers on one test say, `pytestmark`, class and function merged.
 
     Args:
         source: names marker and test in messages.
-        observation: spec, or None.
-        inputs: specs by parameter name, or None.
-        methods: as written.
+        declaration: what they say of the policy.
         options: the options.
     """
 
     source: str
-    observation: Any
-    inputs: Any
-    methods: Any
+    declaration: Declaration
     options: CheckOptions
 
     @classmethod
-    def of(cls, node: pytest.Item | Any, config: pytest.Config) -> Declaration:
-        """The declaration of a test that has the marker.
+    def of(cls, node: pytest.Item | Any, config: pytest.Config) -> Marked:
+        """What is said on a test that has the marker.
 
         Raises:
             UsageError: for positional arguments, unknown names and values that are not accepted.
@@ -191,13 +187,18 @@ class Declaration:
                 )
             values |= marker.kwargs
         for name in values:
-            if name not in (*DECLARATION, *OPTIONS):
-                raise UsageError(unknown_name(source, "argument", name, [*DECLARATION, *OPTIONS]))
+            if name not in (*ARGUMENTS, *OPTIONS):
+                raise UsageError(unknown_name(source, "argument", name, [*ARGUMENTS, *OPTIONS]))
+        declared = {"methods": project_methods(config)}
+        declared |= {name: value for name, value in values.items() if name in ARGUMENTS}
+        for name in ("observe", "reset"):
+            if declared.get(name) is not None and not callable(declared[name]):
+                raise UsageError(
+                    f"{source} got {name}={declared[name]!r}; accepted: a function of the policy"
+                )
         options = {name: value for name, value in values.items() if name in OPTIONS}
         return cls(
             source=source,
-            observation=values.get("observation"),
-            inputs=values.get("inputs"),
-            methods=values["methods"] if "methods" in values else project_methods(config),
+            declaration=Declaration(**declared),
             options=merged(config, source, options),
         )

@@ -24,6 +24,7 @@ from pytest_torchcompile import (
     check_equivalence,
     compile_policy,
 )
+from pytest_torchcompile.declaration import Declaration
 from pytest_torchcompile.policy import Method, as_methods, bind, input_tree
 from pytest_torchcompile.state import ModuleState
 from pytest_torchcompile.twins import build_twins
@@ -178,7 +179,6 @@ def test_a_buffer_of_nan_is_no_difference() -> None:
         (lambda size: nn.Linear(size, 4), r"the factory needs arguments \(size\)"),
         (lambda *, size: nn.Linear(size, 4), r"the factory needs arguments \(size\)"),
         (functools.partial(nn.Linear, 8), r"the factory needs arguments \(out_features\)"),
-        (lambda: nn.LazyLinear(4), "lazily initialised parameters"),
     ],
 )
 def test_a_factory_that_makes_no_module(factory: Any, sentence: str) -> None:
@@ -290,7 +290,7 @@ def test_an_adapter_gets_the_model_of_its_side() -> None:
 def bound(method: Any, **inputs: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
     model = Agent()
     (named,) = as_methods(method)
-    binding = bind(named, model, input_tree(Box((8,)), inputs, model))
+    binding = bind(named, model, input_tree(Declaration(observation=Box((8,)), inputs=inputs), model))
     return binding.positional, binding.named
 
 

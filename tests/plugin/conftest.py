@@ -9,11 +9,11 @@ from .project import Lasting, Project
 @pytest.fixture(autouse=True)
 def _own_hypothesis_profile():
     """Examples that don't depend on earlier runs: inner ones share this process' database otherwise."""
-    before = hypothesis.settings.get_current_profile_name()
+    hypothesis.settings.register_profile("before", parent=hypothesis.settings.default)
     hypothesis.settings.register_profile("inner", database=None, derandomize=True)
     hypothesis.settings.load_profile("inner")
     yield
-    hypothesis.settings.load_profile(before)
+    hypothesis.settings.load_profile("before")
 
 
 @pytest.fixture
