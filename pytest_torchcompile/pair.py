@@ -15,10 +15,19 @@ from pytest_torchcompile.capture import Progress, Recorder, Uses, compile_method
 from pytest_torchcompile.declaration import Declaration
 from pytest_torchcompile.holders import policy_of
 from pytest_torchcompile.options import CheckOptions
-from pytest_torchcompile.policy import Binding, Method, as_methods, bind, input_tree, require_all_taken
+from pytest_torchcompile.policy import (
+    OBSERVATION,
+    Binding,
+    Method,
+    as_methods,
+    bind,
+    input_tree,
+    require_all_taken,
+)
 from pytest_torchcompile.recipes import Recipe, random_recipe
 from pytest_torchcompile.results import Capture
 from pytest_torchcompile.rounding import widened
+from pytest_torchcompile.spaces import declared
 from pytest_torchcompile.state import Counters
 from pytest_torchcompile.twins import Factory, build_twins
 
@@ -58,6 +67,8 @@ class Pair:
             self.twins = build_twins(factory, options.seed, self._first_call)
         self.binding = self._bindings(self.twins.eager)[method.name]
         self.tree = self.binding.tree
+        if declaration.observation is None and OBSERVATION in self.tree:
+            self.twins.notes.append(f"inputs are the policy's own spaces: {declared(self.tree)}")
         self.recorder = Recorder(self.twins.compiled, progress)
         self._draws = False
         self._counters: Counters = {}

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pytest_torchcompile import internals, spaces, tensors
+from pytest_torchcompile import conventions, internals, spaces, tensors
 from pytest_torchcompile.declaration import Declaration
 from pytest_torchcompile.holders import Holder, policy_of
 from pytest_torchcompile.recipes import Recipe
@@ -138,7 +138,7 @@ class Binding:
 
 
 def input_tree(declaration: Declaration, model: nn.Module) -> dict[str, Any]:
-    """All declared inputs as specs; without `observation` the module's own space is taken.
+    """All declared inputs as specs; where nothing is declared, the policy's own spaces are taken.
 
     Raises:
         UsageError: if there is nothing to go by, with a declaration to paste, or a spec is wrong.
@@ -148,11 +148,11 @@ def input_tree(declaration: Declaration, model: nn.Module) -> dict[str, Any]:
     if inputs is not None and not isinstance(inputs, Mapping):
         raise UsageError(f"inputs={inputs!r}; accepted: a dict from parameter names to specs")
     if observation is None:
-        observation = getattr(inner, "observation_space", None)
+        observation = conventions.own_observation(inner)
     if observation is None and not inputs:
         raise UsageError(
             f"nothing says what {type(inner).__name__} observes; declare it, batch left out: "
-            f"observation=Box((8,))"
+            f"observation={conventions.proposed_observation(inner)}"
         )
     given = {} if observation is None else {OBSERVATION: observation}
     tree = {name: spaces.resolve(value, inner, name) for name, value in {**given, **(inputs or {})}.items()}
@@ -160,8 +160,11 @@ def input_tree(declaration: Declaration, model: nn.Module) -> dict[str, Any]:
     if isinstance(drawn, spaces.Constant) and not hasattr(drawn.value, "shape"):
         raise UsageError(
             f"observation is {drawn.value!r}, which is no spec; declare what {type(inner).__name__} "
-            f"observes, batch left out: observation=Box((8,))"
+            f"observes, batch left out: observation={conventions.proposed_observation(inner)}"
         )
+    signatures = [method.signature(model) for method in as_methods(declaration.methods)]
+    for name, space in conventions.own_actions(inner, signatures).items():
+        tree.setdefault(name, spaces.as_spec(space, name))
     tensors.require_drawable(tree)
     return tree
 
@@ -189,9 +192,10 @@ def bind(method: Method, model: nn.Module, tree: Mapping[str, Any]) -> Binding:
             positional.append(OBSERVATION)
             waiting = False
         elif parameter.default is parameter.empty and parameter.kind is not parameter.VAR_POSITIONAL:
+            proposed = conventions.proposed_input(parameter.name, policy_of(model))
             raise UsageError(
                 f"{method.name}{signature} needs {parameter.name!r}, which no spec describes; add it: "
-                f"inputs={{{parameter.name!r}: Box((8,))}}"
+                f"inputs={{{parameter.name!r}: {proposed}}}"
             )
     if waiting and named and not positional:
         raise UsageError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -379,3 +380,79 @@ def test_a_registered_output_is_compared(monkeypatch: pytest.MonkeyPatch) -> Non
     assert_passes(check(Answers, observation=Box((8,))))
     faulty = check(Answers, observation=Box((8,)), backend=twice_as_much)
     assert_differs(faulty, "output['move']")
+
+
+# --- what policies say of themselves --------------------------------------------------------------
+
+
+class WithSpaces(nn.Module):
+    """As Stable-Baselines3's policies, which keep the spaces that they were made for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = gymnasium.spaces.Box(-1.0, 1.0, (8,), np.float32)
+        self.action_space = gymnasium.spaces.Discrete(4)
+        self.layer = nn.Linear(8, 4)
+
+    def forward(self, obs: torch.Tensor, deterministic: bool = False) -> torch.Tensor:
+        out: torch.Tensor = self.layer(obs)
+        return out
+
+    def evaluate_actions(self, obs: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        return self.forward(obs).log_softmax(-1).gather(1, actions[:, None])
+
+
+@pytest.mark.parametrize("method", ["forward", "evaluate_actions"])
+def test_a_policy_with_spaces_needs_no_declaration(method: str) -> None:
+    result = check(WithSpaces, methods=method)
+    assert_passes(result)
+    assert any(
+        note.startswith("inputs are the policy's own spaces: observation=Box((8,)") for note in result.notes
+    )
+    assert_differs(check(WithSpaces, methods=method, backend=twice_as_much), "output")
+
+
+def test_a_declared_input_goes_before_the_policys_own_space() -> None:
+    result = check(
+        WithSpaces, methods="evaluate_actions", inputs={"actions": Discrete(2)}, backend=twice_as_much
+    )
+    assert "actions: zeros" in result.example
+
+
+@pytest.mark.parametrize(
+    ("layer", "proposed"),
+    [
+        (nn.Linear(17, 4), r"Box\(\(17,\)\)"),
+        (nn.Conv2d(46, 4, 3), r"Box\(\(46, 84, 84\)\)"),
+        (nn.Embedding(100, 4), r"Tokens\(100\)"),
+        (nn.GRUCell(5, 4), r"Box\(\('T', 5\)\)|Box\(\(\"T\", 5\)\)"),
+        (nn.ReLU(), r"Box\(\(8,\)\)"),
+    ],
+)
+def test_what_can_not_be_told_is_proposed(layer: nn.Module, proposed: str) -> None:
+    with pytest.raises(UsageError, match=rf"nothing says what \w+ observes; .*observation={proposed}"):
+        check_equivalence(layer)
+
+
+@pytest.mark.parametrize(
+    ("name", "proposed"),
+    [
+        ("action", r"Discrete\(6\)"),
+        ("action_masks", r"LegalMask\(6\)"),
+        ("episode_starts", r"Flag\(\)"),
+        ("lstm_state", r"State\(\(1, 64\), batch_dim=1\)"),
+        ("other", r"Box\(\(8,\)\)"),
+    ],
+)
+def test_an_input_that_can_not_be_told_is_proposed_by_its_name(name: str, proposed: str) -> None:
+    source = f"def method(model, x, {name}): return model.actor(x)"
+    scope: dict[str, Any] = {}
+    exec(source, scope)
+
+    class ActorCritic(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.actor, self.critic = nn.Linear(8, 6), nn.Linear(8, 1)
+
+    with pytest.raises(UsageError, match=rf"inputs=\{{'{name}': {proposed}\}}"):
+        check_equivalence(ActorCritic, observation=Box((8,)), methods=scope["method"])

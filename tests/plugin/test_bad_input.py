@@ -22,7 +22,8 @@ def agent(arguments):
 ONE_SENTENCE = {
     "returns None": (
         f"{MARKED}\ndef test_agent(): Agent()",
-        "the factory returned None (is a `return` missing?); it must return a torch.nn.Module",
+        "the factory returned None (is a `return` missing?); it must return a torch.nn.Module, or an object "
+        "that holds some",
     ),
     "returns a class": (
         f"{MARKED}\ndef test_agent(): return Agent",
@@ -30,7 +31,7 @@ ONE_SENTENCE = {
     ),
     "returns a number": (
         f"{MARKED}\ndef test_agent(): return 2.5",
-        "the factory returned a float: 2.5; it must return a torch.nn.Module",
+        "the factory returned a float: 2.5; it must return a torch.nn.Module, or an object that holds some",
     ),
     "returns a coroutine": (
         f"async def make(): return Agent()\n{MARKED}\ndef test_agent(): return make()",
@@ -42,12 +43,12 @@ ONE_SENTENCE = {
     ),
     "nothing declared": (
         agent("observation=None"),
-        "nothing says what Agent observes; declare it, batch left out: observation=Box((8,))",
+        "nothing says what Agent observes; declare it, batch left out: observation=Box((2,))",
     ),
     "a parameter without a spec": (
         agent('observation=Box((2,)), methods="get_log_prob"'),
         "get_log_prob(x, action) needs 'action', which no spec describes; add it: "
-        "inputs={'action': Box((8,))}",
+        "inputs={'action': Discrete(3)}",
     ),
     "inputs that are no dict": (
         agent("observation=Box((2,)), inputs=[Discrete(3)]"),
@@ -406,7 +407,7 @@ def test_a_bare_marker(project):
     project.write(f"{MARK}\ndef test_agent(): return Agent()")
     assert set(failures(project.check()).values()) == {
         f"{MARK} on test_policy.py::test_agent: nothing says what Agent observes; declare it, batch left "
-        f"out: observation=Box((8,))"
+        f"out: observation=Box((2,))"
     }
 
 

@@ -343,7 +343,7 @@ def test_the_marker_is_registered_and_documented(project):
     result = project.pytest("--markers")
     result.stdout.fnmatch_lines(
         [
-            "@pytest.mark.compiled_equivalence([*], observation, inputs, methods, backend, mode, *): the "
+            "@pytest.mark.compiled_equivalence([*], observation, inputs, methods, observe, reset, backend, mode, *): the "
             "function returns a policy; check that it computes the same once compiled. "
             "Runs with --compile-check."
         ]

@@ -2,6 +2,7 @@
 
 import pytest
 
+from pytest_torchcompile.declaration import ARGUMENTS
 from pytest_torchcompile.options import OPTIONS
 from pytest_torchcompile.results import CheckResult, Verdict
 
@@ -276,7 +277,7 @@ def test_an_unknown_argument_of_the_marker_is_told_with_a_suggestion(project):
         """
     )
     result = project.check()
-    accepted = "; accepted: " + ", ".join(sorted(["observation", "inputs", "methods", *OPTIONS]))
+    accepted = "; accepted: " + ", ".join(sorted([*ARGUMENTS, *OPTIONS]))
     where = "@pytest.mark.compiled_equivalence on test_policy.py::test_"
     assert failures(result)["test_option[usage-error]"] == (
         f"{where}option got unknown argument 'atoll' (did you mean 'atol'?){accepted}"

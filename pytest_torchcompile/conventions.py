@@ -1,0 +1,80 @@
+"""What policies say of their own inputs, so that it need not be declared.
+
+Stable-Baselines3, skrl and RLlib keep gymnasium spaces on the policy. Their classes are known by name;
+none is imported.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import nn
+
+ACTION = frozenset({"act", "action", "actions", "acts", "taken_actions"})
+"""Names of parameters that take what `action_space` describes."""
+
+# What the first argument is, where it is not the observation alone: name in the argument, attribute.
+_ARGUMENTS = {
+    "skrl.models.torch.base.Model": {
+        "observations": "observation_space",
+        "states": "state_space",
+        "taken_actions": "action_space",
+    },
+    "ray.rllib.core.rl_module.rl_module.RLModule": {"obs": "observation_space"},
+}
+
+
+def own_observation(policy: Any) -> Any:
+    """What the policy says that its first argument is; None if it says nothing."""
+    for base in type(policy).__mro__:
+        names = _ARGUMENTS.get(f"{base.__module__}.{base.__qualname__}")
+        if names is not None:
+            found = {name: getattr(policy, attribute, None) for name, attribute in names.items()}
+            return {name: space for name, space in found.items() if space is not None} or None
+    return getattr(policy, "observation_space", None)
+
+
+def own_actions(policy: Any, signatures: Iterable[inspect.Signature | None]) -> dict[str, Any]:
+    """The policy's action space for each parameter that takes an action and can't be left out."""
+    space = getattr(policy, "action_space", None)
+    if space is None:
+        return {}
+    parameters = [p for s in signatures if s is not None for p in s.parameters.values()]
+    return {p.name: space for p in parameters if p.name in ACTION and p.default is p.empty}
+
+
+def proposed_observation(policy: Any) -> str:
+    """An observation to put into a message: sizes are read off the first layer, as far as it tells."""
+    for module in _modules(policy):
+        match module:
+            case nn.Linear():
+                return f"Box(({module.in_features},))"
+            case nn.Conv2d():
+                return f"Box(({module.in_channels}, 84, 84))"
+            case nn.Embedding():
+                return f"Tokens({module.num_embeddings})"
+            case nn.RNNBase() | nn.RNNCellBase():
+                return f'Box(("T", {module.input_size}))'
+    return "Box((8,))"
+
+
+def proposed_input(name: str, policy: Any) -> str:
+    """A spec for a parameter of that name, to put into a message."""
+    linears = [module for module in _modules(policy) if isinstance(module, nn.Linear)]
+    # A critic's head has one output.
+    actions = next((m.out_features for m in reversed(linears) if m.out_features > 1), 4)
+    if "mask" in name:
+        return f"LegalMask({actions})"
+    if name in ACTION:
+        return f"Discrete({actions})"
+    if "done" in name or "start" in name:
+        return "Flag()"
+    if "state" in name or "hidden" in name:
+        return "State((1, 64), batch_dim=1)"
+    return "Box((8,))"
+
+
+def _modules(policy: Any) -> Iterator[nn.Module]:
+    return policy.modules() if isinstance(policy, nn.Module) else iter(())
