@@ -126,7 +126,7 @@ def _parts(value: Any, path: str) -> list[tuple[str, Any]]:
     if hasattr(value, "_fields"):
         return [(f".{name}", getattr(value, name)) for name in value._fields]
     if is_mapping(value):
-        parts = [(f"[{key!r}]", value[key]) for key in value.keys()]  # noqa: SIM118
+        parts = [(f"[{key!r}]", value[key]) for key in keys(value)]
         return [*parts, (".batch_size", value.batch_size)] if hasattr(value, "batch_size") else parts
     if isinstance(value, (list, tuple, collections.deque)):
         return [(f"[{i}]", part) for i, part in enumerate(value)]
@@ -138,12 +138,21 @@ def _parts(value: Any, path: str) -> list[tuple[str, Any]]:
 
 
 def is_mapping(value: Any) -> bool:
-    """Whether `dict` would take it for a mapping: a TensorDict or a tianshou Batch is not a `Mapping`."""
+    """Whether it has keys and an item for each: a TensorDict or a tianshou Batch is not a `Mapping`."""
     kind = type(value)
-    return isinstance(value, Mapping) or (hasattr(kind, "keys") and hasattr(kind, "__getitem__"))
+    has_keys = hasattr(kind, "keys") or _is_one_of(value, _ATTRIBUTES_ARE_ITEMS)
+    return isinstance(value, Mapping) or (has_keys and hasattr(kind, "__getitem__"))
 
 
-# Distributions that don't derive from torch's, known without importing their libraries.
+def keys(mapping: Any) -> list[Any]:
+    """The keys of what `is_mapping` took for one."""
+    return list(mapping.keys() if hasattr(type(mapping), "keys") else vars(mapping))
+
+
+# The types of other libraries below are known by name, without importing these.
+_ATTRIBUTES_ARE_ITEMS = frozenset({"tianshou.data.batch.Batch"})
+
+# Distributions that don't derive from torch's.
 _DISTRIBUTIONS = frozenset(
     {
         "stable_baselines3.common.distributions.Distribution",

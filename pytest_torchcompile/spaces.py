@@ -34,7 +34,8 @@ class Spec:
             value = getattr(self, field.name)
             if field.default is dataclasses.MISSING:
                 given.append(repr(value))
-            elif value is not field.default:  # "is" for arrays, whose comparison has no truth value
+            # "is" for arrays, whose comparison has no truth value.
+            elif value is not field.default and str(value) != str(field.default):
                 given.append(f"{field.name}={value!r}")
         return f"{type(self).__name__}({', '.join(given)})"
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from pytest_torchcompile import internals
 from pytest_torchcompile.holders import Holder
-from pytest_torchcompile.outputs import NamedValues, is_mapping, named_values
+from pytest_torchcompile.outputs import NamedValues, is_mapping, keys, named_values
 
 _MODULE_FIELDS = frozenset(vars(nn.Module()))
 
@@ -37,7 +37,7 @@ def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], value: Any) ->
         return type(value)(mapped)  # type: ignore[call-arg]
     if is_mapping(value):
         other = copy.copy(value)
-        for key in value.keys():  # noqa: SIM118
+        for key in keys(value):
             other[key] = map_tensors(function, value[key])
         return other
     if isinstance(value, (list, tuple)):
