@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib.util
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -57,6 +58,17 @@ def _number(at_least: float, at_most: float = float("inf")) -> Callable[[Any], f
         return float(value)
 
     return accept
+
+
+LEAST_SAMPLES = 100
+"""Fewer draws could hardly ever show a difference."""
+
+
+def _samples(value: Any) -> int:
+    count = _integer(0)(value)
+    if 0 < count < LEAST_SAMPLES:
+        raise ValueError(value)
+    return count
 
 
 def _optional(accept: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -194,6 +206,13 @@ class CheckOptions:
         "float64: excuse differences no larger than eager's own rounding, and show the float64 value; "
         "eager: compare with eager alone",
     )
+    samples: int = _option(
+        0,
+        _samples,
+        f"0 or an integer >= {LEAST_SAMPLES}",
+        "draws by which to compare the distributions of a method that samples, compiled as it is deployed, "
+        "without eager's random numbers; 0 for not at all",
+    )
     min_coverage: float = _option(
         0.0,
         _number(0.0, 1.0),
@@ -264,6 +283,11 @@ class CheckOptions:
             raise UsageError(
                 f"{said('mode')} and {said('options')} contradict each other: torch.compile takes one of "
                 f"them; drop one, or put what the mode sets into options"
+            )
+        if self.samples and importlib.util.find_spec("scipy") is None:
+            raise UsageError(
+                f"{said('samples')} needs scipy, which is not installed: "
+                f'pip install "pytest-torchcompile[sampling]"'
             )
         for name in ("mode", "options"):
             if getattr(self, name) is not None and self.backend != "inductor":

@@ -176,6 +176,20 @@ class Pair:
             function = compile_method(self.method, self.twins.compiled, self._options)
         return self.compiled.replaced(function, internals.raised_recompile_limit)
 
+    def reset_as_deployed(self) -> Side:
+        """The compiled side of what came compiled, without eager's random numbers.
+
+        It is the user's object, so that it can only be compiled anew by dropping all compiled code of
+        the process; what the check compiled is lost, so that this comes last.
+        """
+        torch.compiler.reset()
+        return self.compiled.replaced(self.compiled.function, internals.raised_recompile_limit)
+
+    @property
+    def draws(self) -> bool:
+        """Whether the first eager call drew random numbers."""
+        return self._draws
+
     @property
     def capture(self) -> Capture:
         """What has been compiled so far of what eager used."""

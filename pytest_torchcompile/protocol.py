@@ -23,7 +23,14 @@ from pytest_torchcompile.measure import Tolerance
 from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.pair import Pair
 from pytest_torchcompile.recipes import Recipe
-from pytest_torchcompile.results import CheckResult, Difference, Verdict, first_line, raised_text
+from pytest_torchcompile.results import (
+    CheckResult,
+    CompileFailed,
+    Difference,
+    Verdict,
+    first_line,
+    raised_text,
+)
 from pytest_torchcompile.rounding import (
     Floor,
     Rerun,
@@ -31,6 +38,7 @@ from pytest_torchcompile.rounding import (
     rounding_floors,
     shift_for,
 )
+from pytest_torchcompile.sampling import compare_samples
 from pytest_torchcompile.search import examples_of_profile, search
 from pytest_torchcompile.tolerance import Judgement, judge
 
@@ -104,7 +112,21 @@ class CheckProtocol:
             return self._result(stop.verdict, stop.reason)
         if failure is not None:
             return self._differs(failure)
-        return self._result(*self._evidence.verdict())
+        verdict, reason = self._evidence.verdict()
+        if verdict.passed and options.samples:
+            return self._with_samples(verdict, reason)
+        return self._result(verdict, reason)
+
+    def _with_samples(self, verdict: Verdict, reason: str) -> CheckResult:
+        """The result of a case that is equal draw for draw, once the distributions are compared."""
+        try:
+            sampled = compare_samples(self._pair, self._options)
+        except CompileFailed as error:
+            return self._result(Verdict.COMPILE_FAILED, str(error))
+        if sampled.recipe is not None:
+            return self._with_differences(sampled.reason, sampled.differences, sampled.recipe)
+        self._notes.append(sampled.note)
+        return self._result(verdict, reason)
 
     def _try_eager(self, recipe: Recipe) -> None:
         outcome = self._pair.first_eager(recipe)
@@ -284,12 +306,16 @@ class CheckProtocol:
             if failure.replayed
             else f"depends on what ran before: differed on call {failure.call}, not when tried again"
         )
-        differences = self._with_float64(failure)
+        return self._with_differences(reason, self._with_float64(failure), failure.recipe)
+
+    def _with_differences(
+        self, reason: str, differences: tuple[Difference, ...], recipe: Recipe
+    ) -> CheckResult:
         return dataclasses.replace(
             self._result(Verdict.DIFFERS, reason),
             worst=differences[0],
             differences=differences,
-            example=tensors.describe(self._pair.tree, failure.recipe),
+            example=tensors.describe(self._pair.tree, recipe),
         )
 
     def _with_float64(self, failure: _Failure) -> tuple[Difference, ...]:

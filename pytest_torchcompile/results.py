@@ -84,6 +84,8 @@ class Difference:
         elements: how many elements the tensor has.
         rows: the batch rows with such elements, at most eight.
         closer: which side is closer to the float64 reference at the worst element, where it ran.
+        chance: of draws so unequal from two sides that draw alike, where distributions were compared;
+            `allowed` is then the chance from which on they are taken to differ.
     """
 
     path: str
@@ -100,6 +102,7 @@ class Difference:
     elements: int = 0
     rows: tuple[int, ...] = ()
     closer: str | None = None
+    chance: float | None = None
 
     @property
     def place(self) -> str:

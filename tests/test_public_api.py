@@ -94,6 +94,7 @@ def test_the_options() -> None:
         "phases",
         "reference",
         "rtol",
+        "samples",
         "seed",
         "shrink_seconds",
         "strict",

@@ -75,6 +75,11 @@ def difference_lines(difference: Difference) -> list[str]:
         lines.append(
             f"    difference  {difference.difference:.3g}{ulps}, allowed {difference.allowed:.3g}{floor}"
         )
+    if difference.chance is not None:
+        lines.append(
+            f"    chance      {difference.chance:.2g} if both draw alike; a difference below "
+            f"{difference.allowed:.2g}"
+        )
     if difference.elements:
         rows = f", in batch rows {', '.join(map(str, difference.rows))}" if difference.rows else ""
         lines.append(f"    unequal     {difference.unequal} of {difference.elements} elements{rows}")

@@ -31,6 +31,7 @@ LAYERS = {
     "atol": ("1e-3", 1e-3, "1e-4", 1e-4, 0, 0.0),
     "rtol": ("1e-3", 1e-3, "0", 0.0, 1e-4, 1e-4),
     "reference": ("eager", "eager", "float64", "float64", "eager", "eager"),
+    "samples": ("100", 100, "200", 200, 0, 0),
     "min_coverage": ("0.5", 0.5, "1", 1.0, 0.25, 0.25),
     "strict": ("yes", True, "--no-", False, True, True),
     "shrink_seconds": ("1", 1.0, "2.5", 2.5, 3, 3.0),
@@ -109,6 +110,7 @@ compile_seed = 3
 compile_atol = 1e-4
 compile_rtol = 0
 compile_reference = "eager"
+compile_samples = 500
 compile_min_coverage = 1
 compile_strict = true
 compile_shrink_seconds = 5
@@ -128,6 +130,7 @@ NATIVE_VALUES = {
     "atol": 1e-4,
     "rtol": 0.0,
     "reference": "eager",
+    "samples": 500,
     "min_coverage": 1.0,
     "strict": True,
     "shrink_seconds": 5.0,
@@ -185,6 +188,7 @@ WRONG = {
     "atol": ("-1", float("nan")),
     "rtol": ("small", None),
     "reference": ("float32", True),
+    "samples": ("10", 10.5),
     "min_coverage": ("1.5", -0.1),
     "strict": ("maybe", None),
     "shrink_seconds": ("-1", "long"),
