@@ -1,7 +1,7 @@
-"""Writes the generated parts of `reference.md`, which come from the code: ``python docs/generate.py``.
+"""Writes the generated parts of the pages here, which come from the code: ``python docs/generate.py``.
 
 The parts stand between ``<!-- generated: NAME -->`` and ``<!-- end -->``; the rest is written by hand.
-`tests/test_docs.py` fails when the file is not what this would write.
+`tests/test_docs.py` fails when a page is not what this would write.
 """
 
 import dataclasses
@@ -14,7 +14,22 @@ import pytest_torchcompile
 from pytest_torchcompile.options import OPTIONS
 from pytest_torchcompile.spaces import Spec, Wrapped
 
-REFERENCE = pathlib.Path(__file__).with_name("reference.md")
+HERE = pathlib.Path(__file__).parent
+PAGES = [HERE / "reference.md", HERE / "libraries.md"]
+EXAMPLES = {
+    "Stable-Baselines3": "zoo/test_sb3.py",
+    "sb3-contrib": "zoo/test_sb3_contrib.py",
+    "TorchRL": "zoo/test_torchrl.py",
+    "tianshou": "zoo/test_tianshou.py",
+    "skrl": "zoo/test_skrl.py",
+    "rsl_rl": "zoo/test_rsl_rl.py",
+    "RLlib": "zoo/test_rllib.py",
+    "rl_games": "zoo/test_rl_games.py",
+    "CleanRL": "test_cleanrl.py",
+    "CleanRL, LSTM and transformer": "zoo/test_cleanrl_memory.py",
+    "LeanRL": "zoo/test_leanrl.py",
+    "Keisei": "test_keisei.py",
+}
 PUBLIC = [getattr(pytest_torchcompile, name) for name in pytest_torchcompile.__all__]
 
 
@@ -72,6 +87,18 @@ def _first_paragraph(value: object) -> str:
     return _cell(_markdown(text.replace("\n", " ")))
 
 
+def libraries() -> str:
+    """A section for each example of a library: what its docstring says, and its code."""
+    return "\n\n".join(_example(title, path) for title, path in EXAMPLES.items())
+
+
+def _example(title: str, path: str) -> str:
+    source = (HERE.parent / "examples" / path).read_text()
+    docstring, _, code = source.removeprefix('"""').partition('"""\n')
+    lead = _markdown(docstring.strip())
+    return f"## {title}\n\n{lead}\n\n```python\n# examples/{path}\n{code.strip()}\n```"
+
+
 def _sections(values: object) -> str:
     return "\n\n".join(map(_section, values))
 
@@ -110,12 +137,14 @@ def _markdown(text: str) -> str:
     return re.sub(r"``(.+?)``", r"`\1`", text)
 
 
-PARTS = {part.__name__: part for part in (options, specs, functions, records, errors)}
+PARTS = {part.__name__: part for part in (options, specs, functions, records, errors, libraries)}
 
 
 def generated(text: str) -> str:
     """`text` with each generated part as the code has it now."""
     for name, render in PARTS.items():
+        if f"<!-- generated: {name} -->" not in text:
+            continue
         before, start, rest = text.partition(f"<!-- generated: {name} -->\n")
         _, end, after = rest.partition("<!-- end -->")
         text = f"{before}{start}\n{render()}\n\n{end}{after}"
@@ -123,4 +152,5 @@ def generated(text: str) -> str:
 
 
 if __name__ == "__main__":
-    REFERENCE.write_text(generated(REFERENCE.read_text()))
+    for page in PAGES:
+        page.write_text(generated(page.read_text()))

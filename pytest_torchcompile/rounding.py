@@ -320,8 +320,10 @@ def _in_float64(side: Side, tape: list[Any]) -> Iterator[None]:
 def _widen_state(model: torch.nn.Module) -> None:
     """Replace the float buffers and tensor attributes; `ModuleState.reset` puts the originals back."""
     for module in model.modules():
-        for name, buffer in module._buffers.items():
-            if buffer is not None and buffer.is_floating_point():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_floating_point():
                 module._buffers[name] = buffer.double()
     attributes = PlainAttributes(model)
     for (owner, name), value in attributes.tensors().items():

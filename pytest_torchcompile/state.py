@@ -186,8 +186,7 @@ class ModuleState:
         self._buffers = [
             (module, name, buffer, buffer.detach().clone())
             for module in inner.modules()
-            for name, buffer in module._buffers.items()
-            if buffer is not None
+            for name, buffer in module.named_buffers(recurse=False)
         ]
         plain = PlainAttributes(model)
         self._owners = plain.owners
@@ -227,7 +226,9 @@ class ModuleState:
     def reset(self) -> None:
         """Put buffers, plain attributes but counters, and protected parameters back, the very objects."""
         for module, name, buffer, value in self._buffers:
-            if module._buffers.get(name) is not buffer:
+            if isinstance(module, torch.jit.ScriptModule):
+                setattr(module, name, buffer)
+            elif module._buffers.get(name) is not buffer:
                 module._buffers[name] = buffer
             buffer.copy_(value)
         for name, value in self._protected.items():

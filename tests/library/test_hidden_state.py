@@ -247,3 +247,31 @@ def test_both_reject_in_words_of_their_own() -> None:
     bounded = Box((8,), low=-1, high=1)
     assert_passes(check(Discretised, observation=bounded, backend=raising(RuntimeError)))
     assert_differs(check(Discretised, observation=bounded, backend=raising(None)), "output", "exception")
+
+
+class Normaliser(nn.Module):
+    """As in rl_games: TorchScript puts a new tensor in the place of the buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.ones(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.count = self.count + x.shape[0]
+        return x / self.count
+
+
+class Scripted(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.normaliser = torch.jit.script(Normaliser())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.normaliser(self.layer(x))
+        return out
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+def test_a_scripted_submodule_is_put_back() -> None:
+    assert_passes(check(Scripted, observation=OBSERVATION))
+    assert_differs(check(Scripted, observation=OBSERVATION, backend=scaled(1.01)), "output")
