@@ -138,6 +138,14 @@ def _put_back(original: Any, saved: Any) -> Any:
     return original
 
 
+def _set_buffer(module: nn.Module, name: str, buffer: torch.Tensor) -> None:
+    """Put the very object back, if another is in its place."""
+    if isinstance(module, torch.jit.ScriptModule):
+        setattr(module, name, buffer)
+    elif module._buffers.get(name) is not buffer:
+        module._buffers[name] = buffer
+
+
 class Generators:
     """Random generators that a policy keeps for itself, and where they stood."""
 
@@ -226,10 +234,7 @@ class ModuleState:
     def reset(self) -> None:
         """Put buffers, plain attributes but counters, and protected parameters back, the very objects."""
         for module, name, buffer, value in self._buffers:
-            if isinstance(module, torch.jit.ScriptModule):
-                setattr(module, name, buffer)
-            elif module._buffers.get(name) is not buffer:
-                module._buffers[name] = buffer
+            _set_buffer(module, name, buffer)
             buffer.copy_(value)
         for name, value in self._protected.items():
             if self._parameters[name]._version != self._versions[name]:

@@ -22,6 +22,7 @@ from pytest_torchcompile import Capture, CheckResult, Verdict
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()
+LIBRARIES = (ROOT / "docs" / "libraries.md").read_text()
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 
 SNIPPETS = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", README, re.DOTALL))
@@ -77,11 +78,19 @@ def _without_numbers(line: str) -> str:
     return re.sub(r"\s+", " ", line).replace("Ns", "N").strip()
 
 
-def test_the_reference_is_what_the_code_says():
+@pytest.mark.parametrize("page", ["reference.md", "libraries.md"])
+def test_the_pages_are_what_the_code_says(page):
     location = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
     generate = importlib.util.module_from_spec(location)
     location.loader.exec_module(generate)
-    assert generate.generated(REFERENCE) == REFERENCE, "run: python docs/generate.py"
+    text = (ROOT / "docs" / page).read_text()
+    assert generate.generated(text) == text, "run: python docs/generate.py"
+
+
+def test_each_example_of_a_library_has_its_section():
+    shown = re.findall(r"^# examples/(zoo/\S+)$", LIBRARIES, re.MULTILINE)
+    files = [f"zoo/{path.name}" for path in (ROOT / "examples" / "zoo").glob("*.py")]
+    assert sorted(shown) == sorted(files)
 
 
 @pytest.mark.parametrize("document", ["README", "REFERENCE"])
@@ -105,7 +114,8 @@ def test_the_architecture_names_every_module():
 
 
 def test_links_lead_somewhere():
-    for document, text in ((ROOT / "README.md", README), (ROOT / "docs" / "reference.md", REFERENCE)):
+    pages = {"README.md": README, "docs/reference.md": REFERENCE, "docs/libraries.md": LIBRARIES}
+    for document, text in ((ROOT / name, text) for name, text in pages.items()):
         for target in re.findall(r"\]\((?!http)([^)#]+)", text):
             assert (document.parent / target).exists(), f"{document.name}: {target}"
 
