@@ -66,6 +66,28 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
 
 
+_validations: list[bool] = []
+"""Whether the user has distributions validate their arguments, for each check that is going on."""
+
+
+@contextlib.contextmanager
+def users_validation() -> Iterator[None]:
+    """Run the body, the user's factory, with distributions validating as the user has it.
+
+    What it changes outlives the check: Stable-Baselines3 and rsl_rl switch the validation off when they
+    are imported, or make their first policy, and don't do it twice.
+    """
+    if not _validations:
+        yield
+        return
+    internals.set_argument_validation(_validations[-1])
+    try:
+        yield
+    finally:
+        _validations[-1] = internals.argument_validation()
+        internals.set_argument_validation(False)
+
+
 _deferred: list[list[warnings.WarningMessage]] = []
 
 
@@ -92,7 +114,7 @@ def isolated(threads: int | None = None) -> Iterator[None]:
     """
     before = RandomState()
     grad, dtype, count = torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads()
-    validation = internals.argument_validation()
+    _validations.append(internals.argument_validation())
     caught: list[warnings.WarningMessage] = []
     try:
         with internals.quiet_trace_log(), warnings.catch_warnings(record=True) as caught:
@@ -103,7 +125,7 @@ def isolated(threads: int | None = None) -> Iterator[None]:
             internals.set_argument_validation(False)
             yield
     finally:
-        internals.set_argument_validation(validation)
+        internals.set_argument_validation(_validations.pop())
         torch.set_num_threads(count)
         torch.set_default_dtype(dtype)
         torch.set_grad_enabled(grad)

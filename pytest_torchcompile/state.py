@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.distributions import Distribution
 
 from pytest_torchcompile import internals
 from pytest_torchcompile.holders import Holder
@@ -54,8 +55,8 @@ def copied(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether `value` is a scalar, a tensor that is no parameter, or a nest of these."""
-    if value is None or isinstance(value, (bool, int, float, str)):
+    """Whether `value` is a scalar, a tensor that is no parameter, a distribution, or a nest of these."""
+    if value is None or isinstance(value, (bool, int, float, str, Distribution)):
         return True
     if isinstance(value, torch.Tensor):
         return not isinstance(value, nn.Parameter)
@@ -78,12 +79,12 @@ def _is_record(value: Any) -> bool:
 
 
 def holds_tensors(value: Any) -> bool:
-    """Whether a plain value is a tensor or has one inside."""
+    """Whether a plain value is a tensor or a distribution, or has one inside."""
     if isinstance(value, Mapping):
         return any(map(holds_tensors, value.values()))
     if isinstance(value, (list, tuple, collections.deque)):
         return any(map(holds_tensors, value))
-    return isinstance(value, torch.Tensor)
+    return isinstance(value, (torch.Tensor, Distribution))
 
 
 class PlainAttributes:

@@ -109,7 +109,8 @@ def _require_no_arguments(factory: Callable[[], Any]) -> None:
 def _run(factory: Callable[[], Any], seed: int, first_call: FirstCall) -> nn.Module:
     isolation.seed_everything(seed)
     try:
-        made = factory()
+        with isolation.users_validation():
+            made = factory()
     except (UsageError, MemoryError):
         raise
     except Exception as error:

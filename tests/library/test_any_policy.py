@@ -322,6 +322,26 @@ def test_observe_compares_what_the_check_does_not_see() -> None:
     assert_differs(faulty, "observed.loc")
 
 
+class KeepsDistribution(nn.Module):
+    """What skrl's and rsl_rl's models do, for those who ask for the entropy afterwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 3)
+        self.kept: Normal | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean = self.layer(x)
+        self.kept = Normal(mean + 1, torch.ones_like(mean))
+        return mean.argmax(-1)
+
+
+def test_a_distribution_in_an_attribute_is_compared() -> None:
+    assert_passes(check(KeepsDistribution, observation=Box((8,))))
+    faulty = check(KeepsDistribution, observation=Box((8,)), backend=twice_as_much)
+    assert_differs(faulty, "attribute kept.loc")
+
+
 class Accumulates(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -399,3 +399,35 @@ def test_a_seed_fixes_all_generators() -> None:
     assert drawn() == first
     seed_everything(6)
     assert drawn() != first
+
+
+class ImportsLibrary(nn.Module):
+    """What its library does to the process when the factory first imports it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.distributions.Distribution.set_default_validate_args(False)
+        self.layer = nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.layer(x)
+        return out
+
+
+def test_validation_that_a_factory_switches_off_stays_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", True)
+    assert_passes(check(ImportsLibrary, observation=Box((8,))))
+    assert not torch.distributions.Distribution._validate_args
+
+
+def test_a_factory_runs_under_the_users_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", True)
+    seen = []
+
+    def factory() -> nn.Module:
+        seen.append(torch.distributions.Distribution._validate_args)
+        return nn.Linear(8, 2)
+
+    check(factory, observation=Box((8,)))
+    assert seen == [True, True]
+    assert torch.distributions.Distribution._validate_args
