@@ -376,9 +376,15 @@ def _from_box(space: Any) -> Spec:
     unbounded = np.finfo(np.float32).max if dtype.kind == "f" else np.inf
     low = np.where(space.low <= -unbounded, -np.inf, space.low) if dtype.kind == "f" else space.low
     high = np.where(space.high >= unbounded, np.inf, space.high) if dtype.kind == "f" else space.high
-    low = None if np.all(np.isneginf(low)) else low
-    high = None if np.all(np.isposinf(high)) else high
-    return Box(tuple(space.shape), low, high, dtype.name)
+    return Box(tuple(space.shape), _bound(low, -np.inf), _bound(high, np.inf), dtype.name)
+
+
+def _bound(bound: Any, unbounded: float) -> Any:
+    """A space's bounds as short as they can be written: None, a number, or the array."""
+    values = set(bound.reshape(-1).tolist())
+    if values == {unbounded}:
+        return None
+    return values.pop() if len(values) == 1 else bound
 
 
 def leaves(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Spec]]:
