@@ -12,12 +12,14 @@ import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree
+from collections.abc import Sequence
 
 import pytest
 import torch
 
 ROOT = pathlib.Path(__file__).parent.parent
-FILES = sorted(path.name for path in (ROOT / "examples").glob("test_*.py"))
+# Of the zoo, those that need no library but torch; ``tox -e zoo`` runs them all.
+FILES = [*sorted(path.name for path in (ROOT / "examples").glob("test_*.py")), "zoo/test_cleanrl_memory.py"]
 FAITHFUL = [name for name in FILES if name != "test_miscompiled.py"]
 
 BROKEN = '''
@@ -59,14 +61,14 @@ ONE_EXAMPLE = ("--compile-examples=0", "--compile-batch=4", "--compile-shrink-se
 class Run:
     """One pytest run of the examples: its output, and what it says about each case."""
 
-    def __init__(self, directory: pathlib.Path, *options: str, files: str = "examples") -> None:
+    def __init__(self, directory: pathlib.Path, *options: str, files: Sequence[str] = FILES) -> None:
         (directory / "broken.py").write_text(BROKEN)
         report = directory / "report.xml"
         plugins = ("-p", "broken", "-p", "no:randomly", "-p", "no:cacheprovider")
         checked = ("--compile-check", "--compile-benchmark-seconds=0")
         command = [sys.executable, "-m", "pytest", *plugins, f"--junitxml={report}", *checked]
         self.output = subprocess.run(
-            [*command, *options, files],
+            [*command, *options, *(f"examples/{file}" for file in files)],
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(directory)},
             capture_output=True,
@@ -76,9 +78,8 @@ class Run:
         self._cases = list(xml.etree.ElementTree.parse(report).iter("testcase"))
 
     def _of(self, file: str) -> list[xml.etree.ElementTree.Element]:
-        return [
-            case for case in self._cases if case.get("classname") == f"examples.{file.removesuffix('.py')}"
-        ]
+        module = f"examples/{file.removesuffix('.py')}".replace("/", ".")
+        return [case for case in self._cases if case.get("classname") == module]
 
     def verdicts(self, file: str, phase: str) -> set[str]:
         """The verdicts of a file's cases in a phase."""
@@ -143,7 +144,7 @@ def test_miscompiled_examples_fail_once_torch_has_mended_them(faithful):
 @pytest.mark.skipif(not torch.__version__.startswith("2.13."), reason="torch 2.13 miscompiles them")
 def test_miscompiled_examples_differ_in_gradients_alone(tmp_path):
     file = "test_miscompiled.py"
-    run = Run(tmp_path, "--xfail-tb", "--compile-examples=0", files=f"examples/{file}")
+    run = Run(tmp_path, "--xfail-tb", "--compile-examples=0", files=[file])
     assert run.verdicts(file, "rollout") == {"equal"}, run.output
     assert run.verdicts(file, "update") == {"differs"}, run.output
     reports = run.output.partition("XFAILURES")[2].partition("compiled against eager")[0]
