@@ -36,7 +36,10 @@ def build():
     )
 
 
-@pytest.mark.compiled_equivalence(observation={"is_train": False, "obs": Box((8,))}, phases="rollout")
+# Given a NaN, eager's torch.normal raises and inductor's goes on; leave `nonfinite` out to see it.
+@pytest.mark.compiled_equivalence(
+    observation={"is_train": False, "obs": Box((8,))}, phases="rollout", nonfinite=False
+)
 def test_acting():
     return build()
 
