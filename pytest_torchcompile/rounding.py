@@ -178,7 +178,8 @@ class _Jitter(internals.DispatchMode):
             return value
         moved = torch.empty_like(value)
         if moved.stride() != value.stride():
-            value = value.contiguous()
+            # With gaps or overlaps: a copy of its own, laid out as `moved` is.
+            value = torch.empty_like(value).copy_(value)
         # Element for element in the order in memory, and by blocks that stay in the processor's cache.
         blocks, targets = (torch.split(_in_memory(tensor), _BLOCK) for tensor in (value, moved))
         step = self._shift * torch.finfo(value.dtype).eps * 2.0**-31

@@ -12,13 +12,15 @@ from checking import assert_differs, check
 from torch import nn
 from torch.nn import functional as F
 
-from pytest_torchcompile import Box, CheckResult, Verdict
+from pytest_torchcompile import Box, CheckResult, Verdict, internals
 from pytest_torchcompile.calls import Outcome, Side
 from pytest_torchcompile.measure import MULTIPLE, Tolerance
 from pytest_torchcompile.rounding import (
     KINK_RUNS,
     RUNS,
+    SHIFT,
     Floor,
+    _Jitter,
     float64_reference,
     rounding_floors,
     widened,
@@ -470,3 +472,58 @@ def test_ill_conditioned_tensors_are_named() -> None:
     result = check(lambda: Network(body), observation=Box((8,)))
     assert result.verdict is Verdict.WITHIN_ROUNDING
     assert any(note.startswith("ill-conditioned") and "output" in note for note in result.notes)
+
+
+# --- memory layouts -------------------------------------------------------------------------------
+
+LAYOUTS = {
+    "contiguous": lambda: torch.randn(6, 8),
+    "transposed": lambda: torch.randn(8, 6).t(),
+    "every other column": lambda: torch.randn(6, 16)[:, ::2],
+    "every other row, transposed": lambda: torch.randn(16, 6).t()[:, ::2],
+    "permuted, with gaps": lambda: torch.randn(4, 6, 8).permute(2, 0, 1)[:, ::2],
+    "expanded rows": lambda: torch.randn(1, 8).expand(6, 8),
+    "expanded columns": lambda: torch.randn(6, 1).expand(6, 8),
+    "expanded in the middle": lambda: torch.randn(6, 1, 8).expand(6, 4, 8),
+    "channels last": lambda: torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last),
+    "channels last, sliced": lambda: torch.randn(2, 6, 4, 4).contiguous(memory_format=torch.channels_last)[
+        :, :3
+    ],
+    "beyond one block": lambda: torch.randn(3, 2**17).t(),
+    "a number": lambda: torch.randn(()),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_each_element_moves_by_a_few_units_in_its_last_place(layout: str, dtype: torch.dtype) -> None:
+    value = LAYOUTS[layout]().to(dtype)
+    (moved,) = jittered(value)
+    assert moved.shape == value.shape
+    assert value.dim() == 0 or not torch.equal(moved, value)
+    # As far as it may, and one more for its own rounding.
+    allowed = (SHIFT + 1) * torch.finfo(dtype).eps * value.abs().double()
+    assert bool(((moved.double() - value.double()).abs() <= allowed).all())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_equal_elements_move_equally_in_any_layout(layout: str) -> None:
+    value = LAYOUTS[layout]()
+    (moved,) = jittered(value)
+    (same,) = jittered(value.clone(memory_format=torch.contiguous_format))
+    assert torch.equal(moved, same)
+
+
+def jittered(value: torch.Tensor) -> list[torch.Tensor]:
+    """What an operator is given in place of `value`."""
+    given: list[torch.Tensor] = []
+
+    class Seen(internals.DispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func.name() == "aten::cos":
+                given.append(args[0])
+            return func(*args, **(kwargs or {}))
+
+    with Seen(), _Jitter(0, SHIFT):
+        torch.cos(value)
+    return given
