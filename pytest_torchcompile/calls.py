@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -138,6 +139,7 @@ class Side:
         *,
         phase: str,
         seed: int,
+        drawn: Mapping[str, torch.Tensor] = types.MappingProxyType({}),
         under: Around = contextlib.nullcontext,
     ) -> Outcome:
         """Reset the state, seed, call and, in the ``update`` phase, differentiate.
@@ -147,6 +149,7 @@ class Side:
             kwargs: likewise.
             phase: ``rollout`` (eval, no grad) or ``update`` (train, gradients).
             seed: of every random generator, and of the ``grad_outputs``.
+            drawn: the tensors of which the inputs were made, by path.
             under: a further context, entered once the state is reset.
 
         Returns:
@@ -168,7 +171,7 @@ class Side:
                 return Outcome(error=error)
             outcome.random = isolation.RandomState()
             outcome.outputs = named_values(returned)
-            outcome.inputs = self.named_inputs(args, kwargs)
+            outcome.inputs = self.named_inputs(args, kwargs, drawn)
             if phase == "update":
                 try:
                     backward = self.backward(outcome.outputs, outcome.inputs, seed)
@@ -204,20 +207,30 @@ class Side:
         """The module's state, and what the user's `observe` adds to it."""
         values = NamedValues() if self.state is None else self.state.values()
         if self._observe is not None:
-            seen = named_values(_asked("observe", self._observe, self.model), "observed")
+            answer = _asked("observe", self._observe, self.model)
+            if answer is None:
+                raise UsageError("observe returned None; it has to return what is to be compared")
+            seen = named_values(answer, "observed")
             values.tensors |= seen.tensors
             values.kinds |= seen.kinds
             values.plain |= seen.plain
         return values
 
-    def named_inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> NamedValues:
-        """The tensors among the inputs of a call, by path."""
+    def named_inputs(
+        self,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        drawn: Mapping[str, torch.Tensor] = types.MappingProxyType({}),
+    ) -> NamedValues:
+        """The tensors among the inputs of a call, by path, and those that a container hides."""
         found = NamedValues()
         names = self._names or tuple(map(str, range(len(args))))
         for name, value in [*zip(names, args, strict=False), *kwargs.items()]:
             if _is_comparable(value):
                 nested = named_values(value, f"input {name}")
                 found.tensors |= nested.tensors
+        seen = {id(tensor) for tensor in found.tensors.values()}
+        found.tensors |= {f"input {p}": tensor for p, tensor in drawn.items() if id(tensor) not in seen}
         return found
 
     def backward(self, outputs: NamedValues, inputs: NamedValues, seed: int) -> Backward | None:

@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import nn
 
+from pytest_torchcompile import spaces
+
 ACTION = frozenset({"act", "action", "actions", "acts", "taken_actions"})
 """Names of parameters that take what `action_space` describes."""
 
@@ -31,14 +33,24 @@ def own_observation(policy: Any) -> Any:
     for base in type(policy).__mro__:
         names = _ARGUMENTS.get(f"{base.__module__}.{base.__qualname__}")
         if names is not None:
-            found = {name: getattr(policy, attribute, None) for name, attribute in names.items()}
+            found = {name: _own(policy, attribute) for name, attribute in names.items()}
             return {name: space for name, space in found.items() if space is not None} or None
-    return getattr(policy, "observation_space", None)
+    return _own(policy, "observation_space")
+
+
+def _own(policy: Any, attribute: str) -> Any:
+    """An attribute that describes tensors; None if there is none, or it is something else."""
+    try:
+        value = getattr(policy, attribute, None)
+    except Exception:
+        # A property that asks an environment which isn't there yet.
+        return None
+    return value if spaces.is_description(value) else None
 
 
 def own_actions(policy: Any, signatures: Iterable[inspect.Signature | None]) -> dict[str, Any]:
     """The policy's action space for each parameter that takes an action and can't be left out."""
-    space = getattr(policy, "action_space", None)
+    space = _own(policy, "action_space")
     if space is None:
         return {}
     parameters = [p for s in signatures if s is not None for p in s.parameters.values()]

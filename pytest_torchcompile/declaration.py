@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pytest_torchcompile.results import UsageError
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Declaration:
@@ -19,6 +21,9 @@ class Declaration:
         observe: given the policy after a call, returns what else to compare: a cached distribution, the
             state of an object that the check does not look into.
         reset: called with the policy before each call, to put back what the check can't.
+
+    Raises:
+        UsageError: if `observe` or `reset` is no function.
     """
 
     observation: Any = None
@@ -26,6 +31,12 @@ class Declaration:
     methods: Any = "forward"
     observe: Callable[[Any], Any] | None = None
     reset: Callable[[Any], Any] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("observe", "reset"):
+            function = getattr(self, name)
+            if function is not None and not callable(function):
+                raise UsageError(f"{name}={function!r}; accepted: a function of the policy")
 
 
 ARGUMENTS = tuple(field.name for field in dataclasses.fields(Declaration))

@@ -13,6 +13,7 @@ from pytest_torchcompile import internals
 from pytest_torchcompile.calls import Around, Outcome, Side
 from pytest_torchcompile.capture import Recorder, failure_text, why_not_compiled
 from pytest_torchcompile.declaration import Declaration
+from pytest_torchcompile.holders import Holder, is_holder
 from pytest_torchcompile.isolation import isolated
 from pytest_torchcompile.measure import Tolerance
 from pytest_torchcompile.options import PHASES, REFERENCES, CheckOptions
@@ -287,7 +288,13 @@ def side_of(function: Any, around: Around) -> Side:
         return Side(side.function, side.model, leading=side.leading, around=side.around)
     if not callable(function):
         raise UsageError(f"{function!r} is not callable; give a module, a bound method or a function")
-    return Side(function, internals.module_of(function), around=around)
+    return Side(function, internals.module_of(function) or _holder_of(function), around=around)
+
+
+def _holder_of(function: Any) -> Holder | None:
+    """The policy whose method `function` is, compiled or not, if it holds modules but is none."""
+    owner = getattr(getattr(function, "_torchdynamo_orig_callable", function), "__self__", None)
+    return Holder(owner) if is_holder(owner) else None
 
 
 def _name(function: Any) -> str:

@@ -93,7 +93,9 @@ def _walk(value: Any, path: str, found: NamedValues, depth: int) -> None:
     found.kinds[path] = _kind(value)
     if isinstance(value, torch.Tensor):
         found.tensors[path] = value
-    elif isinstance(value, np.ndarray) and value.dtype != object:
+    elif isinstance(value, np.ndarray) and value.dtype.kind in "SU":
+        found.plain[path] = value.tolist()
+    elif isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
         found.tensors[path] = torch.from_numpy(np.ascontiguousarray(value))
     elif isinstance(value, (float, np.floating)):
         found.tensors[path] = torch.tensor(float(value), dtype=torch.float64)
@@ -119,7 +121,10 @@ def _parts(value: Any, path: str) -> list[tuple[str, Any]]:
         if base in _registered:
             return _parts(_registered[base](value), path)
     if isinstance(value, (Distribution, Transform)) or _is_one_of(value, _DISTRIBUTIONS):
-        return [(f".{name}", part) for name, part in _distribution_parts(value).items()]
+        parts = [(f".{name}", part) for name, part in _distribution_parts(value).items()]
+        # A transform may have no parameters, a distribution has some.
+        if parts or isinstance(value, Transform):
+            return parts
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = dataclasses.fields(value)
         return [(f".{field.name}", getattr(value, field.name)) for field in fields]
@@ -158,6 +163,7 @@ _DISTRIBUTIONS = frozenset(
         "stable_baselines3.common.distributions.Distribution",
         "sb3_contrib.common.maskable.distributions.MaskableDistribution",
         "ray.rllib.models.distributions.Distribution",
+        "ray.rllib.core.distribution.distribution.Distribution",
     }
 )
 
@@ -172,7 +178,7 @@ def _distribution_parts(distribution: Any) -> dict[str, Any]:
     Private ones count, because some classes keep a distribution inside them; bookkeeping does not, and
     of a categorical's logits and probs, one of which is computed when somebody asks, only the logits.
     """
-    known = (torch.Tensor, Distribution, Transform, float, int, list)
+    known = (torch.Tensor, np.ndarray, Distribution, Transform, float, int, list, tuple, Mapping)
     parts = {
         name: part
         for name, part in vars(distribution).items()

@@ -14,6 +14,7 @@ from pytest_torchcompile.calls import Around, Outcome, Side
 from pytest_torchcompile.capture import Progress, Recorder, Uses, compile_method, require_known, silent
 from pytest_torchcompile.declaration import Declaration
 from pytest_torchcompile.holders import policy_of
+from pytest_torchcompile.isolation import seed_everything
 from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.policy import (
     OBSERVATION,
@@ -67,8 +68,13 @@ class Pair:
             self.twins = build_twins(factory, options.seed, self._first_call)
         self.binding = self._bindings(self.twins.eager)[method.name]
         self.tree = self.binding.tree
-        if declaration.observation is None and OBSERVATION in self.tree:
-            self.twins.notes.append(f"inputs are the policy's own spaces: {declared(self.tree)}")
+        given = {
+            *(declaration.inputs or {}),
+            *((OBSERVATION,) if declaration.observation is not None else ()),
+        }
+        own = {name: spec for name, spec in self.tree.items() if name not in given}
+        if own:
+            self.twins.notes.append(f"inputs are the policy's own spaces: {declared(own)}")
         self.recorder = Recorder(self.twins.compiled, progress)
         self._draws = False
         self._counters: Counters = {}
@@ -98,7 +104,7 @@ class Pair:
             for method in as_methods(self._declaration.methods):
                 binding = bindings[method.name]
                 recipe = random_recipe(binding.tree, self._options.batch[0], self._options.seed)
-                args, kwargs = binding.arguments(recipe)
+                args, kwargs, _ = binding.arguments(recipe)
                 leading = () if method.adapter is None else (policy_of(model),)
                 method.of(model)(*leading, *args, **kwargs)
 
@@ -143,8 +149,12 @@ class Pair:
         """Call one side on inputs of its own; `wide` gives it float64 ones."""
         if side.state is not None and (side is self.eager or self.twins.eager is self.twins.compiled):
             side.state.set_counters(self._counters)
-        args, kwargs = self.binding.arguments(recipe, of=widened if wide else None)
-        return side.call(args, kwargs, phase=self.phase, seed=recipe.seed, under=under)
+        # A `Wrapped` input may draw as it is made.
+        seed_everything(recipe.seed)
+        bound = self.binding.arguments(recipe, of=widened) if wide else self.binding.arguments(recipe)
+        return side.call(
+            bound.args, bound.kwargs, drawn=bound.drawn, phase=self.phase, seed=recipe.seed, under=under
+        )
 
     def first_eager(self, recipe: Recipe) -> Outcome:
         """The first eager call, which tells what the method uses, draws and writes to."""

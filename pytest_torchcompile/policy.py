@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -113,6 +113,20 @@ def as_methods(methods: Any) -> tuple[Method, ...]:
 # --- inputs ---------------------------------------------------------------------------------------
 
 
+class Arguments(NamedTuple):
+    """The inputs of one call.
+
+    Args:
+        args: those given by position.
+        kwargs: those given by keyword.
+        drawn: the tensors of which these are made, by path; a `Wrapped` may hide them.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    drawn: dict[str, torch.Tensor]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Binding:
     """Which input goes to which parameter of a method.
@@ -130,11 +144,17 @@ class Binding:
     accepts: tuple[str, ...] = ()
 
     def arguments(
-        self, recipe: Recipe, of: Callable[[torch.Tensor], torch.Tensor] | None = None
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """New tensors for one call, `of` applied to each, as ``(args, kwargs)``."""
-        values = tensors.build(self.tree, recipe, of)
-        return tuple(values[n] for n in self.positional), {n: values[n] for n in self.named}
+        self, recipe: Recipe, of: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor
+    ) -> Arguments:
+        """New tensors for one call, `of` applied to each."""
+        leaves = tensors.leaves(self.tree, recipe)
+        leaves = {p: of(v) if isinstance(v, torch.Tensor) else v for p, v in leaves.items()}
+        values = spaces.rebuild(self.tree, leaves.__getitem__)
+        return Arguments(
+            args=tuple(values[n] for n in self.positional),
+            kwargs={n: values[n] for n in self.named},
+            drawn={spaces.dotted(p): v for p, v in leaves.items() if isinstance(v, torch.Tensor)},
+        )
 
 
 def input_tree(declaration: Declaration, model: nn.Module) -> dict[str, Any]:
@@ -147,7 +167,8 @@ def input_tree(declaration: Declaration, model: nn.Module) -> dict[str, Any]:
     observation, inputs = declaration.observation, declaration.inputs
     if inputs is not None and not isinstance(inputs, Mapping):
         raise UsageError(f"inputs={inputs!r}; accepted: a dict from parameter names to specs")
-    if observation is None:
+    signatures = [method.signature(model) for method in as_methods(declaration.methods)]
+    if observation is None and not _is_named_in(inputs or {}, signatures):
         observation = conventions.own_observation(inner)
     if observation is None and not inputs:
         raise UsageError(
@@ -162,11 +183,15 @@ def input_tree(declaration: Declaration, model: nn.Module) -> dict[str, Any]:
             f"observation is {drawn.value!r}, which is no spec; declare what {type(inner).__name__} "
             f"observes, batch left out: observation={conventions.proposed_observation(inner)}"
         )
-    signatures = [method.signature(model) for method in as_methods(declaration.methods)]
     for name, space in conventions.own_actions(inner, signatures).items():
         tree.setdefault(name, spaces.as_spec(space, name))
     tensors.require_drawable(tree)
     return tree
+
+
+def _is_named_in(inputs: Mapping[str, Any], signatures: list[inspect.Signature | None]) -> bool:
+    """Whether the first parameter of a method is declared by its name."""
+    return any(signature and next(iter(signature.parameters), "") in inputs for signature in signatures)
 
 
 def bind(method: Method, model: nn.Module, tree: Mapping[str, Any]) -> Binding:

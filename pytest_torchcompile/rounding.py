@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from pytest_torchcompile import internals
 from pytest_torchcompile.calls import Outcome, Side
+from pytest_torchcompile.results import UsageError
 from pytest_torchcompile.state import PlainAttributes, map_tensors
 
 Rerun = Callable[..., Outcome]
@@ -234,7 +235,11 @@ def float64_reference(eager: Side, rerun: Rerun) -> Outcome | None:
     floating = {path: tensor.is_floating_point() for path, tensor in narrow.outputs.tensors.items()}
     # Its gradients are as large as the module.
     del narrow
-    wide = rerun(lambda: _in_float64(eager, tape), wide=True)
+    try:
+        wide = rerun(lambda: _in_float64(eager, tape), wide=True)
+    except UsageError:
+        # What the user wraps inputs with, or observes, insists on another dtype.
+        return None
     if wide.error is not None:
         return None
     for path, is_floating in floating.items():
@@ -328,7 +333,7 @@ def _widen_state(model: torch.nn.Module) -> None:
                 module._buffers[name] = buffer.double()
     attributes = PlainAttributes(model)
     for (owner, name), value in attributes.tensors().items():
-        setattr(attributes.owners[owner], name, map_tensors(widened, value))
+        vars(attributes.owners[owner])[name] = map_tensors(widened, value)
 
 
 def widened(tensor: torch.Tensor) -> torch.Tensor:

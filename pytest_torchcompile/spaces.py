@@ -338,6 +338,17 @@ def resolve(value: Any, model: Any, where: str) -> Any:
     return as_spec(value, where)
 
 
+def is_description(value: Any) -> bool:
+    """Whether `value` is a space, a spec, a shape, or a dict or tuple of them."""
+    if _is_shape(value):
+        return True
+    if isinstance(value, Mapping):
+        return bool(value) and all(map(is_description, value.values()))
+    if isinstance(value, tuple):
+        return bool(value) and all(map(is_description, value))
+    return isinstance(value, (Spec, Wrapped)) or _is_space(value)
+
+
 def _is_space(value: Any) -> bool:
     """Whether `value` is a gymnasium or gym space, told without importing either."""
     return any(base.__name__ == "Space" for base in type(value).__mro__) and any(

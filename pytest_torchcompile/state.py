@@ -10,16 +10,17 @@ import collections
 import copy
 import functools
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from torch.distributions import Distribution
+from torch.nn.parameter import is_lazy
 
 from pytest_torchcompile import internals
-from pytest_torchcompile.holders import Holder
+from pytest_torchcompile.holders import Holder, is_object
 from pytest_torchcompile.outputs import NamedValues, is_mapping, keys, named_values
 
 _MODULE_FIELDS = frozenset(vars(nn.Module()))
@@ -33,7 +34,7 @@ def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], value: Any) ->
     """A nest of containers with `function` applied to its tensors; arrays are copied."""
     if isinstance(value, torch.Tensor):
         return function(value)
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and not isinstance(value, MutableMapping):
         mapped = {key: map_tensors(function, item) for key, item in value.items()}
         return type(value)(mapped)  # type: ignore[call-arg]
     if is_mapping(value):
@@ -63,7 +64,7 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, np.ndarray):
         # A replay buffer is no state of a forward, and copying it would cost more than the check.
         return value.nbytes <= LARGEST_ARRAY
-    if type(value) is dict:
+    if isinstance(value, dict):
         return all(map(_is_plain, value.values()))
     # RNNs keep their parameters in lists, which are no state.
     is_sequence = type(value) in (list, tuple, collections.deque) or hasattr(value, "_fields")
@@ -71,11 +72,9 @@ def _is_plain(value: Any) -> bool:
 
 
 def _is_record(value: Any) -> bool:
-    """Whether `value` is an object of a user's class with nothing but plain data: a running normaliser."""
-    kind = type(value)
-    ours = not kind.__module__.startswith(("torch", "builtins")) and not callable(value)
-    held = getattr(value, "__dict__", None) if ours else None
-    return isinstance(held, dict) and bool(held) and all(map(_is_plain, held.values()))
+    """Whether `value` is an object of a user's class that keeps tensors: a running normaliser."""
+    held = getattr(value, "__dict__", {}) if is_object(value) else {}
+    return any(holds_tensors(field) for field in held.values() if _is_plain(field))
 
 
 def holds_tensors(value: Any) -> bool:
@@ -96,7 +95,7 @@ class PlainAttributes:
     def __init__(self, model: nn.Module) -> None:
         self.owners: dict[str, Any] = dict(internals.uncompiled(model).named_modules())
         if isinstance(model, Holder):
-            self.owners[""] = model.policy
+            self.owners |= {path: o for path, o in model.owners.items() if hasattr(o, "__dict__")}
         self.values: dict[tuple[str, str], Any] = {}
         self.records: list[tuple[nn.Module, str, Any]] = []
         for path, module in list(self.owners.items()):
@@ -109,7 +108,8 @@ class PlainAttributes:
                     self.records.append((module, name, value))
                     inside = f"{path}.{name}" if path else name
                     self.owners[inside] = value
-                    self.values |= {(inside, field): held for field, held in vars(value).items()}
+                    fields = vars(value).items()
+                    self.values |= {(inside, field): held for field, held in fields if _is_plain(held)}
 
     def tensors(self) -> dict[tuple[str, str], Any]:
         """Those that hold tensors."""
@@ -130,7 +130,7 @@ def _put_back(original: Any, saved: Any) -> Any:
     elif isinstance(original, collections.deque):
         original.clear()
         original.extend(map_tensors(copied, saved))
-    elif type(original) is dict:
+    elif isinstance(original, dict):
         original.clear()
         original.update(map_tensors(copied, saved))
     elif isinstance(original, tuple):
@@ -196,6 +196,7 @@ class ModuleState:
             (module, name, buffer, buffer.detach().clone())
             for module in inner.modules()
             for name, buffer in module.named_buffers(recurse=False)
+            if not is_lazy(buffer)
         ]
         plain = PlainAttributes(model)
         self._owners = plain.owners

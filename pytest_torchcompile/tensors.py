@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -51,25 +50,17 @@ def torch_dtype(dtype: Any) -> torch.dtype:
     return found
 
 
-def build(tree: Any, recipe: Recipe, of: Callable[[torch.Tensor], torch.Tensor] | None = None) -> Any:
+def build(tree: Any, recipe: Recipe) -> Any:
     """The inputs of a recipe: new tensors, nested like `tree`, equal each time.
-
-    Args:
-        tree: the specs.
-        recipe: how to fill them.
-        of: applied to each tensor before it is wrapped.
 
     Raises:
         UsageError: if the function of a `Wrapped` raises.
     """
-    values = _values(tree, recipe)
-    if of is not None:
-        values = {p: of(v) if isinstance(v, torch.Tensor) else v for p, v in values.items()}
-    return spaces.rebuild(tree, values.__getitem__)
+    return spaces.rebuild(tree, leaves(tree, recipe).__getitem__)
 
 
-def _values(tree: Any, recipe: Recipe) -> dict[Path, Any]:
-    """The tensors of a recipe by path; constants are values of any type."""
+def leaves(tree: Any, recipe: Recipe) -> dict[Path, Any]:
+    """The tensors of a recipe by path, new each time; constants are values of any type."""
     specs = dict(spaces.leaves(tree))
     fills = dict(zip(specs, recipe.fills, strict=True))
     built: dict[Path, Any] = {}
@@ -294,7 +285,7 @@ def _laid_out(tensor: torch.Tensor, layout: str) -> torch.Tensor:
 def describe(tree: Any, recipe: Recipe) -> str:
     """One line: ``batch 1; observation: zeros, [0, 3, 1, 2] = -6.0``."""
     parts = [f"batch {recipe.batch}"] + ([f"T = {recipe.time}"] if uses_time(tree) else [])
-    inputs = _values(tree, recipe)
+    inputs = leaves(tree, recipe)
     for (path, spec), fill in zip(spaces.leaves(tree), recipe.fills, strict=True):
         if not isinstance(spec, spaces.Constant):
             told = _describe_leaf(spec, fill, inputs[path])

@@ -90,8 +90,9 @@ def _structural(eager: Outcome, compiled: Outcome) -> list[Difference]:
         raised = f"raises {first_line(compiled.error)}"
         return [Difference(path="output", problem="exception", eager="returns", compiled=raised)]
     found = []
-    for path in _paths(eager.outputs.kinds, compiled.outputs.kinds):
-        mine, theirs = eager.outputs.kinds.get(path), compiled.outputs.kinds.get(path)
+    one, other = _kinds(eager), _kinds(compiled)
+    for path in _paths(one, other):
+        mine, theirs = one.get(path), other.get(path)
         if mine != theirs:
             found.append(
                 Difference(
@@ -108,6 +109,12 @@ def _structural(eager: Outcome, compiled: Outcome) -> list[Difference]:
             Difference(path=path, problem="requires_grad", eager=str(follows), compiled=str(not follows))
         )
     return found + _missing_gradients(eager, compiled)
+
+
+def _kinds(outcome: Outcome) -> dict[str, str]:
+    """The types of what was returned, and of what the user observes."""
+    observed = {path: kind for path, kind in outcome.state.kinds.items() if path.startswith("observed")}
+    return outcome.outputs.kinds | observed
 
 
 def _paths(mine: dict[str, Any], theirs: dict[str, Any]) -> list[str]:

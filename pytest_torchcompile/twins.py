@@ -19,10 +19,10 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from pytest_torchcompile import internals, isolation
-from pytest_torchcompile.holders import Holder, held_modules, policy_of
+from pytest_torchcompile.holders import Holder, is_holder
 from pytest_torchcompile.outputs import named_values
 from pytest_torchcompile.results import UsageError, raised_text
-from pytest_torchcompile.state import PlainAttributes, copied, map_tensors
+from pytest_torchcompile.state import ModuleState, PlainAttributes, copied, map_tensors
 
 Factory = Callable[[], Any] | nn.Module
 """Makes the module when called without arguments; a module in its place is copied."""
@@ -115,7 +115,7 @@ def _run(factory: Callable[[], Any], seed: int, first_call: FirstCall) -> nn.Mod
         raise
     except Exception as error:
         raise UsageError(f"the factory raised {raised_text(error)}") from error
-    if not isinstance(made, (nn.Module, type)) and any(held_modules(made)):
+    if is_holder(made):
         made = Holder(made)
     if isinstance(made, nn.Module):
         _initialise(made, first_call)
@@ -143,7 +143,7 @@ def _initialise(model: nn.Module, first_call: FirstCall) -> None:
     """Give lazily initialised parameters, if there are any, their shapes."""
     if not _is_lazy(model):
         return
-    flags = [(module, module.training) for module in model.modules()]
+    before = ModuleState(model)
     try:
         first_call(model)
     except UsageError:
@@ -158,8 +158,7 @@ def _initialise(model: nn.Module, first_call: FirstCall) -> None:
             "the module has lazily initialised parameters that no declared method initialises; "
             "call it once inside the factory, before returning it"
         )
-    for module, training in flags:
-        module.training = training
+    before.restore()
 
 
 def _copied(model: nn.Module, notes: list[str]) -> Twins:
@@ -180,9 +179,11 @@ def _copied(model: nn.Module, notes: list[str]) -> Twins:
 
 def comes_compiled(model: nn.Module) -> bool:
     """Whether the module, a submodule or an attribute of one of them went through torch.compile."""
+    objects = model.owners.values() if isinstance(model, Holder) else ()
     return any(
-        internals.is_compiled(owner) or any(map(internals.is_compiled, vars(owner).values()))
-        for owner in (policy_of(model), *model.modules())
+        internals.is_compiled(owner)
+        or any(map(internals.is_compiled, getattr(owner, "__dict__", {}).values()))
+        for owner in (*objects, *model.modules())
     )
 
 
@@ -217,7 +218,7 @@ def _make_equal(first: nn.Module, second: nn.Module) -> list[str]:
     mine, yours = PlainAttributes(first), PlainAttributes(second)
     for place, value in mine.tensors().items():
         if place in yours.values and _differ(value, yours.values[place]):
-            setattr(yours.owners[place[0]], place[1], map_tensors(copied, value))
+            vars(yours.owners[place[0]])[place[1]] = map_tensors(copied, value)
             unequal.append(".".join(filter(None, place)))
     return unequal
 

@@ -191,14 +191,13 @@ class Marked:
                 raise UsageError(unknown_name(source, "argument", name, [*ARGUMENTS, *OPTIONS]))
         declared = {"methods": project_methods(config)}
         declared |= {name: value for name, value in values.items() if name in ARGUMENTS}
-        for name in ("observe", "reset"):
-            if declared.get(name) is not None and not callable(declared[name]):
-                raise UsageError(
-                    f"{source} got {name}={declared[name]!r}; accepted: a function of the policy"
-                )
+        try:
+            declaration = Declaration(**declared)
+        except UsageError as error:
+            raise UsageError(f"{source} got {error}") from None
         options = {name: value for name, value in values.items() if name in OPTIONS}
         return cls(
             source=source,
-            declaration=Declaration(**declared),
+            declaration=declaration,
             options=merged(config, source, options),
         )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -21,10 +23,12 @@ from pytest_torchcompile import (
     Flag,
     LegalAction,
     LegalMask,
+    NotEquivalent,
     State,
     UsageError,
     Verdict,
     Wrapped,
+    assert_equivalent,
     check_equivalence,
     register_output,
 )
@@ -219,7 +223,7 @@ class Agent:
 def test_a_policy_that_is_no_module(phase: str) -> None:
     result = check(Agent, phase, observation=Box((8,)), methods="act")
     assert_passes(result)
-    assert result.capture.parameters == ("models_actor.weight", "models_actor.bias")
+    assert result.capture.parameters == ("models.actor.weight", "models.actor.bias")
 
 
 @pytest.mark.parametrize("phase", BOTH)
@@ -476,3 +480,256 @@ def test_an_input_that_can_not_be_told_is_proposed_by_its_name(name: str, propos
 
     with pytest.raises(UsageError, match=rf"inputs=\{{'{name}': {proposed}\}}"):
         check_equivalence(ActorCritic, observation=Box((8,)), methods=scope["method"])
+
+
+# --- what a hostile reader tried ------------------------------------------------------------------
+
+
+def wrong_gradients(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+    """A backend that keeps values to the last bit, and makes gradients half as large again."""
+
+    def run(*args: Any) -> Any:
+        return [
+            out.detach() + (out - out.detach()) * 1.5
+            if isinstance(out, torch.Tensor) and out.is_floating_point()
+            else out
+            for out in graph(*args)
+        ]
+
+    return run
+
+
+class Critic:
+    """A plain object inside an agent."""
+
+    def __init__(self) -> None:
+        self.net = nn.Sequential(nn.Linear(8, 6), nn.Dropout(0.5), nn.Linear(6, 1))
+
+
+class Nested:
+    """An agent whose modules lie deeper, some under names that `nn.Module` has for something else."""
+
+    def __init__(self) -> None:
+        self.critic = Critic()
+        self.policy, self.half = nn.Linear(8, 3), nn.Linear(8, 2)
+        self.models, self.models_actor = {"actor": nn.Linear(8, 2)}, nn.Linear(8, 2)
+        self.log_alpha = nn.Parameter(torch.zeros(()))
+        self.temperature = torch.ones((), requires_grad=True)
+        self.training = True
+        self.modes: list[bool] = []
+
+    def value(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.critic.net(x)
+        return out
+
+    def act(self, x: torch.Tensor) -> torch.Tensor:
+        both = torch.cat([self.policy(x), self.half(x), self.models["actor"](x), self.models_actor(x)], -1)
+        out: torch.Tensor = both * self.log_alpha.exp() * self.temperature
+        return out if self.training else out.tanh()
+
+
+@pytest.mark.parametrize(
+    ("method", "gradients"),
+    [
+        ("value", {"critic.net.0.bias", "critic.net.2.bias"}),
+        ("act", {"policy.bias", "half.bias", "models.actor.bias", "models_actor.bias"}),
+        ("act", {"log_alpha", "temperature"}),
+    ],
+)
+def test_gradients_of_all_that_an_agent_holds(method: str, gradients: set[str]) -> None:
+    spec = {"observation": Box((8,)), "methods": method}
+    assert_passes(check(Nested, "update", **spec))
+    result = check(Nested, "update", backend=wrong_gradients, **spec)
+    assert result.verdict is Verdict.DIFFERS
+    assert {f"gradient of {name}" for name in gradients} <= {d.path for d in result.differences}
+
+
+def test_what_an_agent_holds_is_switched_to_the_phase() -> None:
+    modes = set()
+
+    def noted(agent: Nested, x: torch.Tensor) -> torch.Tensor:
+        modes.add((agent.training, agent.critic.net.training, agent.critic.net[1].training))
+        return agent.value(x)
+
+    for phase, mode in (("rollout", False), ("update", True)):
+        modes.clear()
+        check(Nested, phase, observation=Box((8,)), methods=noted)
+        assert modes == {(mode, mode, mode)}
+
+
+def test_an_agents_net_that_comes_compiled_is_checked_as_deployed() -> None:
+    class Deployed(Nested):
+        def __init__(self) -> None:
+            super().__init__()
+            self.critic.net = torch.compile(self.critic.net, backend=twice_as_much)
+
+    result = check(Deployed, observation=Box((8,)), methods="value")
+    assert result.backend == "as deployed"
+    assert_differs(result, "output")
+
+
+def test_a_bound_method_of_an_agent_by_hand() -> None:
+    agent, x = Nested(), torch.randn(4, 8)
+    good, bad = (torch.compile(agent.act, backend=backend) for backend in ("eager", wrong_gradients))
+    assert_equivalent(agent.act, good, x, phase="update")
+    torch.compiler.reset()
+    with pytest.raises(NotEquivalent, match=r"gradient of policy\.weight"):
+        assert_equivalent(agent.act, bad, x, phase="update")
+
+
+@dataclasses.dataclass
+class Data:
+    obs: torch.Tensor
+
+
+class Opaque:
+    __slots__ = ("obs",)
+
+    def __init__(self, obs: torch.Tensor) -> None:
+        self.obs = obs
+
+
+class OfObs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 3)
+
+    def forward(self, data: Data | Opaque) -> torch.Tensor:
+        out: torch.Tensor = self.layer(data.obs)
+        return out
+
+
+@pytest.mark.parametrize("container", [Data, Opaque])
+def test_the_gradient_of_an_input_in_any_container(container: Any) -> None:
+    spec = Wrapped(Box((8,), requires_grad=True), lambda x: container(x * 1.0))
+    assert_passes(check(OfObs, "update", observation=spec))
+    result = check(OfObs, "update", observation=spec, backend=wrong_gradients)
+    assert_differs(result, "gradient of input observation")
+
+
+def test_a_float64_rerun_that_the_users_functions_do_not_take_hides_nothing() -> None:
+    def float32_only(x: torch.Tensor) -> torch.Tensor:
+        if x.dtype != torch.float32:
+            raise TypeError("observations are float32")
+        return x
+
+    spec = Wrapped(Box((8,)), float32_only)
+    assert_differs(check(WithSpaces, observation=spec, backend=twice_as_much), "output")
+
+
+def test_observed_structures_that_differ() -> None:
+    def observe(model: nn.Module) -> Any:
+        return {"compiled": 1} if hasattr(model, "seen") else {"eager": 1}
+
+    class Marks(WithSpaces):
+        def forward(self, obs: torch.Tensor, deterministic: bool = False) -> torch.Tensor:
+            if torch.compiler.is_compiling():
+                self.seen = True
+            return super().forward(obs)
+
+    assert_differs(check(Marks, observe=observe), "observed['eager']", "structure")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"observe": "kept"}, "observe='kept'; accepted: a function of the policy"),
+        ({"observe": lambda model: None}, "observe returned None"),
+    ],
+)
+def test_an_observe_that_observes_nothing(arguments: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        check_equivalence(WithSpaces, backend="eager", **arguments)
+
+
+def test_an_input_named_after_the_first_parameter_replaces_the_policys_own_space() -> None:
+    result = check(WithSpaces, inputs={"obs": Box((8,), low=0, high=1)}, backend=twice_as_much)
+    assert_differs(result, "output")
+    assert result.example.partition("; ")[2].startswith("obs: ")
+
+
+def test_an_action_space_that_is_none_is_not_taken() -> None:
+    class Number(WithSpaces):
+        def __init__(self) -> None:
+            super().__init__()
+            self.action_space = 4
+
+    with pytest.raises(UsageError, match=r"needs 'actions', which no spec describes"):
+        check_equivalence(Number, methods="evaluate_actions", backend="eager")
+
+
+def test_spaces_that_can_not_be_asked_for() -> None:
+    class NoEnvironment(nn.Linear):
+        @property
+        def observation_space(self) -> Any:
+            raise RuntimeError("no env yet")
+
+    with pytest.raises(UsageError, match=r"nothing says what NoEnvironment observes"):
+        check_equivalence(lambda: NoEnvironment(8, 2), backend="eager")
+
+
+def test_the_state_of_the_first_call_of_lazy_layers_is_put_back() -> None:
+    class Keeps(Lazy):
+        def __init__(self) -> None:
+            super().__init__()
+            self.hidden: torch.Tensor | None = None
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if self.hidden is not None and len(self.hidden) != len(x):
+                raise ValueError("another batch")
+            self.hidden = super().forward(x)
+            return self.hidden
+
+    result = check(Keeps, observation=Box((8,)))
+    assert_passes(result)
+    assert not any("eager itself raised" in note for note in result.notes)
+
+
+def test_a_wrap_that_draws() -> None:
+    spec = Wrapped(Box((8,)), lambda x: x + torch.randn(()))
+    assert_passes(check(WithSpaces, observation=spec))
+
+
+class Opinion(torch.distributions.Distribution):
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, parts: Any) -> None:
+        self.parts = parts
+        super().__init__(validate_args=False)
+
+
+@pytest.mark.parametrize("kind", [tuple, lambda parts: {"one": parts[0]}], ids=["tuple", "dict"])
+def test_a_distribution_that_keeps_its_parts_in_a_container(kind: Any) -> None:
+    class Composite(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return Opinion(kind([self.layer(x)]))
+
+    assert_passes(check(Composite, observation=Box((8,))))
+    assert check(Composite, observation=Box((8,)), backend=twice_as_much).verdict is Verdict.DIFFERS
+
+
+def test_a_normaliser_with_a_device_and_one_in_an_ordered_dict() -> None:
+    class Running:
+        def __init__(self) -> None:
+            self.mean, self.device = torch.zeros(3), torch.device("cpu")
+
+    class Normalises(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.running = nn.Linear(8, 3), Running()
+            self.means: Any = collections.OrderedDict(mean=torch.zeros(3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.layer(x)
+            self.running.mean = self.running.mean + y.mean(0)
+            self.means["mean"] = self.means["mean"] + y.mean(0)
+            return y.argmax(-1)
+
+    assert_passes(check(Normalises, observation=Box((8,)), nonfinite=False))
+    result = check(Normalises, observation=Box((8,)), nonfinite=False, backend=twice_as_much)
+    found = {difference.path for difference in result.differences}
+    assert {"attribute running.mean", "attribute means['mean']"} <= found

@@ -17,7 +17,7 @@ from torch import nn
 from torch.distributions import Bernoulli, Beta, Categorical, Normal
 from torch.overrides import TorchFunctionMode
 
-from pytest_torchcompile import CheckResult, Verdict, options
+from pytest_torchcompile import Box, CheckResult, Verdict, options
 from pytest_torchcompile.distribution import Series, Watched, merged, repeats, series_of, still
 from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.reports.failure import failure_text
@@ -60,14 +60,19 @@ def deployed_with(wrong: Wrong) -> Callable[..., Any]:
 
 def sampled(model: Callable[[], nn.Module], wrong: Wrong | None = None, **arguments: Any) -> CheckResult:
     backend = "eager" if wrong is None else deployed_with(wrong)
-    given = {"backend": backend, "examples": 0, "samples": 500, "batch": (4, 33), "nonfinite": False}
+    given = {
+        "observation": Box((8,)),
+        "backend": backend,
+        "examples": 0,
+        "samples": 500,
+        "batch": (4, 33),
+        "nonfinite": False,
+    }
     return check(model, **(given | arguments))
 
 
 class Sampler(nn.Module):
-    """One layer, and what is drawn from it; it has no observation space, so the input is declared here."""
-
-    observation_space = (8,)
+    """One layer, and what is drawn from it."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()

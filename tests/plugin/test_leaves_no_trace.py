@@ -270,7 +270,6 @@ def test_plain_attributes_of_a_module_that_can_not_be_copied_are_put_back(projec
         "torch.manual_seed(0)",
         "np.random.seed(0)",
         "random.seed(0)",
-        "torch.distributions.Distribution.set_default_validate_args(False)",
     ],
 )
 def test_what_the_users_own_code_changes_is_put_back(project, change):
