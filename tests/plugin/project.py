@@ -6,9 +6,14 @@ import sys
 import textwrap
 import warnings
 
+import pytest
+
 HEADER = "import pytest; from agents import *; from pytest_torchcompile import *"
 CHEAP = ("--compile-check", "--compile-backend=eager", "--compile-examples=2", "--compile-batch=4")
 AGENTS = pathlib.Path(__file__).with_name("agents.py").read_text()
+
+
+since_pytest_9 = pytest.mark.skipif(pytest.version_tuple < (9,), reason="pytest 9 reads it first")
 
 
 class Lasting:

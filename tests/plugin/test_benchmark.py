@@ -184,7 +184,7 @@ def test_compare_fail(timed):
     for entry in report["benchmarks"]:
         entry["stats"]["mean"] /= 1000
     saved.write_text(json.dumps(report))
-    result = timed.check("--benchmark-compare", "--benchmark-compare-fail=mean:100%")
+    result = timed.check("--benchmark-compare", "--benchmark-compare-fail=mean:50%")
     assert "Performance has regressed" in result.stderr.str() + result.stdout.str()
 
 

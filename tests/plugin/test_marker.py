@@ -2,7 +2,7 @@
 
 import pytest
 
-from .project import HEADER, verdicts
+from .project import HEADER, since_pytest_9, verdicts
 
 
 def ids(result):
@@ -239,9 +239,9 @@ def test_skipping_runs_no_fixture_of_a_class_or_module_either(project, autouse):
 @pytest.mark.parametrize(
     ("file", "text"),
     [
-        ("pyproject.toml", "[tool.pytest]\ncompile_check = true\n"),
+        pytest.param("pyproject.toml", "[tool.pytest]\ncompile_check = true\n", marks=since_pytest_9),
         ("pyproject.toml", "[tool.pytest.ini_options]\ncompile_check = true\n"),
-        ("pytest.toml", "[pytest]\ncompile_check = true\n"),
+        pytest.param("pytest.toml", "[pytest]\ncompile_check = true\n", marks=since_pytest_9),
         ("pytest.ini", "[pytest]\ncompile_check = true\n"),
         ("tox.ini", "[pytest]\ncompile_check = yes\n"),
         ("setup.cfg", "[tool:pytest]\ncompile_check = 1\n"),
