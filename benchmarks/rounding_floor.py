@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pytest_torchcompile import Box, internals, recipes, strategies
+from pytest_torchcompile.declaration import Declaration
 from pytest_torchcompile.isolation import isolated
 from pytest_torchcompile.measure import MULTIPLE
 from pytest_torchcompile.options import CheckOptions
@@ -141,15 +142,8 @@ def measure(
     options = CheckOptions(seed=seed, backend=arguments.backend)
     with isolated(1), internals.raised_recompile_limit():
         torch.compiler.reset()
-        method = Method("forward")
-        pair = Pair(
-            policy,
-            method,
-            "update",
-            methods=(method,),
-            observation=Box(policy.shape),
-            options=options,
-        )
+        declaration = Declaration(observation=Box(policy.shape))
+        pair = Pair(policy, Method("forward"), "update", declaration=declaration, options=options)
         fixed = recipes.ladder(pair.tree, options.batch, nonfinite=False, seed=seed)
         pair.first_eager(fixed[0])
 
