@@ -72,9 +72,8 @@ def _is_plain(value: Any) -> bool:
 
 
 def _is_record(value: Any) -> bool:
-    """Whether `value` is an object of a user's class that keeps tensors: a running normaliser."""
-    held = getattr(value, "__dict__", {}) if is_object(value) else {}
-    return any(holds_tensors(field) for field in held.values() if _is_plain(field))
+    """Whether `value` is an object of a user's class with plain data, whatever else: a running normaliser."""
+    return is_object(value) and any(map(_is_plain, getattr(value, "__dict__", {}).values()))
 
 
 def holds_tensors(value: Any) -> bool:

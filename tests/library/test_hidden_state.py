@@ -249,6 +249,53 @@ def test_both_reject_in_words_of_their_own() -> None:
     assert_differs(check(Discretised, observation=bounded, backend=raising(None)), "output", "exception")
 
 
+class Opaque:
+    """What is no plain data."""
+
+    __slots__ = ()
+
+
+class InNumpy:
+    """A normaliser in numpy, as Stable-Baselines3's, beside something that is no state."""
+
+    def __init__(self) -> None:
+        self.mean, self.beside = np.zeros(3), Opaque()
+
+    def add(self, y: torch.Tensor) -> None:
+        self.mean = self.mean + y.detach().mean(0).numpy()
+
+
+class InPlace(InNumpy):
+    def add(self, y: torch.Tensor) -> None:
+        self.mean += y.detach().mean(0).numpy()
+
+
+class Listed(InNumpy):
+    def __init__(self) -> None:
+        self.mean, self.beside = [np.zeros(3)], Opaque()
+
+    def add(self, y: torch.Tensor) -> None:
+        self.mean[0] = self.mean[0] + y.detach().mean(0).numpy()
+
+
+@pytest.mark.parametrize("normaliser", [InNumpy, InPlace, Listed])
+def test_plain_data_beside_what_is_not_is_put_back(normaliser: Any) -> None:
+    class Normalises(Base):
+        def __init__(self) -> None:
+            super().__init__()
+            self.normaliser = normaliser()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.layer(x)
+            out = y - torch.as_tensor(np.asarray(self.normaliser.mean), dtype=torch.float32)
+            self.normaliser.add(y)
+            return out
+
+    assert_passes(check(Normalises, observation=OBSERVATION, nonfinite=False))
+    faulty = check(Normalises, observation=OBSERVATION, nonfinite=False, backend=scaled(1.01))
+    assert_differs(faulty, "output")
+
+
 class Normaliser(nn.Module):
     """As in rl_games: TorchScript puts a new tensor in the place of the buffer."""
 
