@@ -30,11 +30,10 @@ _ARGUMENTS = {
 
 def own_observation(policy: Any) -> Any:
     """What the policy says that its first argument is; None if it says nothing."""
-    for base in type(policy).__mro__:
-        names = _ARGUMENTS.get(f"{base.__module__}.{base.__qualname__}")
-        if names is not None:
-            found = {name: _own(policy, attribute) for name, attribute in names.items()}
-            return {name: space for name, space in found.items() if space is not None} or None
+    for name in spaces.class_names(policy):
+        if name in _ARGUMENTS:
+            found = {part: _own(policy, attribute) for part, attribute in _ARGUMENTS[name].items()}
+            return {part: space for part, space in found.items() if space is not None} or None
     return _own(policy, "observation_space")
 
 

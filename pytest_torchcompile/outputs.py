@@ -17,6 +17,7 @@ import torch
 from torch.distributions import Distribution, Transform
 
 from pytest_torchcompile.results import UsageError
+from pytest_torchcompile.spaces import class_names
 
 _PLAIN = (
     type(None),
@@ -169,7 +170,7 @@ _DISTRIBUTIONS = frozenset(
 
 
 def _is_one_of(value: Any, names: frozenset[str]) -> bool:
-    return any(f"{base.__module__}.{base.__qualname__}" in names for base in type(value).__mro__)
+    return not names.isdisjoint(class_names(value))
 
 
 def _distribution_parts(distribution: Any) -> dict[str, Any]:

@@ -349,6 +349,11 @@ def is_description(value: Any) -> bool:
     return isinstance(value, (Spec, Wrapped)) or _is_space(value)
 
 
+def class_names(value: Any) -> list[str]:
+    """The full names of a value's class and its bases, by which other libraries' types are known."""
+    return [f"{base.__module__}.{base.__qualname__}" for base in type(value).__mro__]
+
+
 def _is_space(value: Any) -> bool:
     """Whether `value` is a gymnasium or gym space, told without importing either."""
     return any(base.__name__ == "Space" for base in type(value).__mro__) and any(
