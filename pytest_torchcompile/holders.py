@@ -17,7 +17,9 @@ _NOT_OBJECTS = (
     *(type, types.ModuleType, types.FunctionType, types.MethodType),
     *(Mapping, list, tuple, torch.Tensor, nn.Module),
 )
-_OTHERS = frozenset({"builtins", "torch", "numpy", "collections", "functools", "logging", "threading"})
+_OTHERS = frozenset(
+    {"builtins", "torch", "numpy", "gymnasium", "gym", "collections", "functools", "logging", "threading"}
+)
 
 
 class Holder(nn.Module):

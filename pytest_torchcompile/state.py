@@ -77,11 +77,13 @@ def _is_record(value: Any) -> bool:
 
 
 def holds_tensors(value: Any) -> bool:
-    """Whether a plain value is a tensor or a distribution, or has one inside."""
+    """Whether a plain value is a tensor, a numeric array or a distribution, or has one inside."""
     if isinstance(value, Mapping):
         return any(map(holds_tensors, value.values()))
     if isinstance(value, (list, tuple, collections.deque)):
         return any(map(holds_tensors, value))
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind in "biufc"
     return isinstance(value, (torch.Tensor, Distribution))
 
 
@@ -111,7 +113,7 @@ class PlainAttributes:
                     self.values |= {(inside, field): held for field, held in fields if _is_plain(held)}
 
     def tensors(self) -> dict[tuple[str, str], Any]:
-        """Those that hold tensors."""
+        """Those that hold tensors or arrays, which are compared."""
         return {place: value for place, value in self.values.items() if holds_tensors(value)}
 
 

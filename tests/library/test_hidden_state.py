@@ -293,7 +293,7 @@ def test_plain_data_beside_what_is_not_is_put_back(normaliser: Any) -> None:
 
     assert_passes(check(Normalises, observation=OBSERVATION, nonfinite=False))
     faulty = check(Normalises, observation=OBSERVATION, nonfinite=False, backend=scaled(1.01))
-    assert_differs(faulty, "output")
+    assert any(d.path.startswith("attribute normaliser.mean") for d in faulty.differences)
 
 
 class Normaliser(nn.Module):
