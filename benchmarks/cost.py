@@ -4,14 +4,15 @@
 
 For an MLP, a CNN and a Keisei-style tower: the wall time of a whole check (timing off) in a process of its
 own, over that of a plain script that imports torch, compiles the same method, and makes the same calls,
-eager and compiled, on inputs of the same sizes; with a cold and with a warm inductor cache. Then the seconds
-of an example beyond its calls, graphs by the number of examples, the start of an idle pytest, and the memory
-of a check of 50 million parameters.
+eager and compiled, on inputs of the same sizes; with a cold and with a warm inductor cache. Then what the
+lifecycle adds, the seconds of an example beyond its calls, graphs by the number of examples, the start of an
+idle pytest, and the memory of a check of 50 million parameters.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import pathlib
 import statistics
@@ -54,7 +55,8 @@ class Tower(nn.Module):
         return self.policy(x), self.value(x)
 """
 
-# The calls of the floor are those that a check made, in their order: batch and side of each.
+# The calls of the floor are those that a check made, in their order: shape and dtype of the input, and the
+# side. Both sides reject the last few, which are wrong.
 FLOOR = """
 import json
 calls = json.loads(sys.argv[1])
@@ -72,9 +74,10 @@ def call(f, model, x):
     if update:
         torch.autograd.grad(outputs, list(model.parameters()), [torch.ones_like(o) for o in outputs])
 
-for batch, side in calls:
-    x = torch.randn(batch, *{shape})
-    call(*((eager, eager) if side == "eager" else (function, compiled)), x)
+for shape, dtype, side in calls:
+    x = torch.randn(shape, dtype=getattr(torch, dtype))
+    try: call(*((eager, eager) if side == "eager" else (function, compiled)), x)
+    except Exception: assert shape[1:] != list({shape}) or dtype != "float32"
 print(time.perf_counter() - begin)
 """
 
@@ -85,8 +88,11 @@ made = []
 original = calls.Side.call
 def noting(self, args, kwargs, **more):
     side = "compiled" if self.function is not self.model else "eager"
-    made.append((len(args[0]), side))
-    return original(self, args, kwargs, **more)
+    outcome = original(self, args, kwargs, **more)
+    # What is not rejected runs in the module's own dtype here: the float64 reference is the check's cost.
+    dtype = str(args[0].dtype).removeprefix("torch.") if outcome.error else "float32"
+    made.append((tuple(args[0].shape), dtype, side))
+    return outcome
 calls.Side.call = noting
 (result,) = check_equivalence(
     lambda: {policy}, observation=Box({shape}), phases="{phase}", examples={examples}
@@ -125,7 +131,7 @@ def wall_times(runs: int) -> None:
             for cache, (ours, theirs) in (("cold", cold), ("warm", warm)):
                 print(
                     f"{name:6} {phase:7} {cache:6} {ours:8.2f} {theirs:9.2f} {ours / theirs:7.2f} "
-                    f"{examples:>9} {calls.count('['):>16} {graphs:>16}",
+                    f"{examples:>9} {len(json.loads(calls)):>16} {graphs:>16}",
                     flush=True,
                 )
 
@@ -157,6 +163,36 @@ less, few, graphs = run(50)
 more, many, more_graphs = run(450)
 print((more - less) / (many - few) * 1e3, few, graphs, many, more_graphs)
 """
+
+
+LIFECYCLE = """
+from pytest_torchcompile import Box, check_equivalence
+def seconds(*phases):
+    begin = time.perf_counter()
+    for phase in phases:
+        torch.compiler.reset()
+        (result,) = check_equivalence(lambda: {policy}, observation=Box({shape}), phases=phase)
+        assert result.verdict.passed, result
+    return time.perf_counter() - begin
+phases = ("rollout", "update")
+seconds(*phases, "lifecycle")
+print(*(s for _ in range({runs}) for s in (seconds(*phases), seconds("lifecycle"))))
+"""
+
+
+def lifecycle(runs: int) -> None:
+    """What the lifecycle adds to a check of both phases, warm, in turns within one process."""
+    for name, policy in POLICIES.items():
+        with tempfile.TemporaryDirectory() as cache:
+            code = LIFECYCLE.format(policy=policy, shape=SHAPES[name], runs=runs)
+            found = [float(text) for text in _run(code, cache).split()]
+        phases, life = found[::2], found[1::2]
+        ratios = sorted((one + other) / one for one, other in zip(phases, life, strict=True))
+        print(
+            f"{name}: phases {statistics.median(phases):.1f} s, lifecycle {statistics.median(life):.1f} s, "
+            f"both over the phases {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})",
+            flush=True,
+        )
 
 
 def per_example(runs: int) -> None:
@@ -253,10 +289,14 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--runs", type=int, default=3, help="runs of each timing")
-    parser.add_argument("--only", choices=("wall", "example", "idle", "memory"), help="one of the tables")
+    parser.add_argument(
+        "--only", choices=("wall", "lifecycle", "example", "idle", "memory"), help="one of the tables"
+    )
     arguments = parser.parse_args()
     if arguments.only in (None, "wall"):
         wall_times(arguments.runs)
+    if arguments.only in (None, "lifecycle"):
+        lifecycle(arguments.runs)
     if arguments.only in (None, "example"):
         per_example(arguments.runs)
     if arguments.only in (None, "idle"):

@@ -21,13 +21,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
 
 from pytest_torchcompile import Speedup, measure_speedup
 
-Policy = Callable[[torch.Tensor], torch.Tensor]
+Policy = Callable[..., Any]
 
 
 def mlp() -> tuple[nn.Module, torch.Tensor]:
@@ -48,7 +49,9 @@ POLICIES = {"mlp": mlp, "cnn": cnn}
 
 def _burn(seed: int) -> None:
     draws = random.Random(seed)
-    while True:
+    parent = multiprocessing.parent_process()
+    # Whoever is killed can't end its children.
+    while parent is not None and parent.is_alive():
         end = time.perf_counter() + draws.uniform(0.01, 0.5)
         while time.perf_counter() < end:
             pass
@@ -69,19 +72,23 @@ def load(processes: int) -> Iterator[None]:
             process.terminate()
 
 
-def slowed(policy: nn.Module, x: torch.Tensor, share: float) -> Policy:
-    """`policy` taking longer by `share` of its own time, measured in the quiet, by spinning."""
+def seconds_of(policy: Policy, x: torch.Tensor) -> float:
+    """The median of some calls."""
     taken = []
     with torch.no_grad():
         for _ in range(300):
             begin = time.perf_counter()
             policy(x)
             taken.append(time.perf_counter() - begin)
-    extra = share * statistics.median(taken)
+    return statistics.median(taken)
 
-    def call(x: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = policy(x)
-        end = time.perf_counter() + extra
+
+def spinning(policy: Policy, extra_s: float) -> Policy:
+    """`policy` taking longer by so many seconds."""
+
+    def call(*args: torch.Tensor) -> Any:
+        result = policy(*args)
+        end = time.perf_counter() + extra_s
         while time.perf_counter() < end:
             pass
         return result
@@ -139,7 +146,8 @@ def main() -> None:
         return
     for name, make in POLICIES.items():
         policy, x = make()
-        slow = {share: slowed(policy, x, share) for share in (0.1, 0.2, 0.4)}
+        alone_s = seconds_of(policy, x)
+        slow = {share: spinning(policy, share * alone_s) for share in (0.1, 0.2, 0.4)}
 
         def timed(other: Policy, policy: nn.Module = policy, x: torch.Tensor = x) -> Speedup:
             return measure_speedup(policy, other, x, seconds=arguments.seconds)

@@ -1,6 +1,6 @@
-"""Two policies that torch 2.13 miscompiles on CPU. Nothing crashes or warns; they act the same and learn
-something else. Each is expected to differ, and `strict=True` makes this file fail under the first torch
-that compiles it correctly, so that the mark goes when the fault goes.
+"""Policies that torch 2.13 miscompiles on CPU. Nothing crashes or warns; they act or learn something else.
+Each is expected to differ, and `strict=True` makes this file fail under the first torch that compiles it
+correctly, so that the mark goes when the fault goes. `--xfail-tb` shows what the plugin says of each.
 """
 
 import pytest
@@ -9,7 +9,10 @@ from torch import nn
 from torch.distributions import Categorical
 from torch.nn import functional as F
 
-from pytest_torchcompile import Box, LegalAction, LegalMask
+from pytest_torchcompile import Box, Image, LegalAction, LegalMask
+
+ISSUES = "https://github.com/pytorch/pytorch/issues"
+VECTORISED = torch.backends.cpu.get_cpu_capability().startswith("AVX")
 
 
 def miscompiled(reason, where=True):
@@ -38,7 +41,7 @@ def test_inhibited_acting():
     return InhibitedPolicy()
 
 
-@miscompiled("the gradients of the convolution: pytorch issue 185509")
+@miscompiled(f"the gradients of the convolution: {ISSUES}/185509")
 @pytest.mark.compiled_equivalence(observation=Box((4, 9, 9), low=0, high=1), phases="update")
 def test_inhibited_learning():
     return InhibitedPolicy()
@@ -60,10 +63,7 @@ class MaskedPolicy(nn.Module):
         return choices.log_prob(actions), choices.entropy(), self.critic(features)
 
 
-@miscompiled(
-    "the gradients of the entropy, where the mask is not contiguous",
-    where=torch.backends.cpu.get_cpu_capability().startswith("AVX"),  # in vectorised code
-)
+@miscompiled("the gradients of the entropy, where the mask is not contiguous", where=VECTORISED)
 @pytest.mark.compiled_equivalence(
     observation=Box((8,)),
     inputs={"legal_mask": LegalMask(16), "actions": LegalAction("legal_mask")},
@@ -72,3 +72,102 @@ class MaskedPolicy(nn.Module):
 )
 def test_masked_learning():
     return MaskedPolicy()
+
+
+class PixelPolicy(nn.Module):
+    """Scales each image by its darkest pixel."""
+
+    def __init__(self):
+        super().__init__()
+        self.actor = nn.Linear(6 * 6, 4)
+
+    def forward(self, pixels):
+        flat = pixels.flatten(1)
+        darkest = flat.amin(1, keepdim=True)
+        return self.actor((flat - darkest).float() / 255)
+
+
+@miscompiled(f"the least of 16 or more uint8 is 0: {ISSUES}/191499", where=VECTORISED)
+@pytest.mark.compiled_equivalence(observation=Image((1, 6, 6)), phases="rollout")
+def test_darkest_pixel():
+    return PixelPolicy()
+
+
+class ContrastPolicy(nn.Module):
+    """Sums how far all pixels are from white, in whole numbers, for two eyes."""
+
+    def __init__(self):
+        super().__init__()
+        self.actor = nn.Linear(1, 4)
+
+    def forward(self, pixels):
+        darkness = -pixels.abs()
+        both = torch.cat([darkness, darkness], dim=1).flatten(1)
+        return self.actor(both.sum(1, keepdim=True).float() / 255)
+
+
+@miscompiled(f"the negative of a uint8 that went through abs is negative: {ISSUES}/187018")
+@pytest.mark.compiled_equivalence(observation=Image((1, 4, 4)), phases="rollout")
+def test_darkness():
+    return ContrastPolicy()
+
+
+class RememberingPolicy(nn.Module):
+    """Keeps what it knew a step ago."""
+
+    def __init__(self):
+        super().__init__()
+        self.actor = nn.Linear(16, 4)
+        self.register_buffer("now", torch.zeros(8))
+        self.register_buffer("before", torch.zeros(8))
+
+    def forward(self, observation):
+        self.before[:] = self.now[:]
+        self.now.add_(observation.mean(0))
+        return self.actor(torch.cat([self.now, self.before]))
+
+
+@miscompiled(f"a copy is taken after the original was changed: {ISSUES}/198131")
+@pytest.mark.compiled_equivalence(observation=Box((8,)), phases="rollout")
+def test_remembering():
+    return RememberingPolicy()
+
+
+class MirroredPolicy(nn.Module):
+    """Writes its observation into its memory, then averages that with its mirror image."""
+
+    def __init__(self):
+        super().__init__()
+        self.actor = nn.Linear(8, 4)
+        self.register_buffer("memory", torch.linspace(-1, 1, 32).reshape(4, 8))
+        self.register_buffer("places", torch.arange(4))
+
+    def forward(self, observation):
+        self.memory.index_put_((self.places,), self.memory + observation.mean(0))
+        self.memory.add_(self.memory.flip(0)).div_(2)
+        return self.actor(self.memory)
+
+
+@miscompiled(f"rows are read after they were written: {ISSUES}/198270")
+@pytest.mark.compiled_equivalence(observation=Box((8,)), phases="rollout")
+def test_mirrored_memory():
+    return MirroredPolicy()
+
+
+class TracingPolicy(nn.Module):
+    """Updates all of its traces at once, as optimizers do."""
+
+    def __init__(self):
+        super().__init__()
+        self.actor = nn.Linear(8, 4)
+        self.register_buffer("traces", torch.linspace(-1, 1, 64).reshape(8, 8))
+
+    def forward(self, observation):
+        torch._foreach_add_([self.traces], [self.traces.flip(0)])
+        return self.actor(observation + self.traces.sum(0))
+
+
+@miscompiled(f"rows are read after they were written: {ISSUES}/198033")
+@pytest.mark.compiled_equivalence(observation=Box((8,)), phases="rollout")
+def test_traces():
+    return TracingPolicy()

@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pytest_torchcompile.check import check_equivalence
+    from pytest_torchcompile.deploy import Compilation, compilation_of, compile_checked
     from pytest_torchcompile.direct import CompiledPolicy, assert_equivalent, compile_policy
+    from pytest_torchcompile.errors import CompileCheckError, CompileFailed, NotEquivalent, UsageError
     from pytest_torchcompile.outputs import register_output
     from pytest_torchcompile.results import (
         Capture,
         CheckResult,
-        CompileCheckError,
-        CompileFailed,
+        Deviation,
         Difference,
-        NotEquivalent,
+        Explanation,
+        Sensitivity,
         Speedup,
-        UsageError,
         Verdict,
     )
     from pytest_torchcompile.spaces import (
@@ -46,17 +47,18 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "check": ("check_equivalence",),
+    "deploy": ("Compilation", "compilation_of", "compile_checked"),
     "direct": ("CompiledPolicy", "assert_equivalent", "compile_policy"),
+    "errors": ("CompileCheckError", "CompileFailed", "NotEquivalent", "UsageError"),
     "outputs": ("register_output",),
     "results": (
         "Capture",
         "CheckResult",
-        "CompileCheckError",
-        "CompileFailed",
+        "Deviation",
         "Difference",
-        "NotEquivalent",
+        "Explanation",
+        "Sensitivity",
         "Speedup",
-        "UsageError",
         "Verdict",
     ),
     "spaces": (
@@ -83,12 +85,15 @@ __all__ = [
     "Box",
     "Capture",
     "CheckResult",
+    "Compilation",
     "CompileCheckError",
     "CompileFailed",
     "CompiledPolicy",
     "Constant",
+    "Deviation",
     "Difference",
     "Discrete",
+    "Explanation",
     "Flag",
     "Image",
     "LegalAction",
@@ -98,6 +103,7 @@ __all__ = [
     "NotEquivalent",
     "NotTimed",
     "OneHot",
+    "Sensitivity",
     "Speedup",
     "State",
     "Tokens",
@@ -106,6 +112,8 @@ __all__ = [
     "Wrapped",
     "assert_equivalent",
     "check_equivalence",
+    "compilation_of",
+    "compile_checked",
     "compile_policy",
     "measure_speedup",
     "observations",

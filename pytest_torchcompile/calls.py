@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -18,12 +19,14 @@ import torch
 from torch import nn
 
 from pytest_torchcompile import internals, isolation
+from pytest_torchcompile.errors import UsageError
 from pytest_torchcompile.holders import policy_of
 from pytest_torchcompile.outputs import NamedValues, is_mapping, named_values
-from pytest_torchcompile.results import UsageError, raised_text
 from pytest_torchcompile.state import ModuleState
+from pytest_torchcompile.texts import raised_text
 
 Around = Callable[[], contextlib.AbstractContextManager[Any]]
+Gradients = dict[str, torch.Tensor | None]
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -46,7 +49,7 @@ class Outcome:
     error: Exception | None = None
     outputs: NamedValues = dataclasses.field(default_factory=NamedValues)
     requires_grad: frozenset[str] = frozenset()
-    gradients: dict[str, torch.Tensor | None] = dataclasses.field(default_factory=dict)
+    gradients: Gradients = dataclasses.field(default_factory=dict)
     state: NamedValues = dataclasses.field(default_factory=NamedValues)
     inputs: NamedValues = dataclasses.field(default_factory=NamedValues)
     seed: int = 0
@@ -83,12 +86,15 @@ class Backward(NamedTuple):
     leaves: dict[str, torch.Tensor]
     directions: list[torch.Tensor]
 
-    def __call__(self) -> dict[str, torch.Tensor | None]:
+    def __call__(self) -> Gradients:
         """Gradients by parameter (or input) name, without touching any ``.grad``."""
         found = torch.autograd.grad(
             self.roots, list(self.leaves.values()), self.directions, allow_unused=True
         )
         return dict(zip(self.leaves, found, strict=True))
+
+
+Differentiate = Callable[[Outcome], Gradients]
 
 
 class Side:
@@ -100,7 +106,7 @@ class Side:
         leading: arguments that go before the inputs (an adapter's model).
         names: names of the positional inputs, for messages.
         around: makes the context that each call and its backward run in.
-        remember_parameters: whether to copy the parameters, for a module that has no equal twin.
+        state: what calls change in the module; None remembers it as it is now.
         observe: given the policy after a call, returns what else to compare.
         reset: called with the policy before each call.
     """
@@ -113,23 +119,26 @@ class Side:
         leading: tuple[Any, ...] = (),
         names: tuple[str, ...] = (),
         around: Around = contextlib.nullcontext,
-        remember_parameters: bool = False,
+        state: ModuleState | None = None,
         observe: Callable[[Any], Any] | None = None,
         reset: Callable[[Any], Any] | None = None,
     ) -> None:
         self.function = function
         self.model = None if model is None else internals.uncompiled(model)
-        self.state = None if model is None else ModuleState(model, parameters=remember_parameters)
+        self.state = ModuleState(model) if state is None and model is not None else state
         self.leading = leading
         self._names = names
         self.around = around
         self._observe = observe
         self._reset = reset
 
-    def replaced(self, function: Callable[..., Any], around: Around) -> Side:
-        """The same module and its state behind another callable."""
+    def replaced(
+        self, function: Callable[..., Any], around: Around, leading: tuple[Any, ...] | None = None
+    ) -> Side:
+        """The same module and its state behind another callable, with its own `leading` if given."""
         other = copy.copy(self)
         other.function, other.around = function, around
+        other.leading = self.leading if leading is None else leading
         return other
 
     def call(
@@ -142,28 +151,43 @@ class Side:
         drawn: Mapping[str, torch.Tensor] = types.MappingProxyType({}),
         under: Around = contextlib.nullcontext,
     ) -> Outcome:
-        """Reset the state, seed, call and, in the ``update`` phase, differentiate.
+        """Reset the state, then take one `step` in ``rollout`` or ``update``."""
+        self.reset(phase)
+        differentiate = functools.partial(self._gradients, seed=seed) if phase == "update" else None
+        return self.step(args, kwargs, seed=seed, drawn=drawn, under=under, differentiate=differentiate)
+
+    def step(
+        self,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        *,
+        seed: int,
+        drawn: Mapping[str, torch.Tensor] = types.MappingProxyType({}),
+        under: Around = contextlib.nullcontext,
+        differentiate: Differentiate | None = None,
+    ) -> Outcome:
+        """Seed and call, from the state that the last call left.
 
         Args:
             args: inputs that are this call's own.
             kwargs: likewise.
-            phase: ``rollout`` (eval, no grad) or ``update`` (train, gradients).
-            seed: of every random generator, and of the ``grad_outputs``.
+            seed: of every random generator.
             drawn: the tensors of which the inputs were made, by path.
-            under: a further context, entered once the state is reset.
+            under: a further context.
+            differentiate: given the outcome with its outputs still in the graph, returns gradients by
+                name; None calls without gradients.
 
         Returns:
             The outcome; an exception of the call is in it, unless it means that memory or the user's
             configuration is at fault.
         """
-        self.reset(phase)
         isolation.seed_everything(seed)
         outcome = Outcome(seed=seed)
         with self.around(), under():
             try:
-                with torch.set_grad_enabled(phase == "update"):
+                with torch.set_grad_enabled(differentiate is not None):
                     returned = self.function(*self.leading, *args, **kwargs)
-            except (MemoryError, torch.OutOfMemoryError):
+            except (MemoryError, torch.OutOfMemoryError, UsageError):
                 raise
             except Exception as error:
                 if internals.is_configuration_error(error):
@@ -172,19 +196,23 @@ class Side:
             outcome.random = isolation.RandomState()
             outcome.outputs = named_values(returned)
             outcome.inputs = self.named_inputs(args, kwargs, drawn)
-            if phase == "update":
+            if differentiate is not None:
                 try:
-                    backward = self.backward(outcome.outputs, outcome.inputs, seed)
-                    outcome.gradients = backward() if backward else {}
+                    outcome.gradients = differentiate(outcome)
                 except (MemoryError, torch.OutOfMemoryError):
                     raise
                 except Exception as error:
                     return Outcome(error=error)
-            outcome.state = self._values()
+            outcome.state = self.values()
         outcome.requires_grad = frozenset(p for p, t in outcome.outputs.tensors.items() if t.requires_grad)
         for values in (outcome.outputs, outcome.inputs, outcome.state):
             values.tensors = {path: tensor.detach().clone() for path, tensor in values.tensors.items()}
         return outcome
+
+    def _gradients(self, outcome: Outcome, seed: int) -> Gradients:
+        """Gradients under seeded normal ``grad_outputs``."""
+        backward = self.backward(outcome.outputs, outcome.inputs, seed)
+        return backward() if backward else {}
 
     def reset(self, phase: str) -> None:
         """Put the module's state back and switch it to the mode of the phase.
@@ -203,7 +231,7 @@ class Side:
         if self.state is not None:
             self.state.restore()
 
-    def _values(self) -> NamedValues:
+    def values(self) -> NamedValues:
         """The module's state, and what the user's `observe` adds to it."""
         values = NamedValues() if self.state is None else self.state.values()
         if self._observe is not None:

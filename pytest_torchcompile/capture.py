@@ -7,6 +7,7 @@ captured graphs take.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import difflib
 import time
@@ -18,9 +19,13 @@ import torch
 from torch import nn
 
 from pytest_torchcompile import internals
+from pytest_torchcompile.errors import UsageError
 from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.policy import Method
-from pytest_torchcompile.results import Capture, UsageError, at, first_line, some
+from pytest_torchcompile.recipes import Recipe
+from pytest_torchcompile.results import Capture
+from pytest_torchcompile.texts import at, first_line, some
+from pytest_torchcompile.watchdog import Watchdog
 
 # Raised by the compiler's code at run time, these mean that it is wrong, not that a kernel failed.
 _BROKEN_CODE = (AssertionError, AttributeError, NameError, SyntaxError, TypeError)
@@ -65,10 +70,14 @@ def compile_method(method: Method, model: nn.Module, options: CheckOptions) -> C
     Raises:
         UsageError: if torch.compile rejects the options.
     """
-    target = method.of(model)
+    return compile_function(method.of(model), options)
+
+
+def compile_function(function: Callable[..., Any], options: CheckOptions) -> Callable[..., Any]:
+    """A function or module under torch.compile; see `compile_method`."""
     try:
-        compiled = torch.compile(
-            target,
+        compiled: Callable[..., Any] = torch.compile(
+            function,
             backend=options.backend,
             mode=options.mode,
             dynamic=options.dynamic,
@@ -95,27 +104,42 @@ class Recorder:
     Args:
         model: the compiled side's module, whose parameters are looked for in the graphs.
         progress: called with True when a compile begins and with False when it ends.
+        limit_s: seconds after which a single compile is stopped.
     """
 
-    def __init__(self, model: nn.Module, progress: Progress = silent) -> None:
+    def __init__(self, model: nn.Module, progress: Progress = silent, limit_s: float = float("inf")) -> None:
         parameters = internals.uncompiled(model).named_parameters()
         self._names = {id(parameter): name for name, parameter in parameters}
         self._progress = progress
+        self._watchdog = Watchdog(limit_s, "max_seconds")
         self._begun = 0.0
-        self._graphs: set[int] = set()
+        self._compiles = 0
+        self._stage_s: collections.Counter[str] = collections.Counter()
+        self._recipe: Recipe | None = None
+        self._batches: dict[int, dict[int, None]] = {}
         self._captured: set[str] = set()
         self._left: list[BaseException] = []
         self._frames: set[str] = set()
         self._recompiled: dict[str, str] = {}
+        self._inputs: dict[str, str] = {}
+        self._warm = False
         self._breaks: dict[str, None] = {}
+        self._from_cache = 0
         self.compile_s = 0.0
         self.compiled_in_last_call = False
+
+    def begin(self, recipe: Recipe) -> None:
+        """The calls from now on are on this example."""
+        self._warm = self._warm or (self._recipe is not None and self._recipe.batch > 1)
+        self._recipe = recipe
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         """Record compiles while the body, one call, runs."""
         self.compiled_in_last_call = False
+        self._compiles = 0
         breaks_before = internals.graph_break_count()
+        cached_before = internals.cached_graph_count()
         try:
             with (
                 internals.compile_events(self._on_start, self._on_end),
@@ -123,6 +147,9 @@ class Recorder:
             ):
                 yield
         finally:
+            self._watchdog.stop()
+            self._stage_s.update(internals.compile_seconds(self._compiles))
+            self._from_cache += internals.cached_graph_count() - cached_before
             if self.compiled_in_last_call:
                 self._breaks |= dict.fromkeys(internals.graph_breaks(breaks_before))
                 reasons = internals.recompile_reasons()
@@ -131,31 +158,40 @@ class Recorder:
     def _on_start(self) -> None:
         self._begun = time.perf_counter()
         self._progress(True)
+        self._watchdog.start()
 
     def _on_end(self, event: internals.CompileEvent) -> None:
+        self._watchdog.stop()
+        self._compiles += 1
         self.compile_s += time.perf_counter() - self._begun
         self._progress(False)
         if event.error is not None:
             self._left.append(event.error)
         elif not event.backward:
             self.compiled_in_last_call = True
-            if event.frame in self._frames:
+            if event.frame in self._frames and (self._warm or self._recipe is None):
                 self._recompiled[event.compile_id] = "reason unknown"
+                self._inputs[event.compile_id] = "" if self._recipe is None else f" on {self._recipe.shape}"
             self._frames.add(event.frame)
 
     def _on_graph(self, graph: int, taken: Iterable[Any]) -> None:
-        self._graphs.add(graph)
+        sizes = self._batches.setdefault(graph, {})
+        if self._recipe is not None:
+            sizes[self._recipe.batch] = None
         self._captured |= {self._names[id(value)] for value in taken if id(value) in self._names}
 
     def capture(self, used: set[str]) -> Capture:
         """What was captured, of the parameters named in `used`."""
         return Capture(
-            graphs=len(self._graphs),
+            graphs=len(self._batches),
             parameters=tuple(name for name in self._names.values() if name in used & self._captured),
             left_eager=tuple(name for name in self._names.values() if name in used - self._captured),
             breaks=tuple(self._breaks),
-            recompiles=tuple(self._recompiled.values()),
+            recompiles=tuple(text + self._inputs[i] for i, text in self._recompiled.items()),
             compile_s=self.compile_s,
+            stage_s=dict(self._stage_s),
+            batches=tuple(tuple(sizes) for sizes in self._batches.values()),
+            from_cache=self._from_cache,
         )
 
     def suppressed(self) -> str:

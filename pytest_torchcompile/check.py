@@ -10,15 +10,21 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pytest_torchcompile.budgets import exceeded
 from pytest_torchcompile.capture import Progress, silent
 from pytest_torchcompile.declaration import Declaration
+from pytest_torchcompile.explain import explain
 from pytest_torchcompile.isolation import isolated
-from pytest_torchcompile.options import CheckOptions
+from pytest_torchcompile.lifecycle import LifecycleProtocol
+from pytest_torchcompile.lives import Lives
+from pytest_torchcompile.options import LIFECYCLE, PHASES, CheckOptions
 from pytest_torchcompile.pair import Pair
 from pytest_torchcompile.policy import Method, as_methods
 from pytest_torchcompile.protocol import CheckProtocol
-from pytest_torchcompile.results import CheckResult, Speedup, raised_text
+from pytest_torchcompile.rejection import with_rejection
+from pytest_torchcompile.results import CheckResult, Speedup
 from pytest_torchcompile.speed import NotTimed, seconds_to_time, time_pair
+from pytest_torchcompile.texts import raised_text
 from pytest_torchcompile.twins import Factory
 
 
@@ -30,9 +36,12 @@ def check_equivalence(
     methods: Any = "forward",
     observe: Callable[[Any], Any] | None = None,
     reset: Callable[[Any], Any] | None = None,
+    act: Any = None,
+    learn: Any = None,
+    loss: Callable[[Any, Any], Any] | None = None,
     **options: Any,
 ) -> list[CheckResult]:
-    """Check every method of a policy in every phase; compiled must compute what eager does.
+    """Check every method of a policy in every phase, and its lifecycle; compiled must do what eager does.
 
     Args:
         factory: makes the policy, a module or an object that holds some, and is run twice; or a
@@ -44,10 +53,15 @@ def check_equivalence(
         observe: given the policy after a call, returns what else to compare, such as a distribution
             that the policy keeps.
         reset: called with the policy before each call, to put back what the check can't.
+        act: those of `methods` by which the policy acts in its lifecycle; None is all.
+        learn: those by which it learns; None is all whose outputs require grad.
+        loss: ``loss(policy, batch)`` to learn by there, a scalar; `policy` is the one whose methods are
+            compiled, `batch` a dict of the inputs by name. None is PPO's loss of what `learn` returns.
         options: see `CheckOptions`.
 
     Returns:
-        A `CheckResult` for each method and phase. Nothing is raised for a failing verdict.
+        A `CheckResult` for each method and phase, and one for the lifecycle. Nothing is raised for a
+        failing verdict.
 
     Raises:
         UsageError: if the declaration and the module don't fit, before anything is compiled.
@@ -62,7 +76,14 @@ def check_equivalence(
     """
     merged = CheckOptions.merge(("check_equivalence()", options))
     declaration = Declaration(
-        observation=observation, inputs=inputs, methods=methods, observe=observe, reset=reset
+        observation=observation,
+        inputs=inputs,
+        methods=methods,
+        observe=observe,
+        reset=reset,
+        act=act,
+        learn=learn,
+        loss=loss,
     )
     return check_methods(factory, declaration, merged)
 
@@ -71,7 +92,7 @@ def check_methods(factory: Factory, declaration: Declaration, options: CheckOpti
     """`check_equivalence` with options that have been merged."""
     named = as_methods(declaration.methods)
     seconds = seconds_to_time(options, default=0.0)
-    return [
+    results = [
         check_case(
             factory,
             method,
@@ -82,7 +103,11 @@ def check_methods(factory: Factory, declaration: Declaration, options: CheckOpti
         )
         for method in named
         for phase in options.phases
+        if phase in PHASES
     ]
+    if LIFECYCLE in options.phases:
+        results.append(check_lifecycle(factory, declaration=declaration, options=options))
+    return results
 
 
 def check_case(
@@ -117,11 +142,45 @@ def check_case(
             options=options,
             progress=progress,
         )
+        protocol = CheckProtocol(pair, options)
         try:
-            result = CheckProtocol(pair, options).run(name or method.name)
-            return _timed(result, pair, time) if time is not None and result.verdict.passed else result
+            result = protocol.run(name or method.name)
+            if time is not None and result.verdict.passed:
+                result = _timed(result, pair, time)
+            if phase == "rollout" and result.verdict.passed:
+                result = with_rejection(result, pair, options)
+            result = _with_context(result, options)
+            if protocol.failure is not None and options.explain_seconds:
+                explanation = explain(pair, protocol.failure, options, name or result.case)
+                result = dataclasses.replace(result, explanation=explanation)
+            return result
         finally:
             pair.restore()
+
+
+def check_lifecycle(
+    factory: Factory,
+    *,
+    declaration: Declaration,
+    options: CheckOptions,
+    name: str = "",
+    progress: Progress = silent,
+) -> CheckResult:
+    """Check one compiled object through acting, learning and loading; the arguments are `check_case`'s."""
+    with isolated(options.threads):
+        lives = Lives(factory, declaration, options, progress)
+        try:
+            result = LifecycleProtocol(lives, options).run(name or LIFECYCLE)
+            return dataclasses.replace(result, settings=options.settings())
+        finally:
+            lives.end()
+
+
+def _with_context(result: CheckResult, options: CheckOptions) -> CheckResult:
+    """The result with the budgets that it exceeds, and the settings that it was found under."""
+    return dataclasses.replace(
+        result, exceeded=exceeded(result.capture, options), settings=options.settings()
+    )
 
 
 def _timed(result: CheckResult, pair: Pair, time: Callable[[Pair], Speedup]) -> CheckResult:

@@ -13,6 +13,7 @@ from pytest_torchcompile import internals
 from pytest_torchcompile.calls import Around, Outcome, Side
 from pytest_torchcompile.capture import Recorder, failure_text, why_not_compiled
 from pytest_torchcompile.declaration import Declaration
+from pytest_torchcompile.errors import CompileFailed, NotEquivalent, UsageError
 from pytest_torchcompile.holders import Holder, is_holder
 from pytest_torchcompile.isolation import isolated
 from pytest_torchcompile.measure import Tolerance
@@ -21,19 +22,12 @@ from pytest_torchcompile.pair import Pair
 from pytest_torchcompile.policy import as_methods
 from pytest_torchcompile.recipes import random_recipe
 from pytest_torchcompile.reports import failure
-from pytest_torchcompile.results import (
-    Capture,
-    CheckResult,
-    CompileFailed,
-    NotEquivalent,
-    UsageError,
-    Verdict,
-    raised_text,
-)
+from pytest_torchcompile.results import Capture, CheckResult, Verdict
 from pytest_torchcompile.rounding import rounding_floors, widened
-from pytest_torchcompile.spaces import declared
 from pytest_torchcompile.state import copied, map_tensors
+from pytest_torchcompile.texts import raised_text
 from pytest_torchcompile.tolerance import judge
+from pytest_torchcompile.trees import declared
 from pytest_torchcompile.twins import Factory
 
 

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import collections
+import heapq
+import operator
 
 from pytest_torchcompile.calls import Outcome
-from pytest_torchcompile.results import Difference, Verdict, some
+from pytest_torchcompile.results import Deviation, Difference, Verdict
+from pytest_torchcompile.texts import some
 from pytest_torchcompile.tolerance import Judgement
+
+KEPT = 200
+"""Single examples that are kept, so that a record stays small however many there were."""
 
 
 class Evidence:
@@ -16,6 +22,7 @@ class Evidence:
         self.examples = 0
         self.rounding = 0
         self.worst: Difference | None = None
+        self._deviations: list[tuple[float, int, Deviation]] = []
         self._degenerate = 0
         self._rejected: collections.Counter[str] = collections.Counter()
         self._ill_conditioned: collections.Counter[str] = collections.Counter()
@@ -45,6 +52,18 @@ class Evidence:
         worst = judgement.worst
         if worst is not None and (self.worst is None or _severity(worst) >= _severity(self.worst)):
             self.worst = worst
+
+    def keep(self, deviation: Deviation) -> None:
+        """Keep what one example showed; of more than `KEPT` the one closest to eager is dropped."""
+        share = float("inf") if deviation.share is None else deviation.share
+        heapq.heappush(self._deviations, (share, deviation.example, deviation))
+        if len(self._deviations) > KEPT:
+            heapq.heappop(self._deviations)
+
+    def deviations(self) -> tuple[Deviation, ...]:
+        """What single examples showed, in their order."""
+        kept = (deviation for _, _, deviation in self._deviations)
+        return tuple(sorted(kept, key=operator.attrgetter("example")))
 
     def verdict(self) -> tuple[Verdict, str]:
         """The verdict if no example differs, with the sentence that explains it."""

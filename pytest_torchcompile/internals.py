@@ -14,32 +14,39 @@ import functools
 import itertools
 import logging
 import os
+import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pytest_torchcompile.results import at
+from pytest_torchcompile.texts import at, line_of
 
 __all__ = [
     "CompileEvent",
+    "CompilerStep",
     "DispatchMode",
     "aliased_arguments",
     "argument_validation",
     "compile_events",
+    "compile_seconds",
     "compiler_stack",
+    "compiler_steps",
     "decomposition",
     "draws_random_numbers",
+    "eager_call",
     "eager_random_numbers",
     "graph_break_count",
     "graph_breaks",
     "graphs_run",
+    "inductor_settings",
     "inner_error",
     "is_compiled",
     "is_compilers_code",
     "is_configuration_error",
+    "kernels_for_one_thread",
     "known_inductor_options",
     "known_modes",
     "module_of",
@@ -48,7 +55,9 @@ __all__ = [
     "recompile_limit",
     "recompile_reasons",
     "set_argument_validation",
+    "set_compiled_call",
     "uncompiled",
+    "user_line",
     "why_disabled",
 ]
 
@@ -164,15 +173,58 @@ def graph_breaks(since: int) -> list[str]:
     return texts
 
 
+def cached_graph_count() -> int:
+    """How many graphs inductor and AOTAutograd have taken from their caches on disk."""
+    from torch._dynamo.utils import counters
+
+    return counters["inductor"]["fxgraph_cache_hit"] + counters["aot_autograd"]["autograd_cache_hit"]
+
+
+def fresh_compile_cache() -> contextlib.AbstractContextManager[None]:
+    """Compile without what is in inductor's caches in the body; they are as before after it."""
+    from torch._inductor.utils import fresh_cache
+
+    return fresh_cache()
+
+
 def recompile_reasons() -> dict[str, str]:
-    """Why each recompile happened, by compile id; torch keeps the latest 64 compiles."""
+    """Why each recompile happened, by compile id: the guard that failed, and the line that it is due to.
+
+    Torch keeps the latest 64 compiles.
+    """
     from torch._dynamo.utils import get_compilation_metrics
 
     return {
-        str(metrics.compile_id): str(metrics.recompile_reason).strip().splitlines()[0]
+        str(metrics.compile_id): _guard(str(metrics.recompile_reason))
         for metrics in get_compilation_metrics()
         if metrics.recompile_reason
     }
+
+
+def _guard(reason: str) -> str:
+    """``0/1: GUARD  # SOURCE  # FILE:LINE in FUNCTION (...)`` as ``GUARD (at FILE:LINE)``."""
+    guard, *comments = reason.strip().splitlines()[0].split("  # ")
+    place = re.match(r"(\S+:\d+) in ", comments[-1]) if comments else None
+    return re.sub(r"^\d+/\d+: ", "", guard) + (f" (at {place[1]})" if place else "")
+
+
+def compile_seconds(latest: int) -> dict[str, float]:
+    """Seconds of the latest compiles by stage: ``dynamo``, ``AOTAutograd``, ``inductor``.
+
+    Torch's figures contain each other, forward: dynamo's those of AOTAutograd, and those inductor's.
+    """
+    from torch._dynamo.utils import get_compilation_metrics
+
+    seconds = dict.fromkeys(("dynamo", "AOTAutograd", "inductor"), 0.0)
+    for metrics in get_compilation_metrics()[-latest:] if latest else ():
+        dynamo, autograd, backward, inductor = (
+            (getattr(metrics, f"{name}_cumulative_compile_time_us") or 0) / 1e6
+            for name in ("dynamo", "aot_autograd", "backward", "inductor")
+        )
+        seconds["dynamo"] += max(dynamo - autograd, 0.0)
+        seconds["AOTAutograd"] += max(autograd + backward - inductor, 0.0)
+        seconds["inductor"] += inductor
+    return {stage: spent for stage, spent in seconds.items() if spent}
 
 
 def recompile_limit() -> int:
@@ -197,6 +249,98 @@ def eager_random_numbers() -> contextlib.AbstractContextManager[Any]:
     import torch._inductor.config as config
 
     patch: contextlib.AbstractContextManager[Any] = config.patch(fallback_random=True)
+    return patch
+
+
+def inductor_settings(settings: Mapping[str, Any]) -> contextlib.AbstractContextManager[Any]:
+    """Set inductor's options for what is compiled in the body."""
+    import torch._inductor.config as config
+
+    patch: contextlib.AbstractContextManager[Any] = config.patch(dict(settings))
+    return patch
+
+
+class CompilerStep(NamedTuple):
+    """Something that the compiler does and can do without.
+
+    Args:
+        kind: ``decomposition``, ``pass`` or ``lowering``.
+        name: the operator decomposed or lowered, or the name of the pass.
+        line: ``file:line`` of the user's code that a lowering comes from, if it is known.
+    """
+
+    kind: str
+    name: str
+    line: str | None = None
+
+
+_STEPS = {
+    "decomposition": "decomposition",
+    "pre_grad_passes": "pass",
+    "joint_graph_passes": "pass",
+    "post_grad_passes": "pass",
+    "lowerings": "lowering",
+}
+
+
+@contextlib.contextmanager
+def compiler_steps(leave_out: Callable[[CompilerStep], bool]) -> Iterator[None]:
+    """Ask `leave_out`, before each step of a compile in the body, whether to do without it.
+
+    An operator that is not lowered runs eager's kernel. This is where torch's compiler bisector is
+    asked; it does its own counting, writes files and prints, and can't be given a time limit.
+    """
+    import torch._functorch.config as autograd_config
+    import torch._inductor.config as config
+    from torch._inductor.compiler_bisector import CompilerBisector
+
+    def disable_subsystem(backend: str, subsystem: str, debug_info: Callable[[], str] | None = None) -> bool:
+        kind = _STEPS.get(subsystem)
+        if kind is None or debug_info is None:
+            return False
+        return leave_out(_lowered() if kind == "lowering" else CompilerStep(kind, _named(debug_info())))
+
+    original = CompilerBisector.__dict__["disable_subsystem"]
+    CompilerBisector.disable_subsystem = staticmethod(disable_subsystem)  # type: ignore[method-assign]
+    try:
+        # What was compiled with all its steps must not be taken from a cache, nor put there without some.
+        with config.patch(fx_graph_cache=False), autograd_config.patch(enable_autograd_cache=False):
+            yield
+    finally:
+        CompilerBisector.disable_subsystem = original  # type: ignore[method-assign]
+
+
+def _named(text: str) -> str:
+    """The name of a pass, or of an operator out of its ``repr``."""
+    operator = re.fullmatch(r"<OpOverload\(op='(.+)', overload='(.+)'\)>", text)
+    return f"{operator[1]}.{operator[2]}" if operator else text
+
+
+def _lowered() -> CompilerStep:
+    """The operator that inductor is about to lower."""
+    from torch._inductor.virtualized import V
+
+    node = V.get_current_node()
+    return CompilerStep("lowering", str(node.target), user_line(node.meta.get("stack_trace")))
+
+
+def user_line(stack_trace: str | None) -> str | None:
+    """``file:line`` of the innermost frame outside torch in the stack trace of a graph's node."""
+    frames = re.findall(r'File "(.+?)", line (\d+)', stack_trace or "")
+    own = os.path.dirname(torch.__file__) + os.sep
+    outside = [(file, line) for file, line in frames if not file.startswith(own)]
+    return line_of(*outside[-1]) if outside else None
+
+
+def kernels_for_one_thread() -> contextlib.AbstractContextManager[Any]:
+    """Have inductor write CPU kernels without threads, for compiles and calls in the body.
+
+    Only such a kernel can raise: where it has threads, an index out of range ends the process, because
+    no C++ exception may leave an OpenMP region.
+    """
+    import torch._inductor.config as config
+
+    patch: contextlib.AbstractContextManager[Any] = config.patch({"cpp.threads": 1})
     return patch
 
 
@@ -228,6 +372,24 @@ def uncompiled(module: torch.nn.Module) -> torch.nn.Module:
     while isinstance(module, OptimizedModule):
         module = module._orig_mod
     return module
+
+
+def eager_call(module: torch.nn.Module) -> Callable[..., Any]:
+    """Calling the module, hooks included, whatever `set_compiled_call` was given.
+
+    ``module.compile()`` compiles this without a function around it, which dynamo skips in silence where the
+    module's ``forward`` is torch's own, as that of ``nn.Sequential`` is.
+    """
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return module._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+    return call
+
+
+def set_compiled_call(module: torch.nn.Module, call: Callable[..., Any] | None) -> None:
+    """Let calls of the module go through `call`, which copies and pickles leave out; None undoes it."""
+    module._compiled_call_impl = call
 
 
 def module_of(function: Any) -> torch.nn.Module | None:

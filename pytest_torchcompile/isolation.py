@@ -66,6 +66,24 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
 
 
+class Stream:
+    """Random numbers that go on from call to call, as they do in training."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._left: RandomState | None = None
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Run the body with the generators where the last one left them."""
+        if self._left is None:
+            seed_everything(self._seed)
+        else:
+            self._left.restore()
+        yield
+        self._left = RandomState()
+
+
 _validations: list[bool] = []
 """Whether the user has distributions validate their arguments, for each check that is going on."""
 

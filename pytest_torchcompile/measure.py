@@ -28,6 +28,9 @@ ILL_CONDITIONED = 1e-3
 
 _MAX_ROWS = 8
 
+GRID = (10, 48)
+"""The most rows and columns of the picture of a difference."""
+
 Pattern = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Given eager's and compiled's tensor, the elements whose NaN or infinity should not be."""
 
@@ -190,11 +193,13 @@ class Measured:
             index=index,
             difference=float(self._distance[index]),
             allowed=max(allowed, float(limit[index]) if limit is not None else 0.0),
+            relative=_relative(mine, theirs) if self.floating and not odd else None,
             ulps=_ulps(mine, theirs) if self.floating and not odd else None,
             floor=floor,
             unequal=int(unequal.sum()),
             elements=unequal.numel(),
             rows=_rows(unequal) if self.path.startswith(("output", "input")) else (),
+            grid=_grid(torch.where(unequal, self._distance, 0.0), index),
         )
 
 
@@ -226,6 +231,21 @@ def _ulps(eager: torch.Tensor, compiled: torch.Tensor) -> float | None:
     away = torch.full_like(eager, float("inf"))
     place = torch.nextafter(eager.abs(), away) - eager.abs()
     return float((eager - compiled).abs() / place) if float(place) > 0 else 0.0
+
+
+def _relative(eager: torch.Tensor, compiled: torch.Tensor) -> float | None:
+    """The distance as a share of eager's value; of no meaning where that is zero."""
+    return float((eager - compiled).abs() / eager.abs()) if bool(eager) else None
+
+
+def _grid(distance: torch.Tensor, worst: tuple[int, ...]) -> tuple[tuple[float, ...], ...]:
+    """The largest distance in each cell of a grid over the last two dimensions, around the worst element."""
+    if distance.dim() < 2 or not bool(distance.any()):
+        return ()
+    plane = distance[worst[:-2]].to(torch.float64)
+    size = [min(most, length) for most, length in zip(GRID, plane.shape, strict=True)]
+    pooled = torch.nn.functional.adaptive_max_pool2d(plane[None], size)[0]
+    return tuple(tuple(row) for row in pooled.tolist())
 
 
 def _rows(unequal: torch.Tensor) -> tuple[int, ...]:

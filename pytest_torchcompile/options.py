@@ -13,9 +13,11 @@ import importlib.util
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from pytest_torchcompile.results import UsageError
+from pytest_torchcompile.errors import UsageError
 
 PHASES = ("rollout", "update")
+LIFECYCLE = "lifecycle"
+"""The case in which one compiled object goes through both phases, and what lies between."""
 REFERENCES = ("float64", "eager")
 
 
@@ -170,9 +172,10 @@ class CheckOptions:
         "torch.compile's options for inductor",
     )
     phases: tuple[str, ...] = _option(
-        PHASES,
-        _several(_choices(PHASES)),
-        "'rollout' (eval, no grad), 'update' (train, gradients) or both",
+        (*PHASES, LIFECYCLE),
+        _several(_choices((*PHASES, LIFECYCLE))),
+        "some of 'rollout' (eval, no grad), 'update' (train, gradients) and 'lifecycle' (one compiled object "
+        "through acting, learning, loading)",
         "the phases to check",
     )
     batch: tuple[int, ...] = _option(
@@ -189,6 +192,12 @@ class CheckOptions:
     )
     nonfinite: bool = _option(
         True, _boolean, "true or false", "include an example with a NaN and one with an infinity"
+    )
+    steps: int = _option(
+        3,
+        _integer(0),
+        "an integer >= 0",
+        "optimizer steps in a row that the lifecycle takes on both sides, to compare where training leads",
     )
     seed: int = _option(
         0, _integer(0), "an integer >= 0", "seed of the weights, the fixed examples and the samplers"
@@ -213,6 +222,12 @@ class CheckOptions:
         "draws by which to compare the distributions of a method that samples, compiled as it is deployed, "
         "without eager's random numbers; 0 for not at all",
     )
+    sensitivity: bool = _option(
+        False,
+        _boolean,
+        "true or false",
+        "report which share of the parameters had a gradient, and of the outputs varied, over the examples",
+    )
     min_coverage: float = _option(
         0.0,
         _number(0.0, 1.0),
@@ -222,6 +237,13 @@ class CheckOptions:
     strict: bool = _option(
         False, _boolean, "true or false", "a compile failure fails the test instead of skipping it"
     )
+    isolate: bool = _option(
+        False,
+        _boolean,
+        "true or false",
+        "check each case of a marked test in a process of its own, so that a crash fails that case alone "
+        "(pytest-xdist's workers are such processes already)",
+    )
     shrink_seconds: float = _option(
         60.0, _number(0.0), "a number of seconds", "how long to spend on making a failing example smaller"
     )
@@ -229,7 +251,34 @@ class CheckOptions:
         300.0,
         _number(0.0),
         "a number of seconds",
-        "how long a case may compile before no new example is drawn",
+        "how long a case may compile before no new example is drawn; a single compile that takes longer is "
+        "stopped, and counts as failed",
+    )
+    max_graph_breaks: int | None = _option(
+        None, _optional(_integer(0)), "an integer >= 0", "fail a case that has more graph breaks"
+    )
+    max_recompiles: int | None = _option(
+        None,
+        _optional(_integer(0)),
+        "an integer >= 0",
+        "fail a case that recompiles more often, once it was called with a batch of at least 2; a batch "
+        "that varies, a batch of 1 and each memory layout cost one",
+    )
+    max_compile_seconds: float | None = _option(
+        None, _optional(_number(0.0)), "a number of seconds", "fail a case that spends more on compiling"
+    )
+    explain_seconds: float = _option(
+        60.0,
+        _number(0.0),
+        "a number of seconds",
+        "how long to look for the compiler stage and the submodule of a difference; 0 for not at all",
+    )
+    proof: str | None = _option(
+        None,
+        _optional(_text),
+        "a folder",
+        "where to put a script that shows a difference without pytest, in a folder for each case "
+        "(.compile-failures in pytest's root; none for the functions); none for nowhere",
     )
     benchmark_seconds: float | None = _option(
         None,
@@ -299,6 +348,13 @@ class CheckOptions:
     def backend_name(self) -> str:
         """The backend as the report shows it."""
         return self.backend if isinstance(self.backend, str) else _name_of(self.backend)
+
+    def settings(self) -> dict[str, str | int | float | None]:
+        """The options that shape what is compiled and what is allowed, as plain data for a result."""
+        return {name: getattr(self, name) for name in _SETTINGS}
+
+
+_SETTINGS = ("mode", "dynamic", "fullgraph", "atol", "rtol", "reference", "seed")
 
 
 def _name_of(function: Any) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.distributions import Distribution, Transform
 
-from pytest_torchcompile.results import UsageError
+from pytest_torchcompile.errors import UsageError
 from pytest_torchcompile.spaces import class_names
 
 _PLAIN = (

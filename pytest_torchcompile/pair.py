@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,9 +17,11 @@ from pytest_torchcompile.capture import Progress, Recorder, Uses, compile_method
 from pytest_torchcompile.declaration import Declaration
 from pytest_torchcompile.holders import policy_of
 from pytest_torchcompile.isolation import seed_everything
+from pytest_torchcompile.loss import users_loss
 from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.policy import (
     OBSERVATION,
+    Arguments,
     Binding,
     Method,
     as_methods,
@@ -28,9 +32,9 @@ from pytest_torchcompile.policy import (
 from pytest_torchcompile.recipes import Recipe, random_recipe
 from pytest_torchcompile.results import Capture
 from pytest_torchcompile.rounding import widened
-from pytest_torchcompile.spaces import declared
-from pytest_torchcompile.state import Counters
-from pytest_torchcompile.twins import Factory, build_twins
+from pytest_torchcompile.state import Counters, ModuleState
+from pytest_torchcompile.trees import declared
+from pytest_torchcompile.twins import Factory, Twins, build_twins
 
 
 class Pair:
@@ -43,6 +47,8 @@ class Pair:
         declaration: what was said of the policy; its inputs are shared out among its methods.
         options: how to compile.
         progress: told when a compile begins and ends.
+        beside: a pair of another method, whose modules and remembered state this one shares.
+        remember_parameters: whether to remember the parameters too, for who writes to them.
 
     Raises:
         UsageError: if the declaration and the module don't fit.
@@ -57,6 +63,8 @@ class Pair:
         declaration: Declaration,
         options: CheckOptions,
         progress: Progress = silent,
+        beside: Pair | None = None,
+        remember_parameters: bool = False,
     ) -> None:
         require_known(options)
         self.method = method
@@ -65,7 +73,9 @@ class Pair:
         self._options = options
         # A factory may call what it has compiled; such graphs have to be known when they run again.
         with internals.graphs_run(lambda graph, taken: None):
-            self.twins = build_twins(factory, options.seed, self._first_call)
+            self.twins: Twins = (
+                beside.twins if beside else build_twins(factory, options.seed, self._first_call)
+            )
         self.binding = self._bindings(self.twins.eager)[method.name]
         self.tree = self.binding.tree
         given = {
@@ -75,23 +85,31 @@ class Pair:
         own = {name: spec for name, spec in self.tree.items() if name not in given}
         if own:
             self.twins.notes.append(f"inputs are the policy's own spaces: {declared(own)}")
-        self.recorder = Recorder(self.twins.compiled, progress)
+        self.recorder = Recorder(self.twins.compiled, progress, options.max_seconds)
         self._draws = False
         self._counters: Counters = {}
         self._used: set[str] = set()
-        self.eager = self._side(
+        parameters = remember_parameters or self.shared
+        self.eager: Side = self._side(
             method.of(self.twins.eager),
             self.twins.eager,
             lambda: torch.compiler.set_stance("force_eager"),
+            beside.eager.state if beside else ModuleState(self.twins.eager, parameters=parameters),
         )
         model = self.twins.compiled
         function = method.of(model) if self.twins.deployed else compile_method(method, model, options)
-        self.compiled = self._side(function, model, self._while_compiled)
+        self.compiled: Side = self._side(
+            function,
+            model,
+            self._while_compiled,
+            beside.compiled.state if beside else ModuleState(model, parameters=parameters),
+        )
 
     def _bindings(self, model: nn.Module) -> dict[str, Binding]:
-        """What each method is called with."""
+        """What each method is called with, and the user's loss, which takes everything."""
         tree = input_tree(self._declaration, model)
-        methods = as_methods(self._declaration.methods)
+        loss = self._declaration.loss
+        methods = (*as_methods(self._declaration.methods), *((users_loss(loss),) if loss else ()))
         bindings = {method.name: bind(method, model, tree) for method in methods}
         require_all_taken(bindings, tree)
         return bindings
@@ -108,7 +126,9 @@ class Pair:
                 leading = () if method.adapter is None else (policy_of(model),)
                 method.of(model)(*leading, *args, **kwargs)
 
-    def _side(self, function: Callable[..., Any], model: nn.Module, around: Around) -> Side:
+    def _side(
+        self, function: Callable[..., Any], model: nn.Module, around: Around, state: ModuleState | None
+    ) -> Side:
         leading = () if self.method.adapter is None else (policy_of(model),)
         return Side(
             function,
@@ -116,7 +136,7 @@ class Pair:
             leading=leading,
             names=self.binding.positional,
             around=around,
-            remember_parameters=self.twins.eager is self.twins.compiled,
+            state=state,
             observe=self._declaration.observe,
             reset=self._declaration.reset,
         )
@@ -129,14 +149,20 @@ class Pair:
         with numbers, internals.raised_recompile_limit(), self.recorder.watching():
             yield
 
-    def begin(self) -> None:
+    def begin(self, recipe: Recipe) -> None:
         """Begin an example: eager, however often it runs, starts from compiled's counters.
 
         Counters are not put back between examples, because a guard on one that grows compiles anew on
         every call, which has to show.
         """
+        self.recorder.begin(recipe)
         state = self.compiled.state
         self._counters = {} if state is None else state.counters()
+
+    @property
+    def shared(self) -> bool:
+        """Whether both sides are one module, because no second one could be had."""
+        return self.twins.eager is self.twins.compiled
 
     def run(
         self,
@@ -145,34 +171,83 @@ class Pair:
         *,
         under: Around = contextlib.nullcontext,
         wide: bool = False,
+        phase: str = "",
+        tree: Any = None,
     ) -> Outcome:
-        """Call one side on inputs of its own; `wide` gives it float64 ones."""
-        if side.state is not None and (side is self.eager or self.twins.eager is self.twins.compiled):
+        """Call one side on inputs of its own.
+
+        Args:
+            side: which.
+            recipe: the inputs.
+            under: a further context.
+            wide: whether the inputs are float64.
+            phase: another than this pair's.
+            tree: other inputs than those declared.
+        """
+        if side.state is not None and (side is self.eager or self.shared):
             side.state.set_counters(self._counters)
-        # A `Wrapped` input may draw as it is made.
-        seed_everything(recipe.seed)
-        bound = self.binding.arguments(recipe, of=widened) if wide else self.binding.arguments(recipe)
+        bound = self.arguments(recipe, wide=wide, tree=tree)
         return side.call(
-            bound.args, bound.kwargs, drawn=bound.drawn, phase=self.phase, seed=recipe.seed, under=under
+            bound.args,
+            bound.kwargs,
+            drawn=bound.drawn,
+            phase=phase or self.phase,
+            seed=recipe.seed,
+            under=under,
         )
 
-    def first_eager(self, recipe: Recipe) -> Outcome:
-        """The first eager call, which tells what the method uses, draws and writes to."""
+    def arguments(self, recipe: Recipe, *, wide: bool, tree: Any = None) -> Arguments:
+        """New inputs, float64 ones if they are to be `wide`, made by another `tree` if one is given."""
+        # A `Wrapped` input may draw as it is made.
+        seed_everything(recipe.seed)
+        binding = self.binding if tree is None else dataclasses.replace(self.binding, tree=tree)
+        return binding.arguments(recipe, of=widened) if wide else binding.arguments(recipe)
+
+    def first_eager(self, recipe: Recipe, phase: str = "") -> Outcome:
+        """The first eager call in a phase, which tells what the method uses, draws and writes to."""
         uses = Uses(self.twins.eager)
-        outcome = self.run(self.eager, recipe, under=lambda: uses)
-        self._used = uses.used
-        self._draws = bool(outcome.drew())
+        outcome = self.run(self.eager, recipe, under=lambda: uses, phase=phase)
+        self._used |= uses.used
+        self._draws |= bool(outcome.drew())
         self._protect_written()
         return outcome
 
     def _protect_written(self) -> None:
         """Remember the parameters that the first call wrote to by the other side's, not yet called."""
         eager, compiled = self.eager.state, self.compiled.state
-        shared = self.twins.eager is self.twins.compiled
-        if not shared and eager is not None and compiled is not None and eager.written():
+        if not self.shared and eager is not None and compiled is not None and eager.written():
             names = eager.written()
             compiled.protect(names, self.twins.compiled)
             eager.protect(names, self.twins.compiled)
+
+    def compiled_anew(self, options: CheckOptions) -> Pair:
+        """The same two modules, the compiled side under other options and on code of its own."""
+        other = copy.copy(self)
+        other.recorder = Recorder(self.twins.compiled, limit_s=options.max_seconds)
+        function = compile_method(self.method, self.twins.compiled, options)
+        other.compiled = self.compiled.replaced(function, other._while_compiled)
+        return other
+
+    def on_one_thread(self) -> Side | None:
+        """The compiled side with kernels that can raise, compiled anew if need be; None if it can't be had.
+
+        A kernel that runs on several threads ends the process instead, and one on another device
+        leaves the device unusable.
+        """
+        if any(parameter.device.type != "cpu" for parameter in self.twins.compiled.parameters()):
+            return None
+        if torch.get_num_threads() == 1:
+            return self.compiled
+        if self.twins.deployed:
+            return None
+
+        @contextlib.contextmanager
+        def around() -> Iterator[None]:
+            with internals.kernels_for_one_thread(), self._while_compiled():
+                yield
+
+        function = compile_method(self.method, self.twins.compiled, self._options)
+        return self.compiled.replaced(function, around)
 
     def as_deployed(self) -> Side | None:
         """The compiled side without what the check adds; None if it can't be had.

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from pytest_torchcompile import conventions, internals, spaces, tensors
+from pytest_torchcompile import conventions, internals, spaces, tensors, trees
 from pytest_torchcompile.declaration import Declaration
+from pytest_torchcompile.errors import UsageError
 from pytest_torchcompile.holders import Holder, policy_of
 from pytest_torchcompile.recipes import Recipe
-from pytest_torchcompile.results import UsageError
 
 OBSERVATION = "observation"
 
@@ -149,11 +149,11 @@ class Binding:
         """New tensors for one call, `of` applied to each."""
         leaves = tensors.leaves(self.tree, recipe)
         leaves = {p: of(v) if isinstance(v, torch.Tensor) else v for p, v in leaves.items()}
-        values = spaces.rebuild(self.tree, leaves.__getitem__)
+        values = trees.rebuild(self.tree, leaves.__getitem__)
         return Arguments(
             args=tuple(values[n] for n in self.positional),
             kwargs={n: values[n] for n in self.named},
-            drawn={spaces.dotted(p): v for p, v in leaves.items() if isinstance(v, torch.Tensor)},
+            drawn={trees.dotted(p): v for p, v in leaves.items() if isinstance(v, torch.Tensor)},
         )
 
 
@@ -236,9 +236,9 @@ def _selected(
 ) -> Binding:
     """The binding, with a mask kept in the tree that only a `LegalAction` refers to."""
     taken = {name: tree[name] for name in tree if name in positional or name in named}
-    for _, spec in list(spaces.leaves(taken)):
+    for _, spec in list(trees.leaves(taken)):
         if isinstance(spec, spaces.LegalAction):
-            mask = spaces.mask_of(tree, spec)[0]
+            mask = trees.mask_of(tree, spec)[0]
             taken.setdefault(mask, tree[mask])
     return Binding(tree=taken, positional=tuple(positional), named=tuple(named), accepts=accepts)
 

@@ -10,21 +10,16 @@ import dataclasses
 
 from hypothesis import strategies as st
 
-from pytest_torchcompile import recipes, spaces, strategies, tensors
-from pytest_torchcompile.capture import why_not_compiled
+from pytest_torchcompile import recipes, strategies, tensors, trees
+from pytest_torchcompile.errors import CompileFailed
 from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.pair import Pair
 from pytest_torchcompile.recipes import Recipe
-from pytest_torchcompile.results import (
-    CheckResult,
-    CompileFailed,
-    Difference,
-    Verdict,
-    raised_text,
-)
+from pytest_torchcompile.results import CheckResult, Difference, Verdict
 from pytest_torchcompile.sampling import compare_samples
 from pytest_torchcompile.search import examples_of_profile, search
-from pytest_torchcompile.trial import Failure, Stop, Trial
+from pytest_torchcompile.texts import raised_text
+from pytest_torchcompile.trial import Failure, Stop, Trial, require_compiled
 
 COMPILER_EDGES = (1, 2, 3, 8, 15, 16, 17, 32)
 """Batch sizes at which compilers change their mind: dynamo specialises 1, inductor vectorises by 8 or 16
@@ -44,6 +39,8 @@ class CheckProtocol:
         self._options = options
         self._trial = Trial(pair, options)
         self._notes = list(pair.twins.notes)
+        self.failure: Failure | None = None
+        """The example that the case differs on, once it was run; None if it differs in its samples."""
 
     def run(self, name: str) -> CheckResult:
         """The whole check.
@@ -61,7 +58,7 @@ class CheckProtocol:
             if failure is None and not self._trial.evidence.examples:
                 return self._result(*self._trial.evidence.verdict())
             if failure is None or not _is_exception(failure):
-                self._require_proof()
+                require_compiled(self._pair, self._options)
             failure = self._search(failure, name)
         except Stop as stop:
             return self._result(stop.verdict, stop.reason)
@@ -89,7 +86,7 @@ class CheckProtocol:
             raise Stop(
                 Verdict.EAGER_FAILED,
                 f"eager raises {raised_text(outcome.error)} on inputs with batch {recipe.batch} declared as "
-                f"{spaces.declared(self._pair.tree)}",
+                f"{trees.declared(self._pair.tree)}",
             )
         if self._pair.phase == "update" and not outcome.gradients:
             self._notes.append("no output requires grad: the update phase compared the forward only")
@@ -97,18 +94,6 @@ class CheckProtocol:
     def _climb(self, ladder: list[Recipe]) -> Failure | None:
         """Try the fixed examples up to the first failure."""
         return next(filter(None, map(self._trial, ladder)), None)
-
-    def _require_proof(self) -> None:
-        reason = why_not_compiled(self._pair.capture, self._pair.method, self._options, self._pair.recorder)
-        if reason and self._pair.twins.deployed and self._pair.capture.graphs == 0:
-            name = self._pair.method.name
-            reason = (
-                f"the factory returned something compiled, but {name!r} does not go through it (an "
-                f"OptimizedModule hands every method but forward to the eager module); write "
-                f"model.{name} = torch.compile(model.{name}) instead. {reason}"
-            )
-        if reason:
-            raise Stop(Verdict.NOT_COMPILED, reason)
 
     def _search(self, first: Failure | None, name: str) -> Failure | None:
         """Let Hypothesis look for a failing example, or for a smaller one than `first`."""
@@ -158,6 +143,7 @@ class CheckProtocol:
         return True
 
     def _differs(self, failure: Failure) -> CheckResult:
+        self.failure = failure
         reason = (
             ""
             if failure.replayed
@@ -187,7 +173,9 @@ class CheckProtocol:
             worst=self._trial.evidence.worst,
             capture=pair.capture,
             notes=(*self._notes, *self._trial.evidence.notes(), *self._capture_notes()),
+            sensitivity=self._trial.sensitivity(),
             backend="as deployed" if pair.twins.deployed else self._options.backend_name,
+            deviations=self._trial.evidence.deviations(),
         )
 
     def _capture_notes(self) -> list[str]:

@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from pytest_torchcompile import spaces
+from pytest_torchcompile import spaces, trees
 from pytest_torchcompile.spaces import Spec
 
 LARGE = 1e4
@@ -68,12 +68,18 @@ class Recipe:
     seed: int
     fills: tuple[Fill, ...]
 
+    @property
+    def shape(self) -> str:
+        """What a compiler may make a graph of its own for: ``batch 4, strided``."""
+        layouts = dict.fromkeys(fill.layout for fill in self.fills if fill.layout != "contiguous")
+        return ", ".join([f"batch {self.batch}", *layouts])
+
 
 def uses_time(tree: Any) -> bool:
     """Whether a shape in the tree has a ``"T"``."""
     return any(
         spec.per_step or spaces.TIME in (getattr(spec, "shape", None) or (getattr(spec, "length", None),))
-        for _, spec in spaces.leaves(tree)
+        for _, spec in trees.leaves(tree)
     )
 
 
@@ -103,7 +109,7 @@ def equal_terms(tree: Any, recipe: Recipe) -> int:
     sums over it round systematically, and normalisations divide by next to nothing.
     """
     most = 0
-    for (_, spec), fill in zip(spaces.leaves(tree), recipe.fills, strict=True):
+    for (_, spec), fill in zip(trees.leaves(tree), recipe.fills, strict=True):
         if isinstance(spec, (spaces.Box, spaces.Image, spaces.State, spaces.MultiBinary)):
             elements = math.prod(shape_of(spec, recipe.batch, recipe.time))
             filled = (elements if fill.stop is None else fill.stop) - fill.start
@@ -129,21 +135,21 @@ def ladder(tree: Any, sizes: Sequence[int], *, nonfinite: bool, seed: int) -> li
     steps = [(first, Fill()), *((size, Fill()) for size in (first, *sizes[1:]))]
     steps += [(second, Fill(stop=0)), (first, Fill(stop=0, rest=1.0)), (first, Fill(stop=0, rest=-1.0))]
     steps += [(second, Fill(scale=LARGE)), (second, Fill())]
-    steps += [(first, Fill(layout=layout)) for layout in _layouts(tree)]
+    steps += [(first, Fill(layout=layout)) for layout in layouts(tree)]
     found = [
         random_recipe(tree, size, seed + number, TIMES[number % len(TIMES)], fill)
         for number, (size, fill) in enumerate(steps)
     ]
     if nonfinite and _floats(tree):
         # Among shapes that are known by then, and before the layouts.
-        place = len(found) - len(_layouts(tree))
+        place = len(found) - len(layouts(tree))
         found[place:place] = [_with_one(tree, found[0], math.nan), _with_one(tree, found[2], math.inf)]
     return found
 
 
 def random_recipe(tree: Any, batch: int, seed: int, time: int = TIMES[0], like: Fill = Fill()) -> Recipe:
     """An example whose tensors are filled alike, each from a seed of its own."""
-    leaves = enumerate(spaces.leaves(tree))
+    leaves = enumerate(trees.leaves(tree))
     fills = tuple(dataclasses.replace(like, seed=1000 * seed + i) for i, _ in leaves)
     return Recipe(batch, time, seed, fills)
 
@@ -151,7 +157,7 @@ def random_recipe(tree: Any, batch: int, seed: int, time: int = TIMES[0], like: 
 def _with_one(tree: Any, recipe: Recipe, value: float) -> Recipe:
     """The recipe with one element in the middle of the first float input set to `value`."""
     leaf = _floats(tree)[0]
-    spec = [spec for _, spec in spaces.leaves(tree)][leaf]
+    spec = [spec for _, spec in trees.leaves(tree)][leaf]
     middle = math.prod(shape_of(spec, recipe.batch, recipe.time)) // 2
     fills = list(recipe.fills)
     fills[leaf] = dataclasses.replace(fills[leaf], edits=((middle, value),))
@@ -161,12 +167,12 @@ def _with_one(tree: Any, recipe: Recipe, value: float) -> Recipe:
 def _floats(tree: Any) -> list[int]:
     """Positions of the leaves that can hold a NaN."""
     return [
-        i for i, (_, spec) in enumerate(spaces.leaves(tree)) if isinstance(spec, spaces.Box) and spec.is_float
+        i for i, (_, spec) in enumerate(trees.leaves(tree)) if isinstance(spec, spaces.Box) and spec.is_float
     ]
 
 
-def _layouts(tree: Any) -> list[str]:
+def layouts(tree: Any) -> list[str]:
     """The layouts in which some leaf differs from contiguous."""
-    dims = [len(shape_of(spec, 1, 1)) for _, spec in spaces.leaves(tree)]
+    dims = [len(shape_of(spec, 1, 1)) for _, spec in trees.leaves(tree)]
     found = ["strided"] if any(dim > 1 for dim in dims) else []
     return found + (["channels_last"] if 4 in dims else [])

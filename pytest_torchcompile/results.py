@@ -6,47 +6,19 @@ torch, because the terminal report, JUnit and pytest-xdist all read these record
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import enum
-import os
+import importlib.metadata
+import platform
 import statistics
-import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+from pytest_torchcompile.texts import some
 
 NOTE_SEPARATOR = " | "
 """Between the notes of a row, which are one string."""
-
-
-class CompileCheckError(Exception):
-    """Base of every error that this package raises on purpose."""
-
-
-class UsageError(CompileCheckError):
-    """The test, marker or call asks for something that can't be done; the message names the fix."""
-
-
-class CompileFailed(CompileCheckError):
-    """torch.compile raised on a method that runs in eager.
-
-    Under pytest the plugin turns it into a skip (a failure with ``--compile-strict``).
-
-    Args:
-        message: method, phase and reason.
-        result: the record of the case, if there is one.
-        strict: whether it is to fail a test, not skip it.
-    """
-
-    def __init__(self, message: str, *, result: CheckResult | None = None, strict: bool = False) -> None:
-        super().__init__(message)
-        self.result = result
-        self.strict = strict
-
-
-class NotEquivalent(CompileCheckError, AssertionError):
-    """Compiled and eager differ; the message says where, by how much and what was allowed."""
 
 
 class Verdict(enum.StrEnum):
@@ -78,6 +50,7 @@ class Difference:
         index: position of the worst element.
         difference: the largest absolute difference (0 where nothing numeric was compared).
         allowed: what was allowed at that element.
+        relative: the difference as a share of eager's value there, where that is not zero.
         ulps: the difference in units of the last place of eager's value there.
         floor: the rounding floor of this tensor, where it was asked for.
         unequal: how many elements exceed what is allowed.
@@ -86,6 +59,9 @@ class Difference:
         closer: which side is closer to the float64 reference at the worst element, where it ran.
         chance: of draws so unequal from two sides that draw alike, where distributions were compared;
             `allowed` is then the chance from which on they are taken to differ.
+        grid: the largest differences by place, of the tensor or the slice of its last two dimensions that
+            holds the worst element: one number for each cell of a grid, row by row; 0 where what is
+            allowed is not exceeded. Empty for what has less than two dimensions.
     """
 
     path: str
@@ -96,6 +72,7 @@ class Difference:
     index: tuple[int, ...] | None = None
     difference: float = 0.0
     allowed: float = 0.0
+    relative: float | None = None
     ulps: float | None = None
     floor: float | None = None
     unequal: int = 0
@@ -103,11 +80,46 @@ class Difference:
     rows: tuple[int, ...] = ()
     closer: str | None = None
     chance: float | None = None
+    grid: tuple[tuple[float, ...], ...] = ()
 
     @property
     def place(self) -> str:
         """The path with the index of the worst element: ``output[0][3, 7]``."""
         return self.path + (f"[{', '.join(map(str, self.index))}]" if self.index else "")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Deviation:
+    """How far compiled was from eager on one example, at the element that came closest to its tolerance.
+
+    Args:
+        example: its number among those that were compared, from 1.
+        batch: its batch size.
+        verdict: ``equal``, ``within rounding`` or ``differs``.
+        path: the tensor (or other value) that this element is of.
+        difference: the absolute difference (0 where nothing numeric was compared).
+        allowed: the tolerance there; rounding does not raise it.
+        floor: the rounding floor of the tensor, where it was asked for.
+        eager_error: how far eager's value is from the float64 reference's, where that ran.
+        compiled_error: how far compiled's is.
+    """
+
+    example: int
+    batch: int
+    verdict: Verdict
+    path: str = ""
+    difference: float = 0.0
+    allowed: float = 0.0
+    floor: float | None = None
+    eager_error: float | None = None
+    compiled_error: float | None = None
+
+    @property
+    def share(self) -> float | None:
+        """The difference in units of the tolerance; None if nothing numeric was compared."""
+        if self.allowed:
+            return self.difference / self.allowed
+        return None if self.verdict is Verdict.DIFFERS else 0.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,8 +131,15 @@ class Capture:
         parameters: names of the parameters that eager used and a graph took.
         left_eager: names of the parameters that eager used and no graph took.
         breaks: graph breaks, one text per place, with reason and ``file:line``.
-        recompiles: reasons of the recompiles, one text each.
+        recompiles: the recompiles of calls after the first one with a batch of at least 2, one text each:
+            the guard that failed, the user's line, the input.
         compile_s: seconds spent compiling, forward and backward.
+        from_cache: graphs, forward or backward, that inductor took from its cache on disk.
+        added: how many of the graphs only the lifecycle needs: autocast, inference mode, another layout,
+            acting in training mode.
+        stage_s: the same by stage of the compiler: ``dynamo``, ``AOTAutograd``, ``inductor``.
+        batches: for each forward graph, in the order in which they were made, the batch sizes that ran
+            through it.
     """
 
     graphs: int = 0
@@ -129,6 +148,28 @@ class Capture:
     breaks: tuple[str, ...] = ()
     recompiles: tuple[str, ...] = ()
     compile_s: float = 0.0
+    from_cache: int = 0
+    added: int = 0
+    stage_s: dict[str, float] = dataclasses.field(default_factory=dict)
+    batches: tuple[tuple[int, ...], ...] = ()
+
+    @classmethod
+    def of_all(cls, captures: Iterable[Capture]) -> Capture:
+        """What was taken of several methods of one module."""
+        captures = tuple(captures)
+        taken = dict.fromkeys(name for capture in captures for name in capture.parameters)
+        left = dict.fromkeys(name for capture in captures for name in capture.left_eager)
+        return cls(
+            graphs=sum(capture.graphs for capture in captures),
+            parameters=tuple(taken),
+            left_eager=tuple(name for name in left if name not in taken),
+            breaks=tuple(dict.fromkeys(text for capture in captures for text in capture.breaks)),
+            recompiles=tuple(text for capture in captures for text in capture.recompiles),
+            compile_s=sum(capture.compile_s for capture in captures),
+            stage_s=dict(sum((collections.Counter(c.stage_s) for c in captures), collections.Counter())),
+            batches=tuple(sizes for capture in captures for sizes in capture.batches),
+            from_cache=sum(capture.from_cache for capture in captures),
+        )
 
     @property
     def coverage(self) -> float | None:
@@ -141,6 +182,80 @@ class Capture:
         """Names of the modules that own the parameters no graph took."""
         owners = (name.rpartition(".")[0] or "(the module itself)" for name in self.left_eager)
         return tuple(dict.fromkeys(owners))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """Why a case differs, as far as its time allowed to find out.
+
+    Args:
+        stage: the first stage of the compiler that differs: ``dynamo``, ``AOTAutograd``,
+            ``decompositions and partitioner``, ``inductor``; empty if it is not known.
+        agreed: the stages before it that agree with eager.
+        causes: what that stage can't do without if it is to differ: a decomposition, a pass, a lowering, a
+            setting.
+        remedy: torch.compile's options under which the example agrees; None if none is known.
+        place: the innermost submodule that differs when it is compiled alone on eager's inputs.
+        lines: ``file:line`` of the user's code in the graph that differs.
+        proof: the folder with a script that shows the difference; empty if none was written.
+        confirmed: whether that script, run once, showed it.
+        remarks: sentences on what could not be told, and why.
+        seconds: how long explaining took.
+    """
+
+    stage: str = ""
+    agreed: tuple[str, ...] = ()
+    causes: tuple[str, ...] = ()
+    remedy: dict[str, Any] | None = None
+    place: str = ""
+    lines: tuple[str, ...] = ()
+    proof: str = ""
+    confirmed: bool = False
+    remarks: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    def row(self) -> dict[str, str | int | float]:
+        """What of it goes into the row of its case."""
+        return {"stage": self.stage, "place": self.place, "proof": self.proof}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sensitivity:
+    """How much of a policy the examples of a case reached.
+
+    Args:
+        parameters: elements of parameters that had a gradient other than zero on some example.
+        of_parameters: elements of all parameters that require one; 0 where nothing was differentiated.
+        outputs: elements of an output's row that were not the same in all rows of all examples.
+        of_outputs: elements of a row of all outputs.
+        unreached: modules of whose parameters none had such a gradient; single parameters of others.
+        constant: outputs of which no element varied.
+    """
+
+    parameters: int = 0
+    of_parameters: int = 0
+    outputs: int = 0
+    of_outputs: int = 0
+    unreached: tuple[str, ...] = ()
+    constant: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        parts = []
+        if self.of_parameters:
+            names = f", never {some(self.unreached)}" if self.unreached else ""
+            parts.append(
+                f"gradients reached {_share(self.parameters, self.of_parameters)} of the parameters{names}"
+            )
+        if self.of_outputs:
+            names = f", never {some(self.constant)}" if self.constant else ""
+            parts.append(f"{_share(self.outputs, self.of_outputs)} of the outputs varied{names}")
+        return "; ".join(parts)
+
+
+def _share(part: int, whole: int) -> str:
+    """A percentage that says 0 % and 100 % only of none and all."""
+    rounded = round(100 * part / whole)
+    return f"{min(max(rounded, 1), 99) if 0 < part < whole else rounded} %"
 
 
 MARGIN = 1.05
@@ -189,11 +304,6 @@ class Speedup:
         if self.interval[1] < 1 / MARGIN and self.quiet < 1 / MARGIN:
             return "slower"
         return "no clear difference"
-
-    @property
-    def misses_one(self) -> bool:
-        """Whether two equal things could not be shown to be equally fast: a noisy machine's control."""
-        return not 1 / MARGIN <= self.interval[0] <= self.interval[1] <= MARGIN
 
     @property
     def too_slow(self) -> bool:
@@ -248,6 +358,12 @@ class CheckResult:
         backend: the name of the backend.
         speedup: how much faster compiled is, if it was timed.
         untimed: why it was not timed though that was to be; empty otherwise.
+        explanation: why it differs, if it does and there was time to find out.
+        exceeded: the budgets for compiling that it exceeds, a sentence each.
+        settings: the options that shape what is compiled and what is allowed, `CheckOptions.settings`.
+        sensitivity: how much of the policy the examples reached, if that was asked for.
+        regressions: sentences on figures that are surely worse than the baseline's.
+        deviations: what single examples showed, in their order; of many, those with the largest share.
     """
 
     method: str
@@ -264,6 +380,12 @@ class CheckResult:
     backend: str = ""
     speedup: Speedup | None = None
     untimed: str = ""
+    explanation: Explanation | None = None
+    exceeded: tuple[str, ...] = ()
+    settings: Mapping[str, str | int | float | None] = dataclasses.field(default_factory=dict)
+    sensitivity: Sensitivity | None = None
+    regressions: tuple[str, ...] = ()
+    deviations: tuple[Deviation, ...] = ()
 
     @property
     def case(self) -> str:
@@ -287,39 +409,49 @@ class CheckResult:
             "worst_place": worst.place if worst and worst.difference else "",
             "coverage": "n/a" if capture.coverage is None else round(capture.coverage, 4),
             "graphs": capture.graphs,
+            "added_graphs": capture.added,
             "breaks": len(capture.breaks),
             "recompiles": len(capture.recompiles),
             "compile_s": round(capture.compile_s, 3),
+            "from_cache": capture.from_cache,
             "backend": self.backend,
             "notes": NOTE_SEPARATOR.join(self.notes),
             "untimed": self.untimed,
+            "sensitivity": str(self.sensitivity or ""),
+            "regressions": NOTE_SEPARATOR.join(self.regressions),
             **(self.speedup.figures() if self.speedup else {}),
+            **(self.explanation.row() if self.explanation else {}),
+            **({"exceeded": NOTE_SEPARATOR.join(self.exceeded)} if self.exceeded else {}),
+        }
+
+    def metadata(self) -> dict[str, str | int | float | None]:
+        """The record for an experiment tracker: `row` with what describes the run, flat and JSON-able.
+
+        To the figures of the row it adds which case it is, whether it was compiled and passed, the settings
+        and the versions. For everything that was found, see `as_dict`.
+
+        Example:
+            >>> result = CheckResult(method="forward", phase="rollout", verdict=Verdict.EQUAL)
+            >>> result.metadata()["passed"], result.metadata()["graphs"]
+            (True, 0)
+        """
+        uncompiled = (Verdict.NOT_COMPILED, Verdict.COMPILE_FAILED, Verdict.EAGER_FAILED)
+        return {
+            "method": self.method,
+            "phase": self.phase,
+            "passed": self.verdict.passed,
+            "compiled": self.verdict not in uncompiled,
+            **self.row(),
+            "coverage": self.capture.coverage,
+            "worst_allowed": self.worst.allowed if self.worst else None,
+            **self.settings,
+            **versions(),
         }
 
 
-def some(names: Iterable[str], most: int = 4) -> str:
-    """The first few names and how many more there are."""
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def first_line(error: BaseException) -> str:
-    """``Type: first line`` of an exception."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]:.300}" if lines else type(error).__name__
-
-
-def raised_text(error: BaseException) -> str:
-    """One sentence about an exception of the user's code, with the last line outside torch and us."""
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith(_PACKAGE) and f"{os.sep}torch{os.sep}" not in frame.filename
-    ]
-    return first_line(error) + (at(frames[-1].filename, frames[-1].lineno) if frames else "")
-
-
-def at(filename: str, line: int | None) -> str:
-    """`` (at file:line)``, relative to the working directory where that is shorter."""
-    relative = os.path.relpath(filename)
-    return f" (at {min(filename, relative, key=len)}:{line})"
+def versions() -> dict[str, str]:
+    """The versions of what a result depends on, without an import of it."""
+    packages = {"torch_version": "torch", "torchcompile_version": "pytest-torchcompile"}
+    return {"python_version": platform.python_version()} | {
+        name: importlib.metadata.version(package) for name, package in packages.items()
+    }

@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from pytest_torchcompile import internals
 from pytest_torchcompile.calls import Outcome, Side
-from pytest_torchcompile.results import UsageError
+from pytest_torchcompile.errors import UsageError
 from pytest_torchcompile.state import PlainAttributes, map_tensors
 
 Rerun = Callable[..., Outcome]
@@ -94,6 +94,17 @@ def rounding_floors(eager: Outcome, rerun: Rerun, shift: float = SHIFT) -> Itera
         if jittered.error is None:
             _take(floor, eager, jittered, gradients_only=at_kinks)
         yield floor
+
+
+def distance_to_float64(eager: Outcome, side: Side, rerun: Rerun) -> Floor | None:
+    """How far `eager` is from its float64 reference, as a floor; None where that does not run."""
+    reference = float64_reference(side, rerun)
+    if reference is None:
+        return None
+    floor = Floor()
+    _take(floor, eager, reference, gradients_only=False)
+    floor.rows.clear()
+    return floor
 
 
 def _is_exact(tensor: torch.Tensor) -> bool:

@@ -17,11 +17,13 @@ import torch
 
 from pytest_torchcompile.calls import Outcome, Side
 from pytest_torchcompile.capture import Recorder, failure_text
-from pytest_torchcompile.isolation import RandomState, seed_everything
+from pytest_torchcompile.errors import CompileFailed
+from pytest_torchcompile.isolation import Stream
 from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.pair import Pair
 from pytest_torchcompile.recipes import Recipe, random_recipe
-from pytest_torchcompile.results import CompileFailed, Difference, first_line, raised_text
+from pytest_torchcompile.results import Difference
+from pytest_torchcompile.texts import first_line, raised_text
 
 if TYPE_CHECKING:
     from pytest_torchcompile.distribution import Array, Series, Watched
@@ -105,23 +107,6 @@ def compare_samples(pair: Pair, options: CheckOptions) -> Sampled:
 _REASON = "as deployed, without eager's random numbers, it does not draw from eager's distribution"
 
 
-class _Stream:
-    """Random numbers that go on from call to call, as they do in training."""
-
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
-        self._left: RandomState | None = None
-
-    @contextlib.contextmanager
-    def __call__(self) -> Iterator[None]:
-        if self._left is None:
-            seed_everything(self._seed)
-        else:
-            self._left.restore()
-        yield
-        self._left = RandomState()
-
-
 class _Draws:
     """The draws of both sides on one example, by tensor, as ``(draws, columns)``.
 
@@ -132,7 +117,7 @@ class _Draws:
         self._pair = pair
         self._recipe = recipe
         self._recorder = Recorder(pair.twins.compiled)
-        self._streams = [_Stream(seed) for seed in seeds]
+        self._streams = [Stream(seed) for seed in seeds]
         self._deployed = deployed
         self._sizes: dict[str, int] = {}
         self._columns: dict[str, torch.Tensor] = {}
@@ -145,7 +130,7 @@ class _Draws:
         """Call both sides `count` times in turn; the difference if compiled raises."""
         for number in range(count):
             # In turn, so that a counter stands at the same number on both sides.
-            self._pair.begin()
+            self._pair.begin(self._recipe)
             outcome = self._pair.run(self._pair.eager, self._recipe, under=self._streams[0])
             if outcome.error is not None:
                 raise _EagerRaised(f"eager raises {raised_text(outcome.error)} on draw {number + 1}")

@@ -8,10 +8,11 @@ because test modules build them at collection time, when nothing may be slow.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from pytest_torchcompile.results import UsageError, raised_text
+from pytest_torchcompile.errors import UsageError
+from pytest_torchcompile.texts import raised_text
 
 TIME = "T"
 """The name of the sequence dimension in a shape; its length is drawn per example."""
@@ -401,61 +402,3 @@ def _bound(bound: Any, unbounded: float) -> Any:
     if values == {unbounded}:
         return None
     return values.pop() if len(values) == 1 else bound
-
-
-def leaves(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Spec]]:
-    """The specs of a tree with their paths, in the order of the tree."""
-    if isinstance(tree, Spec):
-        yield path, tree
-    elif isinstance(tree, Wrapped):
-        yield from leaves(tree.spec, path)
-    else:
-        items = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
-        for key, item in items:
-            yield from leaves(item, (*path, key))
-
-
-def rebuild(tree: Any, value_of: Callable[[tuple[Any, ...]], Any], path: tuple[Any, ...] = ()) -> Any:
-    """The tree with each spec replaced by ``value_of(path)``, containers made anew.
-
-    Raises:
-        UsageError: if the function of a `Wrapped` raises.
-    """
-    if isinstance(tree, Spec):
-        return value_of(path)
-    if isinstance(tree, Wrapped):
-        return tree(rebuild(tree.spec, value_of, path))
-    if isinstance(tree, Mapping):
-        return {key: rebuild(item, value_of, (*path, key)) for key, item in tree.items()}
-    items = [rebuild(item, value_of, (*path, i)) for i, item in enumerate(tree)]
-    return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
-
-
-def dotted(path: tuple[Any, ...]) -> str:
-    """A path as it is written in messages and in `LegalAction`: ``observation.board.0``."""
-    return ".".join(map(str, path))
-
-
-def declared(tree: Mapping[str, Any]) -> str:
-    """Declared inputs as they could be written: ``observation=Box((8,)), action=Discrete(4)``."""
-    return ", ".join(f"{name}={spec!r}" for name, spec in tree.items())
-
-
-def mask_of(tree: Any, action: LegalAction) -> tuple[Any, ...]:
-    """The path of the mask that `action` names.
-
-    Raises:
-        UsageError: if no input, or more than one, has that name.
-    """
-    found = [
-        path
-        for path, spec in leaves(tree)
-        if not isinstance(spec, LegalAction) and (dotted(path) == action.mask or path[-1:] == (action.mask,))
-    ]
-    if len(found) != 1:
-        names = ", ".join(dotted(path) for path, spec in leaves(tree) if spec is not action)
-        raise UsageError(
-            f"{action!r} names {len(found) or 'no'} input{'s' if len(found) > 1 else ''}; "
-            f"the inputs are: {names or 'none'}"
-        )
-    return found[0]

@@ -19,12 +19,13 @@ from pytest_torchcompile.calls import Backward, Side
 from pytest_torchcompile.capture import Recorder
 from pytest_torchcompile.devices import Device, device_of
 from pytest_torchcompile.direct import CompiledPolicy, side_of
+from pytest_torchcompile.errors import CompileCheckError, UsageError
 from pytest_torchcompile.isolation import isolated, seed_everything
 from pytest_torchcompile.options import PHASES, CheckOptions
 from pytest_torchcompile.outputs import named_values
 from pytest_torchcompile.pair import Pair
 from pytest_torchcompile.recipes import random_recipe
-from pytest_torchcompile.results import CompileCheckError, Speedup, UsageError
+from pytest_torchcompile.results import Speedup
 from pytest_torchcompile.state import copied, map_tensors
 from pytest_torchcompile.timing import Timed, interleaved
 

@@ -51,8 +51,12 @@ def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], value: Any) ->
 
 
 def copied(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy outside any graph that asks for gradients as the original does."""
-    return tensor.detach().clone().requires_grad_(tensor.requires_grad)
+    """A copy outside any graph, laid out and asking for gradients as the original does."""
+    found = tensor.detach().clone()
+    if tensor.layout == torch.strided and found.stride() != tensor.stride():
+        # What has gaps or overlaps, clone makes dense.
+        found = copy.deepcopy(tensor.detach())
+    return found.requires_grad_(tensor.requires_grad)
 
 
 def _is_plain(value: Any) -> bool:
@@ -191,6 +195,7 @@ class ModuleState:
         self._parameters = dict(inner.named_parameters())
         self._versions = {name: p._version for name, p in self._parameters.items()}
         self._protected: dict[str, torch.Tensor] = {}
+        self._accepted: set[str] = set()
         if parameters:
             self.protect(self._parameters, model)
         self._buffers = [
@@ -225,8 +230,17 @@ class ModuleState:
         return found
 
     def written(self) -> list[str]:
-        """The names of the parameters that some call has written to."""
+        """The names of the parameters written to; of those that are put back, since the last reset."""
         return [n for n, p in self._parameters.items() if p._version != self._versions[n]]
+
+    def accept(self) -> None:
+        """Take the parameters as they are now for unwritten; the next reset still puts them back."""
+        self._accepted.update(self.written())
+        self._versions |= {name: p._version for name, p in self._parameters.items()}
+
+    def remembered(self) -> dict[str, torch.Tensor]:
+        """The parameters that are put back, by name, as they were found."""
+        return self._protected
 
     def protect(self, names: Iterable[str], source: nn.Module) -> None:
         """Remember the named parameters by their values in `source`, a module not yet called."""
@@ -240,8 +254,10 @@ class ModuleState:
             _set_buffer(module, name, buffer)
             buffer.copy_(value)
         for name, value in self._protected.items():
-            if self._parameters[name]._version != self._versions[name]:
+            if name in self._accepted or self._parameters[name]._version != self._versions[name]:
                 self._parameters[name].copy_(value)
+                self._versions[name] = self._parameters[name]._version
+        self._accepted.clear()
         self._generators.reset()
         for (owner, name), (original, saved) in self._attributes.items():
             held = vars(self._owners[owner])

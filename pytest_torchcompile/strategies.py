@@ -11,9 +11,9 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from pytest_torchcompile import spaces, tensors
+from pytest_torchcompile import spaces, tensors, trees
+from pytest_torchcompile.errors import UsageError
 from pytest_torchcompile.recipes import LARGE, TIMES, Fill, Recipe, shape_of, uses_time
-from pytest_torchcompile.results import UsageError
 from pytest_torchcompile.spaces import Spec
 
 SCALES = (1.0, 1.0, 1.0, 1.0, 0.1, 10.0, 1e2, LARGE)
@@ -94,7 +94,7 @@ def recipes(
         layouts: memory layouts to choose from.
         like: an example whose layouts, and NaN or infinity, those drawn are to share.
     """
-    leaves = [spec for _, spec in spaces.leaves(tree)]
+    leaves = [spec for _, spec in trees.leaves(tree)]
     models = like.fills if like else (None,) * len(leaves)
     time = st.integers(1, max(TIMES)) if uses_time(tree) else st.just(1)
     drawn = st.tuples(*(_fills(spec, layouts, model) for spec, model in zip(leaves, models, strict=True)))

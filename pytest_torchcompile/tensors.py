@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from pytest_torchcompile import spaces
+from pytest_torchcompile import spaces, trees
+from pytest_torchcompile.errors import UsageError
 from pytest_torchcompile.recipes import Fill, Recipe, shape_of, uses_time
-from pytest_torchcompile.results import UsageError
 from pytest_torchcompile.spaces import Spec
 
 Path = tuple[Any, ...]
@@ -23,9 +23,9 @@ def require_drawable(tree: Any) -> None:
         UsageError: for a `LegalAction` whose mask is not among the inputs, an unknown dtype, bounds
             that don't fit the shape.
     """
-    for path, spec in spaces.leaves(tree):
+    for path, spec in trees.leaves(tree):
         if isinstance(spec, spaces.LegalAction):
-            mask = dict(spaces.leaves(tree))[spaces.mask_of(tree, spec)]
+            mask = dict(trees.leaves(tree))[trees.mask_of(tree, spec)]
             if not isinstance(mask, (spaces.LegalMask, spaces.Constant)):
                 raise UsageError(
                     f"{spec!r}: {mask!r} may leave a row without a legal action; declare the mask as "
@@ -36,7 +36,7 @@ def require_drawable(tree: Any) -> None:
                 _sample(spec, np.random.default_rng(0), 1, 1, 1.0)
                 torch_dtype(getattr(spec, "dtype", "float32"))
             except (ValueError, TypeError) as error:
-                raise UsageError(f"{spaces.dotted(path) or 'observation'}: {spec!r}: {error}") from None
+                raise UsageError(f"{trees.dotted(path) or 'observation'}: {spec!r}: {error}") from None
 
 
 def torch_dtype(dtype: Any) -> torch.dtype:
@@ -56,12 +56,12 @@ def build(tree: Any, recipe: Recipe) -> Any:
     Raises:
         UsageError: if the function of a `Wrapped` raises.
     """
-    return spaces.rebuild(tree, leaves(tree, recipe).__getitem__)
+    return trees.rebuild(tree, leaves(tree, recipe).__getitem__)
 
 
 def leaves(tree: Any, recipe: Recipe) -> dict[Path, Any]:
     """The tensors of a recipe by path, new each time; constants are values of any type."""
-    specs = dict(spaces.leaves(tree))
+    specs = dict(trees.leaves(tree))
     fills = dict(zip(specs, recipe.fills, strict=True))
     built: dict[Path, Any] = {}
 
@@ -75,7 +75,7 @@ def leaves(tree: Any, recipe: Recipe) -> dict[Path, Any]:
         if isinstance(spec, spaces.Constant):
             return copy_constant(spec.value)
         if isinstance(spec, spaces.LegalAction):
-            return _legal_action(value_of(spaces.mask_of(tree, spec)), fill, spec)
+            return _legal_action(value_of(trees.mask_of(tree, spec)), fill, spec)
         array = _array(spec, fill, recipe.batch, recipe.time)
         tensor = torch.from_numpy(array).to(torch_dtype(getattr(spec, "dtype", "int64")))
         if isinstance(spec, spaces.Image):
@@ -91,7 +91,7 @@ def leaves(tree: Any, recipe: Recipe) -> dict[Path, Any]:
 def is_finite(tree: Any, recipe: Recipe) -> bool:
     """Whether no input holds a NaN or an infinity; only edits put one there, or a constant."""
     edits = all(math.isfinite(value) for fill in recipe.fills for _, value in fill.edits)
-    constants = (spec.value for _, spec in spaces.leaves(tree) if isinstance(spec, spaces.Constant))
+    constants = (spec.value for _, spec in trees.leaves(tree) if isinstance(spec, spaces.Constant))
     return edits and all(
         bool(torch.isfinite(value).all())
         for value in constants
@@ -286,10 +286,10 @@ def describe(tree: Any, recipe: Recipe) -> str:
     """One line: ``batch 1; observation: zeros, [0, 3, 1, 2] = -6.0``."""
     parts = [f"batch {recipe.batch}"] + ([f"T = {recipe.time}"] if uses_time(tree) else [])
     inputs = leaves(tree, recipe)
-    for (path, spec), fill in zip(spaces.leaves(tree), recipe.fills, strict=True):
+    for (path, spec), fill in zip(trees.leaves(tree), recipe.fills, strict=True):
         if not isinstance(spec, spaces.Constant):
             told = _describe_leaf(spec, fill, inputs[path])
-            parts.append(f"{spaces.dotted(path) or 'observation'}: {told}")
+            parts.append(f"{trees.dotted(path) or 'observation'}: {told}")
     return "; ".join(parts)
 
 

@@ -10,8 +10,9 @@ import torch
 
 from pytest_torchcompile.calls import Outcome
 from pytest_torchcompile.measure import Measured, Tolerance, same_finiteness, same_pattern
-from pytest_torchcompile.results import Difference, first_line
+from pytest_torchcompile.results import Difference
 from pytest_torchcompile.rounding import Floor
+from pytest_torchcompile.texts import first_line
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,7 @@ class Judgement:
     Args:
         differences: what differs beyond what rounding explains, worst first; empty if nothing does.
         worst: the worst of `differences`; else what came closest to its tolerance without exceeding it.
+        largest: the largest difference in units of its tolerance, whether rounding explains it or not.
         rounding: whether something exceeded the tolerance and rounding explains it.
         ill_conditioned: paths whose floor was so high that little could be concluded.
         finite: paths with a finite element compared.
@@ -29,6 +31,7 @@ class Judgement:
 
     differences: tuple[Difference, ...] = ()
     worst: Difference | None = None
+    largest: Difference | None = None
     rounding: bool = False
     ill_conditioned: tuple[str, ...] = ()
     finite: frozenset[str] = frozenset()
@@ -54,9 +57,10 @@ def judge(
     """
     structural = _structural(eager, compiled)
     if structural:
-        return Judgement(differences=tuple(structural), worst=structural[0])
+        return Judgement(differences=tuple(structural), worst=structural[0], largest=structural[0])
     measured = _measured(eager, compiled, tolerance, finite_inputs)
     exceeding = [m for m in measured if m.exceeds]
+    floor: Floor | None = None
     plain = _plain(eager, compiled) if finite_inputs else []
     generators = _generators(eager, compiled)
     differences: list[Difference] = [*generators, *plain]
@@ -69,16 +73,31 @@ def judge(
             differences += filter(None, (m.beyond(floor) for m in exceeding))
             ill_conditioned = [m.path for m in exceeding if floor is not None and m.ill_conditioned(floor)]
     # What rounding explains would be an alarming figure to show, and no measure of what was found.
-    worst = max((m for m in measured if not m.exceeds), key=lambda m: m.ratio, default=None)
+    closest = max((m for m in measured if not m.exceeds), key=lambda m: m.ratio, default=None)
+    worst = closest.difference() if closest else None
     differences.sort(key=_severity, reverse=True)
     return Judgement(
         differences=tuple(differences),
-        worst=differences[0] if differences else (worst.difference() if worst else None),
+        worst=differences[0] if differences else worst,
+        largest=_largest(exceeding, differences, floor) or worst,
         rounding=bool(exceeding or plain) and not differences,
         ill_conditioned=tuple(ill_conditioned),
         finite=frozenset(m.path for m in measured if m.finite),
         nonzero=frozenset(m.path for m in measured if m.per_tensor and m.scale > 0),
     )
+
+
+def _largest(
+    exceeding: list[Measured], differences: list[Difference], floor: Floor | None
+) -> Difference | None:
+    """What exceeds its tolerance most, None if nothing does; what is no number is larger than any."""
+    if differences and differences[0].problem != "values":
+        return differences[0]
+    largest = max(exceeding, key=lambda m: m.ratio, default=None)
+    if largest is None:
+        return None
+    movement = floor.movement.get(largest.path) if floor is not None else None
+    return dataclasses.replace(largest.difference(), floor=movement)
 
 
 # --- what is not numbers --------------------------------------------------------------------------

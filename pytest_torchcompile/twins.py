@@ -19,10 +19,11 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from pytest_torchcompile import internals, isolation
+from pytest_torchcompile.errors import UsageError
 from pytest_torchcompile.holders import Holder, is_holder
 from pytest_torchcompile.outputs import named_values
-from pytest_torchcompile.results import UsageError, raised_text
 from pytest_torchcompile.state import ModuleState, PlainAttributes, copied, map_tensors
+from pytest_torchcompile.texts import raised_text
 
 Factory = Callable[[], Any] | nn.Module
 """Makes the module when called without arguments; a module in its place is copied."""
@@ -210,7 +211,7 @@ def _make_equal(first: nn.Module, second: nn.Module) -> list[str]:
             other = theirs.pop(name)
             if tensor.shape != other.shape:
                 raise KeyError(name)
-            if not torch.equal(tensor, other) and not _equal_with_nan(tensor, other):
+            if not torch.equal(tensor, other) and not equal_with_nan(tensor, other):
                 other.copy_(tensor)
                 unequal.append(name)
     if theirs:
@@ -223,7 +224,8 @@ def _make_equal(first: nn.Module, second: nn.Module) -> list[str]:
     return unequal
 
 
-def _equal_with_nan(first: torch.Tensor, second: torch.Tensor) -> bool:
+def equal_with_nan(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Whether two float tensors are equal where a NaN equals a NaN."""
     return first.is_floating_point() and torch.equal(first.nan_to_num(7.0), second.nan_to_num(7.0))
 
 

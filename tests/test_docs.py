@@ -17,12 +17,16 @@ import pytest
 import torch
 
 import pytest_torchcompile
-from pytest_torchcompile import Capture, CheckResult, Verdict
+from pytest_torchcompile import Capture, CheckResult, UsageError, Verdict, __main__
+from pytest_torchcompile.compare import METRICS
+from pytest_torchcompile.reports.views import VIEWS
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()
 LIBRARIES = (ROOT / "docs" / "libraries.md").read_text()
+REPORTS = (ROOT / "docs" / "reports.md").read_text()
+WORKFLOW = (ROOT / "examples" / "ci" / "github-actions.yml").read_text()
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 
 SNIPPETS = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", README, re.DOTALL))
@@ -34,7 +38,7 @@ def readme_project(tmp_path):
     """A project made of the README's files and its configuration."""
     for name, text in SNIPPETS.items():
         (tmp_path / name).write_text(text)
-    (settings,) = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
+    settings = next(t for t in re.findall(r"```toml\n(.*?)```", README, re.DOTALL) if "ini_options" in t)
     (tmp_path / "pyproject.toml").write_text(settings)
     return tmp_path
 
@@ -113,8 +117,39 @@ def test_the_architecture_names_every_module():
     assert [path.name for path in modules if f"`{path.name}`" not in CONTRIBUTING] == []
 
 
+def test_all_metrics_and_forms_of_a_report_are_listed():
+    assert [name for name in METRICS if f"`{name}`" not in REPORTS] == []
+    assert re.findall(r"^\| `(\.[a-z.]+)` \|", REPORTS, re.MULTILINE) == [
+        ".json",
+        ".md",
+        ".html",
+        ".ratios.json",
+    ]
+    assert {".json", ".md", ".html", ".ratios.json"} == set(VIEWS)
+
+
+@pytest.mark.parametrize("text", [README, REPORTS, WORKFLOW], ids=["README", "reports", "workflow"])
+def test_the_flags_that_are_shown_exist(text):
+    shown = set(re.findall(r"--(?:no-)?compile-[a-z-]+", text))
+    printed = subprocess.run(
+        [sys.executable, "-m", "pytest", "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    assert sorted(flag for flag in shown if flag not in printed) == []
+
+
+def test_the_commands_that_are_shown_are_understood(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shown = re.findall(r"python -m pytest_torchcompile (\w+ [^`\n]+)", "\n".join([README, REPORTS, WORKFLOW]))
+    assert len(shown) >= 4
+    for command in shown:
+        with pytest.raises(UsageError, match="can't be read as a report"):
+            arguments = __main__._parser().parse_args(command.split())
+            arguments.run(arguments)
+
+
 def test_links_lead_somewhere():
     pages = {"README.md": README, "docs/reference.md": REFERENCE, "docs/libraries.md": LIBRARIES}
+    pages |= {"docs/reports.md": REPORTS}
     for document, text in ((ROOT / name, text) for name, text in pages.items()):
         for target in re.findall(r"\]\((?!http)([^)#]+)", text):
             assert (document.parent / target).exists(), f"{document.name}: {target}"

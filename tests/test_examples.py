@@ -55,7 +55,12 @@ needs_avx = pytest.mark.skipif(
 )
 
 QUICK = ("--compile-examples=3", "--compile-batch=4")
-ONE_EXAMPLE = ("--compile-examples=0", "--compile-batch=4", "--compile-shrink-seconds=0")
+ONE_EXAMPLE = (
+    "--compile-examples=0",
+    "--compile-batch=4",
+    "--compile-shrink-seconds=0",
+    "--compile-phases=rollout,update",
+)
 
 
 class Run:
@@ -65,7 +70,7 @@ class Run:
         (directory / "broken.py").write_text(BROKEN)
         report = directory / "report.xml"
         plugins = ("-p", "broken", "-p", "no:randomly", "-p", "no:cacheprovider")
-        checked = ("--compile-check", "--compile-benchmark-seconds=0")
+        checked = ("--compile-check", "--compile-benchmark-seconds=0", "--compile-explain-seconds=0")
         command = [sys.executable, "-m", "pytest", *plugins, f"--junitxml={report}", *checked]
         self.output = subprocess.run(
             [*command, *options, *(f"examples/{file}" for file in files)],
@@ -126,25 +131,39 @@ def test_wrong_outputs_are_caught(wrong_outputs, file):
     assert wrong_outputs.verdicts(file, "update") == {"differs"}, wrong_outputs.output
 
 
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("file", [name for name in FILES if name != "test_miscompiled.py"])
 def test_wrong_gradients_are_caught(wrong_gradients, file):
     assert wrong_gradients.verdicts(file, "rollout") == {"equal"}, wrong_gradients.output
     assert wrong_gradients.verdicts(file, "update") == {"differs"}, wrong_gradients.output
 
 
+MISCOMPILED = {
+    *("test_inhibited_learning", "test_masked_learning", "test_darkest_pixel", "test_darkness"),
+    *("test_remembering", "test_mirrored_memory", "test_traces"),
+}
+
+
 @needs_avx
 def test_miscompiled_examples_fail_once_torch_has_mended_them(faithful):
     messages = faithful.not_passed("test_miscompiled.py")
-    assert messages.keys() == {"test_inhibited_learning", "test_masked_learning"}, faithful.output
+    assert messages.keys() == MISCOMPILED, faithful.output
     assert all("XPASS(strict)" in message for message in messages.values()), faithful.output
 
 
 @needs_avx
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="inductor needs a C++ compiler")
 @pytest.mark.skipif(not torch.__version__.startswith("2.13."), reason="torch 2.13 miscompiles them")
-def test_miscompiled_examples_differ_in_gradients_alone(tmp_path):
+def test_miscompiled_examples_differ(tmp_path):
+    run = Run(tmp_path, "--compile-examples=0", files=["test_miscompiled.py"])
+    assert f"1 passed, {len(MISCOMPILED)} xfailed" in run.output, run.output
+
+
+@needs_avx
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="inductor needs a C++ compiler")
+@pytest.mark.skipif(not torch.__version__.startswith("2.13."), reason="torch 2.13 miscompiles them")
+def test_some_miscompiled_examples_differ_in_gradients_alone(tmp_path):
     file = "test_miscompiled.py"
-    run = Run(tmp_path, "--xfail-tb", "--compile-examples=0", files=[file])
+    run = Run(tmp_path, "--xfail-tb", "--compile-examples=0", "-k", "inhibited or masked", files=[file])
     assert run.verdicts(file, "rollout") == {"equal"}, run.output
     assert run.verdicts(file, "update") == {"differs"}, run.output
     reports = run.output.partition("XFAILURES")[2].partition("compiled against eager")[0]

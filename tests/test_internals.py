@@ -7,6 +7,7 @@ plain which function of ``internals.py`` or ``search.py`` has to be mended.
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import os
 import re
@@ -303,8 +304,109 @@ def test_the_reason_of_a_recompile_is_known_by_its_compile_id() -> None:
         compiled(torch.ones(3, 8))
         compiled(torch.ones(4, 8))
     reasons = internals.recompile_reasons()
-    assert "size mismatch" in reasons[log.events[1].compile_id]
+    assert reasons[log.events[1].compile_id] == "tensor 'x' size mismatch at index 0. expected 3, actual 4"
     assert log.events[0].compile_id not in reasons
+
+
+def test_the_reason_of_a_recompile_names_the_users_line() -> None:
+    log = Log()
+    compiled = torch.compile(Policy(), backend="eager", dynamic=True)
+    with log.listening():
+        compiled(torch.ones(3, 8))
+        compiled(torch.ones(1, 8))
+    reason = internals.recompile_reasons()[log.events[1].compile_id]
+    assert re.fullmatch(r"2 <= x\.size\(\)\[0\] \(at .+\.py:\d+\)", reason), reason
+
+
+def test_the_seconds_of_a_compile_by_stage() -> None:
+    compiled = torch.compile(Policy(), backend="aot_eager")
+    compiled(torch.ones(3, 8)).sum().backward()
+    spent = internals.compile_seconds(2)
+    assert spent.keys() <= {"dynamo", "AOTAutograd"}
+    assert spent["dynamo"] > 0
+    assert internals.compile_seconds(0) == {}
+
+
+def test_settings_of_inductor_hold_in_the_body() -> None:
+    before = torch._inductor.config.max_fusion_size
+    with internals.inductor_settings({"max_fusion_size": before + 1}):
+        assert torch._inductor.config.max_fusion_size == before + 1
+    assert torch._inductor.config.max_fusion_size == before
+
+
+def test_every_setting_that_is_tried_is_one_of_inductors() -> None:
+    from pytest_torchcompile.stages import SETTINGS
+
+    with internals.inductor_settings({name: value for name, (value, _) in SETTINGS.items()}):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("kind", "backend", "name"),
+    [
+        ("decomposition", "aot_eager_decomp_partition", "aten.silu.default"),
+        ("pass", "inductor", "post_grad_custom_post_pass"),
+        ("lowering", "inductor", "aten.exp.default"),
+    ],
+)
+def test_the_steps_of_the_compiler_are_asked_for(kind: str, backend: str, name: str) -> None:
+    """By name, with the user's line where inductor knows it; and left out where that is the answer."""
+    asked: list[internals.CompilerStep] = []
+
+    def leave_out(step: internals.CompilerStep) -> bool:
+        asked.append(step)
+        return step.kind == kind
+
+    layer = torch.nn.Linear(8, 8)
+
+    def policy(x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.silu(layer(x))
+
+    settings = {"post_grad_custom_post_pass": lambda graph: None}
+    with internals.compiler_steps(leave_out), internals.inductor_settings(settings), torch.no_grad():
+        x = torch.ones(3, 8)
+        assert torch.allclose(torch.compile(policy, backend=backend)(x), policy(x), atol=1e-5)
+    found = {step.name: step.line for step in asked if step.kind == kind}
+    assert name in found
+    assert (found[name] is not None) == (kind == "lowering")
+
+
+def test_steps_are_asked_for_in_the_body_only() -> None:
+    from torch._inductor.compiler_bisector import CompilerBisector
+
+    before = CompilerBisector.__dict__["disable_subsystem"]
+    with internals.compiler_steps(lambda step: True):
+        assert CompilerBisector.disable_subsystem("inductor", "lowerings") is False, "no name, no answer"
+    assert CompilerBisector.__dict__["disable_subsystem"] is before
+    assert CompilerBisector.disable_subsystem("inductor", "pre_grad_passes", lambda: "a pass") is False
+
+
+def test_the_users_line_of_a_node() -> None:
+    seen: list[Any] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        seen.extend(node.meta.get("stack_trace") for node in graph.graph.nodes if node.op == "call_function")
+        return graph.forward
+
+    torch.compile(Policy(), backend=backend)(torch.ones(3, 8))
+    assert all("test_internals.py:" in (internals.user_line(trace) or "") for trace in seen if trace)
+    assert any(seen)
+    assert internals.user_line(None) is None
+
+
+def test_graphs_out_of_the_cache_are_counted_and_a_fresh_cache_has_none() -> None:
+    def compile_anew() -> int:
+        torch.compiler.reset()
+        before = internals.cached_graph_count()
+        torch.compile(nn.Linear(3, 2))(torch.ones(2, 3))
+        return internals.cached_graph_count() - before
+
+    with internals.fresh_compile_cache():
+        assert compile_anew() == 0
+        assert compile_anew() > 0
+        with internals.fresh_compile_cache():
+            assert compile_anew() == 0
+        assert compile_anew() > 0
 
 
 def test_the_recompile_limit_is_torchs_own() -> None:
@@ -353,6 +455,28 @@ def test_inductor_draws_eagers_numbers_when_it_is_told_to() -> None:
     torch.compiler.reset()
     with internals.eager_random_numbers():
         assert torch.equal(seeded(torch.compile(noise)), seeded(noise))
+
+
+def test_kernels_for_one_thread_have_no_parallel_region() -> None:
+    """They would end the process where they raise, so that the code is looked at, not run on a bad index."""
+
+    def wide(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        return torch.relu(table[index])
+
+    def code() -> str:
+        torch.compiler.reset()
+        inputs = torch.randn(4, 8192), torch.zeros(16, dtype=torch.int64)
+        _, found = torch._inductor.utils.run_and_get_code(torch.compile(wide), *inputs)
+        return "".join(found)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert "#pragma omp parallel" in code(), "else there would be nothing to prevent"
+        with internals.kernels_for_one_thread():
+            assert "#pragma omp parallel" not in code()
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_argument_validation_can_be_read_and_switched() -> None:
@@ -690,3 +814,23 @@ def test_a_strategy_outside_of_given_is_marked_as_a_hypothesis_test() -> None:
     def drawn(number: int) -> None: ...
 
     assert drawn.is_hypothesis_test is True
+
+
+def test_a_call_put_in_the_place_of_a_modules_own() -> None:
+    """Also of torch's own modules, whose ``compile()`` dynamo skips; hooks count, copies are eager."""
+    graphs = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    module = nn.Sequential(nn.Linear(3, 2))
+    module.register_forward_hook(lambda module, args, output: output + 1)
+    expected = module(torch.ones(1, 3))
+    internals.set_compiled_call(module, torch.compile(internals.eager_call(module), backend=backend))
+    assert torch.equal(module(torch.ones(1, 3)), expected)
+    assert len(graphs) == 1
+    assert internals.is_compiled(module)
+    assert not internals.is_compiled(copy.deepcopy(module))
+    internals.set_compiled_call(module, None)
+    assert not internals.is_compiled(module)

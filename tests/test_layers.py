@@ -143,7 +143,7 @@ def test_the_package_is_read_completely():
     """A rule that sees no module holds for nothing."""
     package = Package(ROOT)
     assert {FRONT, ENTRY_POINT, f"{PACKAGE}.check", f"{PACKAGE}.results"} <= package.modules.keys()
-    assert f"{PACKAGE}.results" in package.below(ENTRY_POINT)
+    assert f"{PACKAGE}.errors" in package.below(ENTRY_POINT)
     assert f"{PACKAGE}.check" in package.below(f"{PACKAGE}.plugin.cases")
     assert f"{PACKAGE}.check" not in package.at_start(ENTRY_POINT)
     assert "torch" in package.others(f"{PACKAGE}.calls")

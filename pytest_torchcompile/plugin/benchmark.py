@@ -12,12 +12,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.util
+import json
+import platform
 import time
+import types
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_torchcompile.errors import UsageError
+from pytest_torchcompile.plugin import turns
 from pytest_torchcompile.plugin.options import MARKER
 from pytest_torchcompile.results import CheckResult, Speedup
 
@@ -30,6 +35,8 @@ DEFAULT_MAX_TIME_S = 1.0
 """What ``--benchmark-max-time`` is if nobody sets it."""
 CONTROL_S = 2.0
 """How long eager is timed against itself, once in a session."""
+_NUMBERED = "[0-9][0-9][0-9][0-9]_"
+"""What the names of saved files begin with."""
 _CONTROL = pytest.StashKey[Speedup]()
 _ENTRIES = pytest.StashKey[list[Any]]()
 
@@ -51,14 +58,18 @@ class Plan:
 
 def why_not_timed(config: pytest.Config) -> str:
     """Why nothing is to be timed in this session; empty if timing is wanted."""
-    if hasattr(config, "workerinput"):
-        return "tests run side by side under pytest-xdist; run with -n 0 to time"
     session = _session(config)
     if session is not None and session.skip:
         return "--benchmark-skip"
-    if session is not None and session.disabled:
+    # It also disables itself in workers of pytest-xdist, where ours take turns.
+    disabled = session is not None and session.disabled
+    if disabled and (not _is_worker(config) or config.getoption("benchmark_disable")):
         return "--benchmark-disable"
     return ""
+
+
+def _is_worker(config: pytest.Config) -> bool:
+    return hasattr(config, "workerinput")
 
 
 def why_not_recorded(config: pytest.Config) -> str:
@@ -84,10 +95,11 @@ def timing_of(item: pytest.Item, options: CheckOptions) -> tuple[Callable[[Pair]
     seconds = ours if options.benchmark_seconds is not None else theirs.seconds or ours
 
     def measure(pair: Pair) -> Speedup:
-        if control_of(item.config) is None:
-            control = time_pair(pair, options, seconds=min(CONTROL_S, seconds), control=True)
-            item.config.stash[_CONTROL] = control
-        return time_pair(pair, options, seconds=seconds, min_rounds=theirs.min_rounds, timer=theirs.timer)
+        with turns.alone(item.config):
+            if control_of(item.config) is None:
+                control = time_pair(pair, options, seconds=min(CONTROL_S, seconds), control=True)
+                item.config.stash[_CONTROL] = control
+            return time_pair(pair, options, seconds=seconds, min_rounds=theirs.min_rounds, timer=theirs.timer)
 
     return measure, ""
 
@@ -124,6 +136,8 @@ def record(item: pytest.Item, speedup: Speedup, figures: dict[str, Any], **param
         return
     control = control_of(item.config)
     extra = {**figures, "torch": torch.__version__, "control": "" if control is None else str(control)}
+    if _is_worker(item.config):
+        extra["host"] = platform.node()
     for side, times in (("eager", speedup.eager_s), ("compiled", speedup.compiled_s)):
         _add_entry(session, item, side, times, extra, {**params, "side": side})
 
@@ -144,7 +158,8 @@ def _add_entry(
     options["timer"] = session.options["timer"]
     fixture = BenchmarkFixture(  # type: ignore[no-untyped-call]
         item,
-        add_stats=session.benchmarks.append,
+        # A worker's files would be written beside the controller's, which is sent the entries.
+        add_stats=_ignored if _is_worker(item.config) else session.benchmarks.append,
         logger=session.logger,
         warner=item.warn,
         disabled=False,
@@ -165,6 +180,50 @@ def _add_entry(
     entries.append(entry)
 
 
+def _ignored(entry: Any) -> None:
+    """What is done with the entries of a worker."""
+
+
+def send(item: pytest.Item, report: Any) -> None:
+    """Put a worker's entries on the report of its test, as plain data."""
+    if _is_worker(item.config) and report.when == "call" and item.stash.get(_ENTRIES, []):
+        sent = [
+            {name: getattr(entry, name) for name in _SENT}
+            | {"data": list(entry.stats.data), "options": {**entry.options, "timer": _timer_name(entry)}}
+            for entry in item.stash[_ENTRIES]
+        ]
+        # As text, because execnet rejects subclasses, such as torch's version, which is a str.
+        report.compile_benchmarks = json.dumps(sent, default=str)
+
+
+def receive(config: pytest.Config, report: Any) -> None:
+    """Add the entries that a worker sent to pytest-benchmark's session."""
+    session = _session(config)
+    sent = json.loads(getattr(report, "compile_benchmarks", "[]"))
+    if session is None or not sent or _is_worker(config):
+        return
+    from pytest_benchmark.stats import Metadata
+
+    names = {entry["fullname"] for entry in sent}
+    session.benchmarks[:] = [entry for entry in session.benchmarks if entry.fullname not in names]
+    for entry in sent:
+        fixture = types.SimpleNamespace(
+            **{name: entry[name] for name in _SENT}, cprofile_stats=None, has_error=False
+        )
+        received = Metadata(fixture, iterations=1, options=entry["options"])  # type: ignore[no-untyped-call]
+        for seconds in entry["data"]:
+            received.update(seconds)  # type: ignore[no-untyped-call]
+        session.benchmarks.append(received)
+
+
+_SENT = ("name", "fullname", "group", "param", "params", "extra_info")
+
+
+def _timer_name(entry: Any) -> str:
+    timer = entry.options["timer"]
+    return str(getattr(timer, "__name__", timer))
+
+
 def forget(item: pytest.Item) -> None:
     """Drop what an earlier run of this item recorded."""
     entries = item.stash.get(_ENTRIES, [])
@@ -172,6 +231,24 @@ def forget(item: pytest.Item) -> None:
         session = _session(item.config)
         session.benchmarks[:] = [b for b in session.benchmarks if not any(b is e for e in entries)]
         entries.clear()
+
+
+def latest_saved(config: pytest.Config, source: str) -> str:
+    """The newest file that ``--benchmark-save`` or ``--benchmark-autosave`` wrote.
+
+    Raises:
+        UsageError: naming `source`, if there is none.
+    """
+    session = _session(config)
+    if session is None:
+        raise UsageError(f"{source}=latest needs pytest-benchmark: {why_not_recorded(config)}")
+    saved: list[Any] = getattr(session.storage, "query", lambda glob: [])(_NUMBERED)
+    if not saved:
+        raise UsageError(
+            f"{source}=latest found nothing saved in {session.storage}: run with --benchmark-autosave once, "
+            f"or name a report"
+        )
+    return str(saved[-1])
 
 
 def control_of(config: pytest.Config) -> Speedup | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import itertools
 import os
@@ -14,15 +15,20 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_torchcompile.plugin import benchmark
+from pytest_torchcompile.declaration import listed
+from pytest_torchcompile.errors import CompileFailed, UsageError
+from pytest_torchcompile.options import LIFECYCLE
+from pytest_torchcompile.plugin import benchmark, gate, isolate, reporting
 from pytest_torchcompile.plugin.options import MARKER, Marked, merged, takes_value
 from pytest_torchcompile.plugin.progress import compiling
-from pytest_torchcompile.reports.failure import failure_text, slow_text
-from pytest_torchcompile.reports.terminal import PROPERTY
-from pytest_torchcompile.results import CheckResult, CompileFailed, UsageError, Verdict
+from pytest_torchcompile.reports.failure import budget_text, failure_text, regression_text, slow_text
+from pytest_torchcompile.results import CheckResult, Verdict
 
 if TYPE_CHECKING:
-    from pytest_torchcompile.policy import Method
+    from pytest_torchcompile.capture import Progress
+
+PROPERTY = "compile_check."
+"""What the names of our report properties begin with; ``method-phase.field`` follows."""
 
 CASE = "compiled_case"
 """The parameter under which a marked test is given its case."""
@@ -30,18 +36,17 @@ CASE = "compiled_case"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
-    """One method in one phase of a marked test, or the reason why the marker is no good.
+    """One method in one phase of a marked test, its lifecycle, or the reason why the marker is no good.
 
     Args:
-        method: what to call; None with an error.
-        phase: ``rollout`` or ``update``.
-        methods: all methods of the test.
+        methods: what to call; one, but for the lifecycle.
+        phase: ``rollout``, ``update`` or ``lifecycle``.
         marked: what the markers say.
         markers: how many of them there were.
         error: the sentence for the user.
     """
 
-    method: str | Callable[..., Any] = ""
+    methods: tuple[str | Callable[..., Any], ...] = ()
     phase: str = ""
     marked: Marked | None = None
     markers: int = 0
@@ -52,47 +57,54 @@ class Case:
         """``get_value-rollout``."""
         if self.error:
             return "usage-error"
-        name = self.method if isinstance(self.method, str) else self.method.__name__
-        return f"{name.replace('<lambda>', 'adapter')}-{self.phase}"
+        names = [method if isinstance(method, str) else method.__name__ for method in self.methods]
+        return f"{'+'.join(names).replace('<lambda>', 'adapter')}-{self.phase}"
 
 
 def cases_of(node: Any, config: pytest.Config) -> list[Case]:
     """The cases of a test that has the marker; a single one that holds the error of a wrong marker."""
-    markers = len(list(node.iter_markers(MARKER)))
+    return cases_saying(lambda: Marked.of(node, config), markers=len(list(node.iter_markers(MARKER))))
+
+
+def cases_saying(what: Callable[[], Marked], *, markers: int) -> list[Case]:
+    """The cases of what is said of a policy, or the error that saying it raises."""
     try:
-        marked = Marked.of(node, config)
+        marked = what()
         methods = _as_list(marked)
     except UsageError as error:
         return [Case(markers=markers, error=str(error))]
-    return [
-        Case(method=method, phase=phase, marked=marked, markers=markers)
+    single = [
+        Case(methods=(method,), phase=phase, marked=marked, markers=markers)
         for method in methods
         for phase in marked.options.phases
+        if phase != LIFECYCLE
     ]
+    living = (*marked.declaration.living, *(["loss"] if marked.declaration.loss else []))
+    whole = [Case(methods=living, phase=LIFECYCLE, marked=marked, markers=markers)]
+    return single + (whole if LIFECYCLE in marked.options.phases else [])
 
 
 def _as_list(marked: Marked) -> list[Any]:
     """The methods, checked as far as that goes without torch."""
     methods = marked.declaration.methods
-    listed = [methods] if isinstance(methods, str) or callable(methods) else methods
-    if not isinstance(listed, (list, tuple)) or not listed:
+    if (not isinstance(methods, (str, list, tuple)) and not callable(methods)) or not methods:
         raise UsageError(
             f"{marked.source} got methods={methods!r}; accepted: method names and functions "
             f"f(model, **inputs)"
         )
-    for method in listed:
+    for method in listed(methods):
         if not (isinstance(method, str) and method) and not inspect.isroutine(method):
             raise UsageError(
                 f"{marked.source} got {method!r} among methods; accepted: method names and "
                 f"functions f(model, **inputs)"
             )
-    return list(listed)
+    return listed(methods)
 
 
 def case_of(item: pytest.Item) -> Case | None:
     """The case of an item; None if it has none."""
     callspec = getattr(item, "callspec", None)
-    case = callspec.params.get(CASE) if callspec is not None else None
+    case = callspec.params.get(CASE) if callspec is not None else getattr(item, "case", None)
     return case if isinstance(case, Case) else None
 
 
@@ -119,73 +131,109 @@ def misuse(item: pytest.Item) -> str:
     return f"{where}: only test functions and methods can be factories"
 
 
-def run(item: pytest.Function, case: Case) -> None:
+def run_test(item: pytest.Function, case: Case) -> None:
+    """Check one case of a marked test, whose function is the factory; see `run`."""
+    arguments = {name: item.funcargs[name] for name in item._fixtureinfo.argnames}
+
+    def factory() -> Any:
+        return item.obj(**arguments)
+
+    run(item, case, factory)
+
+
+def run(item: pytest.Item, case: Case, factory: Callable[[], Any]) -> None:
     """Check one case and tell pytest what came of it.
 
     Raises:
         pytest.skip.Exception: on a compile failure.
         pytest.fail.Exception: on every other verdict but equality, and on misuse.
     """
+    marked = case.marked
+    assert marked is not None  # misuse has been reported in setup
+    if isolate.is_wanted(item, marked.options.isolate):
+        elsewhere = functools.partial(isolate.check_elsewhere, item)
+        conclude([finish(item, elsewhere(), elsewhere)], strict=marked.options.strict, item=item)
+        return
     # Under -W error a warning of torch's own imports would fail the first case.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import torch
 
-        from pytest_torchcompile.check import check_case
         from pytest_torchcompile.isolation import deferred_warnings
-        from pytest_torchcompile.policy import as_methods
 
         torch.compiler.reset()
 
-    marked = case.marked
-    assert marked is not None  # misuse has been reported in setup
-    arguments = {name: item.funcargs[name] for name in item._fixtureinfo.argnames}
-
-    def factory() -> Any:
-        return item.obj(**arguments)
-
     try:
-        methods = as_methods(marked.declaration.methods)
-        time, untimed = benchmark.timing_of(item, marked.options)
         with deferred_warnings() as emit_warnings, compiling(item) as progress:
-            result = check_case(
-                factory,
-                _among(methods, case),
-                case.phase,
-                declaration=marked.declaration,
-                options=marked.options,
-                name=item.nodeid,
-                progress=progress,
-                time=time,
-            )
+            check = functools.partial(_checked, item, case, marked, factory, progress)
+            result = check()
+            is_handed_over = isolate.hand_over(result)
+            if not is_handed_over:
+                result = finish(item, result, check)
     except UsageError as error:
         raise pytest.fail.Exception(f"{marked.source}: {error}", pytrace=False) from None
-    if untimed and result.verdict.passed:
-        result = dataclasses.replace(result, untimed=untimed)
-    record(item, result)
-    benchmark.record_case(item, result)
-    conclude([result], strict=marked.options.strict, item=item)
+    if not is_handed_over:
+        conclude([result], strict=marked.options.strict, item=item)
     # Last, because under -W error this raises.
     emit_warnings()
 
 
-def _among(methods: tuple[Method, ...], case: Case) -> Method:
-    return next(m for m in methods if case.method in (m.name, m.adapter))
+def _checked(
+    item: pytest.Item, case: Case, marked: Marked, factory: Callable[[], Any], progress: Progress
+) -> CheckResult:
+    from pytest_torchcompile.check import check_case, check_lifecycle
+    from pytest_torchcompile.policy import as_methods
+
+    declaration, options, name = marked.declaration, marked.options, item.nodeid
+    if case.phase == LIFECYCLE:
+        return check_lifecycle(
+            factory, declaration=declaration, options=options, name=name, progress=progress
+        )
+    time, untimed = benchmark.timing_of(item, options)
+    result = check_case(
+        factory,
+        next(m for m in as_methods(declaration.methods) if case.methods[0] in (m.name, m.adapter)),
+        case.phase,
+        declaration=declaration,
+        options=options,
+        name=name,
+        progress=progress,
+        time=time,
+    )
+    return dataclasses.replace(result, untimed=untimed) if untimed and result.verdict.passed else result
 
 
 def forget(item: pytest.Item) -> None:
     """Drop what an earlier run of this item recorded; plugins run items again."""
+    reporting.forget(item)
     item.user_properties[:] = [p for p in item.user_properties if not str(p[0]).startswith(PROPERTY)]
 
 
-def record(item: pytest.Item, result: CheckResult) -> None:
-    """Put a result on the item as plain data, where JUnit, xdist and the terminal find it."""
+def finish(item: pytest.Item, result: CheckResult, again: Callable[[], CheckResult]) -> CheckResult:
+    """Hold a result against the baseline and record it, for the reports and in pytest-benchmark.
+
+    Args:
+        item: whose case it is.
+        result: of the check.
+        again: checks and times the case once more.
+    """
+    judged = gate.judged(item, _unused_name(item, result), result, again)
+    record(item, judged)
+    benchmark.record_case(item, judged)
+    return judged
+
+
+def _unused_name(item: pytest.Item, result: CheckResult) -> str:
+    """What the case is called among those of the item, which may check one several times."""
     taken = {str(name).removeprefix(PROPERTY).rpartition(".")[0] for name, _ in item.user_properties}
-    case = result.case
-    for number in itertools.count(2):
-        if case not in taken:
-            break
-        case = f"{result.case}#{number}"
+    numbered = (f"{result.case}#{number}" for number in itertools.count(2))
+    return next(name for name in itertools.chain([result.case], numbered) if name not in taken)
+
+
+def record(item: pytest.Item, result: CheckResult) -> None:
+    """Put a result on the item as plain data: for the reports, and as properties for JUnit."""
+    case = _unused_name(item, result)
+    reporting.keep(item, result, case)
     item.user_properties.extend((f"{PROPERTY}{case}.{name}", value) for name, value in result.row().items())
 
 
@@ -213,9 +261,13 @@ def conclude(results: list[CheckResult], *, strict: bool, item: pytest.Item) -> 
     skipped = [r for r in results if r.verdict is Verdict.COMPILE_FAILED and not strict]
     failed = [r for r in results if not r.verdict.passed and r not in skipped]
     slow = [r for r in results if r.speedup is not None and r.speedup.too_slow]
-    if failed or slow:
+    costly = [r for r in results if r.verdict.passed and r.exceeded]
+    worse = [r for r in results if r.regressions]
+    if failed or slow or costly or worse:
         rerun = _rerun_command(item)
         texts = [failure_text(r, rerun) for r in failed] + [slow_text(r, rerun) for r in slow]
+        texts += [budget_text(r, rerun) for r in costly]
+        texts += [regression_text(r, rerun) for r in worse]
         pytest.fail("\n\n".join(texts), pytrace=False)
     if skipped:
         first = skipped[0]
@@ -223,16 +275,20 @@ def conclude(results: list[CheckResult], *, strict: bool, item: pytest.Item) -> 
 
 
 def _rerun_command(item: pytest.Item) -> str:
-    """The command that runs this item alone with the compile options of this run."""
+    """The command that runs this item alone with the compile options of this run, but for its reports."""
     given = item.config.invocation_params.args
     options: list[str] = []
     for position, argument in enumerate(map(str, given)):
-        if argument.startswith(("--compile-", "--no-compile-")) and argument != "--compile-check":
+        if argument == "--compile-check" or argument.startswith("--compile-report"):
+            continue
+        if argument.startswith(("--compile-", "--no-compile-")):
             options.append(argument)
             following = str(given[position + 1]) if position + 1 < len(given) else "-"
             if "=" not in argument and takes_value(argument) and not following.startswith("-"):
                 options.append(following)
     # From where pytest was called, which may be below its root.
     path, separator, name = item.nodeid.partition("::")
+    if not separator:
+        return shlex.join(["pytest", "--compile-check", *options, "-k", item.name])
     path = os.path.relpath(item.config.rootpath / path, item.config.invocation_params.dir)
     return shlex.join(["pytest", "--compile-check", *options, f"{path}{separator}{name}"])

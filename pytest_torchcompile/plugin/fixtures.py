@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from pytest_torchcompile.declaration import Declaration
-from pytest_torchcompile.plugin import benchmark
-from pytest_torchcompile.plugin.cases import conclude, record
-from pytest_torchcompile.plugin.options import merged, project_layers, project_methods
+from pytest_torchcompile.plugin import benchmark, turns
+from pytest_torchcompile.plugin.cases import conclude, finish
+from pytest_torchcompile.plugin.options import Marked, project_layers
 from pytest_torchcompile.results import CheckResult, Speedup
 
 CURRENT_ITEM = pytest.StashKey[pytest.Item]()
+
+
+def _nth(check: Callable[[], list[CheckResult]], number: int) -> CheckResult:
+    return check()[number]
 
 
 def _project_options(config: pytest.Config) -> dict[str, Any]:
@@ -60,8 +64,8 @@ def assert_equivalent(pytestconfig: pytest.Config) -> Callable[..., None]:
 def record_speedup(pytestconfig: pytest.Config) -> Callable[..., Speedup]:
     """`pytest_torchcompile.measure_speedup`, which also writes the two pytest-benchmark entries.
 
-    Skips the test where timing is switched off or, under pytest-xdist, would be worthless; fails it
-    if the speedup is below `min_speedup`, the argument's or the project's.
+    Skips the test where timing is switched off; under pytest-xdist it waits until no other test runs on
+    this host. Fails the test if the speedup is below `min_speedup`, the argument's or the project's.
     """
     import pytest_torchcompile
 
@@ -75,7 +79,8 @@ def record_speedup(pytestconfig: pytest.Config) -> Callable[..., Speedup]:
         seconds = project.get("benchmark_seconds") or benchmark.plan(item).seconds
         options = {"seconds": seconds, "min_speedup": project.get("min_speedup")}
         given = {name: value for name, value in options.items() if value is not None}
-        speedup = pytest_torchcompile.measure_speedup(eager, compiled, *args, **{**given, **arguments})
+        with turns.alone(pytestconfig):
+            speedup = pytest_torchcompile.measure_speedup(eager, compiled, *args, **{**given, **arguments})
         benchmark.record(item, speedup, speedup.figures())
         if speedup.too_slow:
             pytest.fail(f"too slow: {speedup}, min_speedup={speedup.least:g}", pytrace=False)
@@ -89,33 +94,19 @@ def compile_check(pytestconfig: pytest.Config) -> Callable[..., list[CheckResult
     """`pytest_torchcompile.check_equivalence` with the project's options; fails or skips the test."""
     from pytest_torchcompile.check import check_methods
 
-    def check_with_options(
-        factory: Any,
-        *,
-        observation: Any = None,
-        inputs: Any = None,
-        methods: Any = None,
-        observe: Any = None,
-        reset: Any = None,
-        **arguments: Any,
-    ) -> list[CheckResult]:
+    def check_with_options(factory: Any, **arguments: Any) -> list[CheckResult]:
         __tracebackhide__ = True
         if benchmark.why_not_timed(pytestconfig):
             arguments["benchmark_seconds"] = 0
-        options = merged(pytestconfig, "compile_check()", arguments)
-        declaration = Declaration(
-            observation=observation,
-            inputs=inputs,
-            methods=methods or project_methods(pytestconfig),
-            observe=observe,
-            reset=reset,
-        )
-        results = check_methods(factory, declaration, options)
+        said = Marked.said("compile_check()", arguments, pytestconfig)
         item = pytestconfig.stash[CURRENT_ITEM]
-        for result in results:
-            record(item, result)
-            benchmark.record_case(item, result)
-        conclude(results, strict=options.strict, item=item)
+        check = functools.partial(check_methods, factory, said.declaration, said.options)
+        again = functools.cache(check)
+        results = [
+            finish(item, result, functools.partial(_nth, again, number))
+            for number, result in enumerate(check())
+        ]
+        conclude(results, strict=said.options.strict, item=item)
         return results
 
     return check_with_options

@@ -7,12 +7,14 @@ must not pay for it.
 from __future__ import annotations
 
 import os
+import pathlib
 from collections.abc import Generator
 from typing import Any
 
 import pytest
 
-from pytest_torchcompile.plugin import benchmark, cases, options
+from pytest_torchcompile.errors import CompileFailed, UsageError
+from pytest_torchcompile.plugin import benchmark, cases, gate, models, options, reporting, turns
 from pytest_torchcompile.plugin.fixtures import (
     CURRENT_ITEM,
     assert_equivalent,
@@ -21,7 +23,6 @@ from pytest_torchcompile.plugin.fixtures import (
     observations,
     record_speedup,
 )
-from pytest_torchcompile.results import CompileFailed, UsageError
 
 __all__ = ["assert_equivalent", "compile_check", "compile_policy", "observations", "record_speedup"]
 
@@ -35,11 +36,35 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", options.MARKER_HELP)
     config.pluginmanager.register(_CompileFailures(), "torchcompile-failures")
+    config.pluginmanager.register(_Entries(config), "torchcompile-entries")
     try:
         options.enabled(config)
         options.merged(config, "", {})
+        reporting.configure(config)
     except UsageError as error:
         raise pytest.UsageError(str(error)) from None
+    models.add_tables_to_testpaths(config)
+    options.set_compile_cache(config)
+    if not benchmark.why_not_timed(config):
+        turns.begin(config)
+
+
+def pytest_collect_file(file_path: pathlib.Path, parent: pytest.Collector) -> pytest.Collector | None:
+    return models.collector(file_path, parent)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Once pytest-benchmark knows its storage, and before pytest-xdist starts workers."""
+    try:
+        gate.open_gate(session.config)
+    except UsageError as error:
+        raise pytest.UsageError(str(error)) from None
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    gate.send(node.config, node.workerinput)
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
@@ -63,14 +88,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection_modifyitems(
-    config: pytest.Config, items: list[pytest.Item]
+    session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
 ) -> Generator[None, None, None]:
+    items += models.named_on_the_command_line(session)
     if not options.enabled(config):
         skip = pytest.mark.skip(reason="compiled against eager: run with --compile-check")
         for item in items:
             if item.get_closest_marker(options.MARKER) is not None:
                 item.add_marker(skip)
     with benchmark.counted_as_benchmarks(config, items):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    with turns.running(item.config):
         return (yield)
 
 
@@ -90,8 +122,18 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     case = cases.case_of(pyfuncitem)
     if case is None:
         return None
-    cases.run(pyfuncitem, case)
+    cases.run_test(pyfuncitem, case)
     return True
+
+
+class _Entries:
+    """Receives what workers recorded; a plugin of its own, because this hook is not told the session."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        benchmark.receive(self._config, report)
 
 
 class _CompileFailures:
@@ -111,14 +153,10 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
+    benchmark.send(item, report)
+    reporting.attach(item, report)
     # A skip raised in here would be reported at a line of ours; the test's is the one of interest.
     if report.skipped and isinstance(report.longrepr, tuple) and str(report.longrepr[0]).startswith(_HERE):
         path, line, _ = item.reportinfo()
         report.longrepr = (str(path), (line or 0) + 1, report.longrepr[2])
     return report
-
-
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    from pytest_torchcompile.reports import terminal
-
-    terminal.write_summary(terminalreporter, benchmark.control_of(terminalreporter.config))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import tomllib
 from collections.abc import Mapping
 from typing import Any
@@ -14,14 +15,48 @@ from typing import Any
 import pytest
 
 from pytest_torchcompile.declaration import ARGUMENTS, Declaration
+from pytest_torchcompile.errors import UsageError
 from pytest_torchcompile.options import OPTIONS, CheckOptions, boolean, unknown_name, validated
-from pytest_torchcompile.results import UsageError
+
+PROOFS = ".compile-failures"
+"""The folder of the scripts that show failures, in pytest's root."""
 
 MARKER = "compiled_equivalence"
 MARKER_HELP = (
     f"{MARKER}(*, {', '.join((*ARGUMENTS, *OPTIONS))}): the function returns a policy; "
     f"check that it computes the same once compiled. Runs with --compile-check."
 )
+
+
+SESSION_OPTIONS = {
+    "model": (
+        "MODULE:FACTORY",
+        "check what this function (or class) makes, without a test file; may be given several times",
+    ),
+    "observation": (
+        "SPEC",
+        "what these models observe, such as 46,9,9 or 'Box((8,), low=0)' (default: their own spaces)",
+    ),
+    "cache": (
+        "DIR",
+        "where inductor keeps what it has compiled, for this process and its pytest-xdist workers",
+    ),
+    "report": (
+        "PATH",
+        "write a report: .json, .md, .html or .ratios.json, by the suffix; may be given several times",
+    ),
+    "baseline": (
+        "FILE",
+        "compare with an earlier report (.json), a file of pytest-benchmark's, or latest, the last that "
+        "pytest-benchmark saved",
+    ),
+    "fail_on": (
+        "METRIC:THRESHOLD",
+        "fail a case that is surely worse than the baseline, such as speedup:10%%; also difference, "
+        "graphs, breaks, recompiles, compile-time, memory; may be given several times",
+    ),
+}
+"""Options of a whole session, which no marker takes: metavar and meaning."""
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -39,6 +74,11 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption(
         "--compile-methods", dest="compile_methods", default=None, metavar="METHODS", help=methods
     )
+    for name, (metavar, meaning) in SESSION_OPTIONS.items():
+        parser.addini(f"compile_{name}", meaning, type="string", default=None)
+        group.addoption(
+            _flag(name), dest=f"compile_{name}", action="append", default=None, metavar=metavar, help=meaning
+        )
     for name, field in OPTIONS.items():
         parser.addini(f"compile_{name}", field.metadata["help"], type="string", default=None)
         group.addoption(
@@ -57,7 +97,37 @@ def _is_boolean(field: dataclasses.Field[Any]) -> bool:
 def takes_value(flag: str) -> bool:
     """Whether a command line flag of ours is followed by its value."""
     valued = (_flag(name) for name, field in OPTIONS.items() if not _is_boolean(field))
-    return flag in (*valued, "--compile-methods")
+    return flag in (*valued, *map(_flag, SESSION_OPTIONS), "--compile-methods")
+
+
+def session_option(config: pytest.Config, name: str) -> list[tuple[str, str]]:
+    """The values of one of `SESSION_OPTIONS`, each with who gave it; the command line's over the file's."""
+    given = config.getoption(f"compile_{name}")
+    if given is not None:
+        return [(value, _flag(name)) for value in given]
+    value = _ini_value(config, f"compile_{name}")
+    values = value.split() if isinstance(value, str) else value or []
+    return [(str(value), f"compile_{name} in {_file(config)}") for value in values]
+
+
+CACHE = "TORCHINDUCTOR_CACHE_DIR"
+
+
+def set_compile_cache(config: pytest.Config) -> None:
+    """Set inductor's cache to ``--compile-cache`` for this session; processes that it starts inherit it."""
+    given = session_option(config, "cache")
+    if not given:
+        return
+    before = os.environ.get(CACHE)
+    os.environ[CACHE] = str(config.invocation_params.dir / given[-1][0])
+
+    def restore() -> None:
+        if before is None:
+            os.environ.pop(CACHE, None)
+        else:
+            os.environ[CACHE] = before
+
+    config.add_cleanup(restore)
 
 
 def _action(field: dataclasses.Field[Any]) -> dict[str, Any]:
@@ -93,6 +163,8 @@ _TABLE = pytest.StashKey[dict[str, Any]]()
 def project_layers(config: pytest.Config) -> Layers:
     """The project's options, ini then command line, each with its source; only those that were set.
 
+    Below them lies what pytest's own defaults are.
+
     Raises:
         UsageError: naming the file or flag, the value and what is accepted.
     """
@@ -112,7 +184,8 @@ def _read_layers(config: pytest.Config) -> Layers:
         flag = config.getoption(f"compile_{name}")
         if flag is not None:
             flags[name] = validated(name, flag, _flag(name))
-    return [(file, ini), ("the command line", flags)]
+    proof = {"proof": str(config.rootpath / PROOFS)}
+    return [("pytest's root", proof), (file, ini), ("the command line", flags)]
 
 
 def _file(config: pytest.Config) -> str:
@@ -186,6 +259,15 @@ class Marked:
                     f"such as observation=Box((8,))"
                 )
             values |= marker.kwargs
+        return cls.said(source, values, config)
+
+    @classmethod
+    def said(cls, source: str, values: Mapping[str, Any], config: pytest.Config) -> Marked:
+        """What `values`, the arguments of a marker or a table, say.
+
+        Raises:
+            UsageError: for unknown names and values that are not accepted.
+        """
         for name in values:
             if name not in (*ARGUMENTS, *OPTIONS):
                 raise UsageError(unknown_name(source, "argument", name, [*ARGUMENTS, *OPTIONS]))

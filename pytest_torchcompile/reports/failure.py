@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 
-from pytest_torchcompile.results import Capture, CheckResult, Difference, Verdict
+from pytest_torchcompile.options import LIFECYCLE
+from pytest_torchcompile.reports.document import Case
+from pytest_torchcompile.reports.picture import picture_lines
+from pytest_torchcompile.reports.table import speedup_text
+from pytest_torchcompile.results import Capture, CheckResult, Difference, Explanation, Verdict
+from pytest_torchcompile.texts import some
 
-_MOST = 4
+_MOST = 3
 
 _HEADLINES = {
     Verdict.DIFFERS: "compiled differs from eager",
@@ -24,18 +30,31 @@ def failure_text(result: CheckResult, rerun: str = "") -> str:
         rerun: the command that runs this case again.
     """
     lines = [
-        f"{_HEADLINES.get(result.verdict, result.verdict)}: {result.method}, {result.phase} phase, "
+        f"{_HEADLINES.get(result.verdict, result.verdict)}: {result.method}, {_phase(result)}, "
         f"backend {result.backend}"
     ]
     if result.reason:
         lines += ["", f"  {result.reason}"]
-    for difference in result.differences[:_MOST]:
+    for number, difference in enumerate(result.differences[:_MOST]):
         lines += ["", *difference_lines(difference)]
+        if number == 0:
+            lines += [f"    {line}" for line in picture_lines(difference)]
     rest = result.differences[_MOST:]
     if rest:
         lines += ["", f"  also differ: {', '.join(d.path for d in rest[:6])}" + _and_more(len(rest) - 6)]
     lines += ["", *_context_lines(result, rerun)]
     return "\n".join(lines).rstrip()
+
+
+def problem_text(case: Case) -> str:
+    """What is wrong with a case of a document whose test failed."""
+    values, texts = case.values, []
+    if not case.result.verdict.passed:
+        texts.append(failure_text(case.result))
+    if values.get("min_speedup", 0) > values.get("speedup_high", math.inf):
+        texts.append(f"too slow: {speedup_text(values)}, min_speedup={values['min_speedup']}")
+    texts += case.result.regressions
+    return "\n\n".join(texts) or case.message
 
 
 def slow_text(result: CheckResult, rerun: str = "") -> str:
@@ -57,6 +76,33 @@ def slow_text(result: CheckResult, rerun: str = "") -> str:
     )
 
 
+def budget_text(result: CheckResult, rerun: str = "") -> str:
+    """The message of a case that is equal and costs more compiling than was allowed."""
+    capture = result.capture
+    headline = f"over budget: {result.method}, {result.phase} phase, backend {result.backend}"
+    lines = [headline, "", *(f"  budget    {sentence}" for sentence in result.exceeded)]
+    lines += _listed("recompile", capture.recompiles)
+    spent = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in capture.stage_s.items())
+    lines += [f"  compiling {spent}"] if spent else []
+    graphs = "; ".join(
+        f"{number}: {some(map(str, sizes))}" for number, sizes in enumerate(capture.batches, 1)
+    )
+    lines += [f"  batches   by graph: {graphs}"] if graphs else []
+    return "\n".join([*lines, *_context_lines(result, rerun)])
+
+
+def regression_text(result: CheckResult, rerun: str = "") -> str:
+    """The message of a case that is equal and surely worse than its baseline."""
+    return "\n".join(
+        [
+            f"worse than the baseline: {result.method}, {_phase(result)}, backend {result.backend}",
+            "",
+            *(f"  {sentence}" for sentence in result.regressions),
+            *_context_lines(result, rerun),
+        ]
+    )
+
+
 def difference_lines(difference: Difference) -> list[str]:
     """One difference with both values, the float64 reference and what was allowed."""
     lines = [
@@ -70,7 +116,8 @@ def difference_lines(difference: Difference) -> list[str]:
         )
         lines.append(f"    float64     {difference.float64}  ({verdict})")
     if difference.problem == "values":
-        ulps = f" ({difference.ulps:.3g} ulps)" if difference.ulps else ""
+        relative = "" if difference.relative is None else f"relative {difference.relative:.2g}, "
+        ulps = f" ({relative}{difference.ulps:.3g} ulps)" if difference.ulps else ""
         floor = f"; rounding moves eager by {difference.floor:.2g}" if difference.floor is not None else ""
         lines.append(
             f"    difference  {difference.difference:.3g}{ulps}, allowed {difference.allowed:.3g}{floor}"
@@ -100,16 +147,49 @@ def capture_line(capture: Capture) -> str:
 
 
 def _context_lines(result: CheckResult, rerun: str) -> list[str]:
+    example, examples = ("story   ", "moves   ") if result.phase == LIFECYCLE else ("example ", "examples")
     lines = []
     if result.example:
-        lines.append(f"  example   {result.example}")
-    lines.append(f"  examples  {result.examples} compared")
+        lines.append(f"  {example}  {result.example}")
+    lines.append(f"  {examples}  {result.examples} compared")
     if result.capture != Capture():
         lines.append(f"  captured  {capture_line(result.capture)}")
-    lines += [f"  break     {text}" for text in result.capture.breaks[:_MOST]]
+    lines += _listed("break", result.capture.breaks)
     lines += [f"  note      {note}" for note in result.notes]
+    if result.explanation is not None:
+        lines += explanation_lines(result.explanation)
     if rerun:
         lines.append(f"  rerun     {rerun}")
+    return lines
+
+
+def _phase(result: CheckResult) -> str:
+    return result.phase if result.phase == LIFECYCLE else f"{result.phase} phase"
+
+
+def _listed(label: str, texts: tuple[str, ...]) -> list[str]:
+    """A line each for the first few texts, and how many more there are."""
+    lines = [f"  {label:<9} {text}" for text in texts[:_MOST]]
+    return lines + ([f"  {label:<9} and {len(texts) - _MOST} more"] if len(texts) > _MOST else [])
+
+
+def explanation_lines(explanation: Explanation) -> list[str]:
+    """Stage, cause, place and proof, a line each, and what could not be told."""
+    lines = []
+    if explanation.stage:
+        agree = "agrees" if len(explanation.agreed) == 1 else "agree"
+        agreed = f"; {', '.join(explanation.agreed)} {agree} with eager" if explanation.agreed else ""
+        lines.append(f"  stage     {explanation.stage}{agreed}")
+    lines += [f"  vanishes  without {cause}" for cause in explanation.causes]
+    if explanation.place:
+        lines.append(f"  place     {explanation.place}")
+    if explanation.lines:
+        lines.append(f"  code      {some(explanation.lines)}")
+    if explanation.remedy:
+        lines.append(f"  remedy    options={explanation.remedy!r}, under which this example agrees")
+    lines += [f"  untold    {remark}" for remark in explanation.remarks]
+    if explanation.confirmed:
+        lines.append(f"  proof     python {explanation.proof}/repro.py, which needs no pytest")
     return lines
 
 

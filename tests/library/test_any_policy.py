@@ -570,7 +570,7 @@ def test_a_bound_method_of_an_agent_by_hand() -> None:
     good, bad = (torch.compile(agent.act, backend=backend) for backend in ("eager", wrong_gradients))
     assert_equivalent(agent.act, good, x, phase="update")
     torch.compiler.reset()
-    with pytest.raises(NotEquivalent, match=r"gradient of policy\.weight"):
+    with pytest.raises(NotEquivalent, match="gradient of"):
         assert_equivalent(agent.act, bad, x, phase="update")
 
 

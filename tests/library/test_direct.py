@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import faults
 import pytest
 import torch
+from faults import backends
 from hypothesis import given, settings
 from torch import nn
 
@@ -209,7 +209,7 @@ def test_compile_policy_refuses(arguments: dict[str, Any], sentence: str) -> Non
 
 
 def wrong(amount: float = 1e-3) -> Any:
-    return faults.changed(lambda outputs, call: [output + amount for output in outputs])
+    return backends.changed(lambda outputs, call: [output + amount for output in outputs])
 
 
 @pytest.mark.parametrize("phase", ["rollout", "update"])
@@ -231,7 +231,7 @@ def test_a_bound_method_against_its_compiled_self() -> None:
             model.act,
             torch.compile(
                 model.act,
-                backend=faults.changed(lambda o, c: [t + 1e-3 if t.is_floating_point() else t for t in o]),
+                backend=backends.changed(lambda o, c: [t + 1e-3 if t.is_floating_point() else t for t in o]),
             ),
             x,
         )
@@ -286,7 +286,7 @@ def test_under_given() -> None:
 
 
 def test_under_given_a_difference_shrinks() -> None:
-    change = faults.changed(lambda outputs, call: [o + 1e-3 * (o.shape[0] > 2) for o in outputs])
+    change = backends.changed(lambda outputs, call: [o + 1e-3 * (o.shape[0] > 2) for o in outputs])
     policy = policy_of(backend=change)
     sizes: list[int] = []
 
@@ -481,3 +481,25 @@ def test_the_examples_in_the_docstrings_run() -> None:
 def test_one_policy_is_compiled_for_one_phase() -> None:
     with pytest.raises(UsageError, match=r"compile_policy\(\) takes one phase; write phase='rollout' or"):
         policy_of(phases="update")
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.zeros(4, 6)[:, ::2],
+        torch.zeros(4, 1).expand(4, 3),
+        torch.zeros(3, 4).t(),
+        torch.zeros(2, 3, 4, 4).contiguous(memory_format=torch.channels_last),
+    ],
+    ids=["gaps", "overlaps", "transposed", "channels last"],
+)
+def test_each_side_gets_inputs_laid_out_as_the_users(x: torch.Tensor) -> None:
+    """Compilers write other code for other layouts."""
+    seen = []
+
+    def policy(x: torch.Tensor) -> torch.Tensor:
+        seen.append(x.stride())
+        return x + 1
+
+    assert_equivalent(policy, policy, x)
+    assert set(seen) == {x.stride()}

@@ -10,11 +10,11 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import faults
 import pytest
 import torch
 from checking import assert_differs, assert_passes
 from checking import check as check_any
+from faults import backends
 from torch import nn
 from torch.nn import functional as F
 
@@ -147,21 +147,21 @@ def test_outputs_in_the_update_phase(name: str) -> None:
 # --- backends -------------------------------------------------------------------------------------
 
 
-def _add(outputs: faults.Outputs, amount: float = 2e-5) -> faults.Outputs:
-    first = faults.float_tensors(outputs)[0]
+def _add(outputs: backends.Outputs, amount: float = 2e-5) -> backends.Outputs:
+    first = backends.float_tensors(outputs)[0]
     outputs[first] = outputs[first] + amount
     return outputs
 
 
-def _from_call(number: int) -> faults.Change:
+def _from_call(number: int) -> backends.Change:
     return lambda outputs, call: _add(outputs) if call >= number else outputs
 
 
-def _on_call(number: int) -> faults.Change:
+def _on_call(number: int) -> backends.Change:
     return lambda outputs, call: _add(outputs) if call == number else outputs
 
 
-def _every(number: int) -> faults.Change:
+def _every(number: int) -> backends.Change:
     return lambda outputs, call: _add(outputs) if call % number == 0 else outputs
 
 
@@ -177,40 +177,40 @@ def _every(number: int) -> faults.Change:
     ],
     ids=["every call", "from the sixth call", "every fifth call", "first call", "second call", "ninth call"],
 )
-def test_a_backend_that_is_wrong_on_some_calls(change: faults.Change, depends: bool) -> None:
-    result = check(Policy, backend=faults.changed(change))
+def test_a_backend_that_is_wrong_on_some_calls(change: backends.Change, depends: bool) -> None:
+    result = check(Policy, backend=backends.changed(change))
     assert result.verdict is Verdict.DIFFERS
     assert {d.path for d in result.differences} & {"output[0]", "output[1]"}
     assert ("depends on what ran before" in result.reason) is depends
 
 
 def test_a_backend_that_is_right() -> None:
-    assert_passes(check(Policy, backend=faults.changed(faults.unchanged)))
+    assert_passes(check(Policy, backend=backends.changed(backends.unchanged)))
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_a_backend_of_whose_graphs_one_is_wrong(number: int) -> None:
     """Static shapes: the first graph is of batch 4, the second of 7, the third of 1."""
-    result = check(Policy, backend=faults.changed_graph(number, _add), dynamic=False, batch=ALL_BATCHES)
+    result = check(Policy, backend=backends.changed_graph(number, _add), dynamic=False, batch=ALL_BATCHES)
     assert result.verdict is Verdict.DIFFERS
     assert result.example.startswith(f"batch {(4, 7, 1)[number - 1]};")
-    right = check(Policy, backend=faults.changed_graph(0, _add), dynamic=False, batch=ALL_BATCHES)
+    right = check(Policy, backend=backends.changed_graph(0, _add), dynamic=False, batch=ALL_BATCHES)
     assert_passes(right)
 
 
 def test_only_the_second_shape() -> None:
     """With dynamic shapes the second graph serves every batch but the first."""
-    result = check(Policy, backend=faults.changed_graph(2, _add), batch=ALL_BATCHES)
+    result = check(Policy, backend=backends.changed_graph(2, _add), batch=ALL_BATCHES)
     assert result.verdict is Verdict.DIFFERS
 
 
 # --- gradients ------------------------------------------------------------------------------------
 
 
-def _scaled(shape: tuple[int, ...], factor: float) -> Callable[[faults.Outputs], faults.Outputs]:
+def _scaled(shape: tuple[int, ...], factor: float) -> Callable[[backends.Outputs], backends.Outputs]:
     """Scales the gradients that have this shape."""
 
-    def change(outputs: faults.Outputs) -> faults.Outputs:
+    def change(outputs: backends.Outputs) -> backends.Outputs:
         return [o * factor if isinstance(o, torch.Tensor) and o.shape == shape else o for o in outputs]
 
     return change
@@ -221,15 +221,15 @@ def _scaled(shape: tuple[int, ...], factor: float) -> Callable[[faults.Outputs],
     [((16, 8), "trunk.weight"), ((16,), "trunk.bias"), ((4, 16), "policy.weight"), ((4,), "policy.bias")],
 )
 def test_five_percent_on_one_gradient(shape: tuple[int, ...], name: str) -> None:
-    wrong = check(Policy, "update", backend=faults.changed_backward(_scaled(shape, 1.05)))
+    wrong = check(Policy, "update", backend=backends.changed_backward(_scaled(shape, 1.05)))
     assert_differs(wrong, f"gradient of {name}", "values")
     assert len(wrong.differences) == 1, "only the one gradient is reported"
-    right = check(Policy, "update", backend=faults.changed_backward(_scaled(shape, 1.0)))
+    right = check(Policy, "update", backend=backends.changed_backward(_scaled(shape, 1.0)))
     assert_passes(right)
 
 
 def test_a_wrong_backward_does_not_show_in_the_rollout() -> None:
-    backend = faults.changed_backward(_scaled((16, 8), 1.05))
+    backend = backends.changed_backward(_scaled((16, 8), 1.05))
     assert_passes(check(Policy, "rollout", backend=backend))
 
 

@@ -398,7 +398,10 @@ def test_a_method_without_an_observation() -> None:
             r"check_equivalence\(\) got atol=-1; accepted: a number >= 0",
         ),
         ({"observation": Box((8,)), "batch": 0}, "got batch=0; accepted: positive integers"),
-        ({"observation": Box((8,)), "phases": "training"}, "got phases='training'; accepted: 'rollout'"),
+        (
+            {"observation": Box((8,)), "phases": "training"},
+            "got phases='training'; accepted: some of 'rollout'",
+        ),
         ({"observation": Box((8,)), "mode": "max-autotune"}, "is for the inductor backend"),
         (
             {"observation": Box((8,)), "backend": "inductor", "mode": "default", "options": {"a": 1}},

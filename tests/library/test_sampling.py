@@ -19,9 +19,9 @@ from torch.overrides import TorchFunctionMode
 
 from pytest_torchcompile import Box, CheckResult, Verdict, options
 from pytest_torchcompile.distribution import Series, Watched, merged, repeats, series_of, still
+from pytest_torchcompile.errors import UsageError
 from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.reports.failure import failure_text
-from pytest_torchcompile.results import UsageError
 from pytest_torchcompile.sampling import FALSE_ALARMS
 
 Wrong = Callable[[str, Any, tuple[Any, ...]], Any]

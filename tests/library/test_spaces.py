@@ -26,7 +26,8 @@ from pytest_torchcompile import (
     Tokens,
     UsageError,
 )
-from pytest_torchcompile.spaces import as_spec, dotted, leaves, mask_of, rebuild, resolve
+from pytest_torchcompile.spaces import as_spec, resolve
+from pytest_torchcompile.trees import dotted, leaves, mask_of, rebuild
 
 Pair = collections.namedtuple("Pair", "board turn")
 

@@ -79,6 +79,12 @@ def test_what_differs_is_not_timed() -> None:
     assert (result.verdict, result.speedup) == (Verdict.DIFFERS, None)
 
 
+@pytest.fixture
+def nothing_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Timing is the last thing that is done."""
+    monkeypatch.setattr("pytest_torchcompile.check.with_rejection", lambda result, *_: result)
+
+
 class Looking(Agent):
     """Notes what each call is given, in python, which dynamo leaves as it is."""
 
@@ -97,7 +103,9 @@ class Looking(Agent):
 
 
 @pytest.mark.parametrize("phase", ["rollout", "update"])
-def test_each_call_has_its_batch_its_phase_and_inputs_and_state_of_its_own(phase: str) -> None:
+def test_each_call_has_its_batch_its_phase_and_inputs_and_state_of_its_own(
+    phase: str, nothing_rejected: None
+) -> None:
     Looking.seen = []
     (result,) = check_equivalence(
         Looking, phases=phase, backend="eager", **CASE, benchmark_batch=3, nonfinite=False
@@ -154,7 +162,9 @@ class Dropping(nn.Module):
         return nn.functional.dropout(self.layer(x), 0.5)
 
 
-def test_what_samples_is_timed_with_the_random_numbers_that_it_has_when_deployed() -> None:
+def test_what_samples_is_timed_with_the_random_numbers_that_it_has_when_deployed(
+    nothing_rejected: None,
+) -> None:
     """Compiled once more, because the check has it draw eager's."""
     from torch._inductor import config
 

@@ -1,9 +1,16 @@
 """Fixtures of the tests that run pytest inside pytest."""
 
+import contextlib
+
 import hypothesis
 import pytest
 
 from .project import Lasting, Project
+
+# The backport takes the standard library's place as it is imported; what pytester drops again after a
+# test would leave neither, and no plugin would be found any more.
+with contextlib.suppress(ImportError):
+    import importlib_metadata  # noqa: F401
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +33,13 @@ def _lasting():
 
 @pytest.fixture
 def project(_lasting, pytester, monkeypatch):
-    """An empty project, where nothing is timed unless a test asks for it."""
-    monkeypatch.setenv("PYTEST_ADDOPTS", "--compile-benchmark-seconds=0")
+    """An empty project, where nothing is timed or explained and no lifecycle is checked unless asked for."""
+    quick = (
+        "--compile-benchmark-seconds=0",
+        "--compile-explain-seconds=0",
+        "--compile-phases=rollout,update",
+    )
+    # What runs in here is no worker, though this process may be one.
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    monkeypatch.setenv("PYTEST_ADDOPTS", " ".join(quick))
     return Project(pytester, _lasting)

@@ -341,7 +341,7 @@ def test_a_spec_that_can_not_be_is_told_at_its_line(project, spec, sentence):
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["test_policy.py:2: in <module>"])
     assert [line for line in result.outlines if line.startswith("E ")] == [
-        f"E   pytest_torchcompile.results.UsageError: {sentence}"
+        f"E   pytest_torchcompile.errors.UsageError: {sentence}"
     ]
 
 

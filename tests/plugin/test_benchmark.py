@@ -1,8 +1,12 @@
 """Speedups in the report and in pytest-benchmark: its options mean here what they mean elsewhere."""
 
+import csv
 import importlib.util
 import json
+import platform
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -16,7 +20,8 @@ def test_agent(): return Agent()
 """
 ITEM = "test_policy.py::test_agent[get_value-rollout]"
 ITEMS = [f"test_policy.py::test_agent[get_value-{phase}]" for phase in ("rollout", "update")]
-TIMED = "--compile-benchmark-seconds=0.05"
+SIDES = ("eager", "compiled")
+TIMED = "--compile-benchmark-seconds=0.05 --compile-phases=rollout,update"
 
 
 @pytest.fixture(autouse=True)
@@ -190,8 +195,25 @@ def test_compare_fail(timed):
 
 @pytest.mark.skipif(importlib.util.find_spec("pygal") is None, reason="histograms need pygal")
 def test_histogram(timed):
-    timed.check("--benchmark-histogram=picture")
+    # In a process of its own: pygal changes how plugins are found, where it is imported a second time.
+    timed.subprocess("--benchmark-histogram=picture")
     assert list(timed.path.glob("picture*.svg"))
+
+
+def test_the_command_of_pytest_benchmark_reads_the_entries(timed):
+    """Its table, its CSV and its histogram, made of what was saved by two runs."""
+    for name in ("before", "after"):
+        timed.check(f"--benchmark-save={name}")
+    command = [sys.executable, "-m", "pytest_benchmark", "compare", "--csv=runs.csv", "--columns=median"]
+    done = subprocess.run(command, cwd=timed.path, capture_output=True, text=True, check=True)
+    for item in ITEMS:
+        assert f"benchmark '{item}': 4 tests" in done.stdout
+    with (timed.path / "runs.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    names = [row["name"].rpartition("::")[2] for row in rows]
+    assert all(names.count(f"{item.rpartition('::')[2]}[{side}]") == 2 for item in ITEMS for side in SIDES)
+    assert all(float(row["median"]) > 0 for row in rows)
+    assert {row["param:side"] for row in rows} == set(SIDES)
 
 
 def test_group_by_side(timed):
@@ -238,7 +260,7 @@ def test_max_time_is_for_each_side(timed, monkeypatch, ours, theirs, seconds):
         return Speedup(ratio=1.0, interval=(1.0, 1.0), quiet=1.0, eager_s=(1.0,), compiled_s=(1.0,), batch=4)
 
     monkeypatch.setattr(speed, "time_pair", time_pair)
-    monkeypatch.setenv("PYTEST_ADDOPTS", "")
+    monkeypatch.setenv("PYTEST_ADDOPTS", "--compile-phases=rollout,update")
     timed.check(*ours, *theirs)
     assert seen == [min(seconds, 2.0), seconds, seconds]
 
@@ -260,10 +282,25 @@ def test_without_pytest_benchmark_nothing_is_recorded_and_that_is_said(timed):
     )
 
 
-def test_under_xdist_nothing_is_timed_and_that_is_said(timed):
-    result = timed.subprocess("-n2")
+def test_under_xdist_cases_are_timed_and_recorded_by_the_controller(timed):
+    result = timed.subprocess("-n2", "--benchmark-json=benchmarks.json")
     assert verdicts(result) == dict.fromkeys(ITEMS, "equal")
-    result.stdout.fnmatch_lines(["2 cases: not timed: tests run side by side under pytest-xdist*"])
+    assert "speedup" in table(result)[ITEM]
+    found = json.loads((timed.path / "benchmarks.json").read_text())["benchmarks"]
+    assert sorted(entry["fullname"] for entry in found) == sorted(
+        f"{item}[{side}]" for item in ITEMS for side in ("eager", "compiled")
+    )
+    for entry in found:
+        assert entry["stats"]["rounds"] == len(entry["stats"]["data"]) >= 5
+        assert entry["options"]["timer"] == "perf_counter"
+        assert entry["extra_info"]["verdict"] == "equal"
+        assert entry["extra_info"]["host"] == platform.node()
+    assert f"benchmark '{ITEM}': 2 tests" in result.stdout.str()
+
+
+def test_under_xdist_benchmark_disable_is_still_that(timed):
+    result = timed.subprocess("-n1", "--benchmark-disable")
+    result.stdout.fnmatch_lines(["2 cases: not timed: --benchmark-disable"])
 
 
 # --- min_speedup ----------------------------------------------------------------------------------

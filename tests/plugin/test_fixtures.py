@@ -236,7 +236,8 @@ def test_the_update_phase_has_gradients(project):
 # --- options of the project -----------------------------------------------------------------------
 
 
-def test_the_fixtures_apply_the_projects_options(project):
+def test_the_fixtures_apply_the_projects_options(project, monkeypatch):
+    monkeypatch.delenv("PYTEST_ADDOPTS")
     (project.path / "pytest.ini").write_text(
         "[pytest]\ncompile_backend = eager\ncompile_atol = 1.5\ncompile_reference = eager\n"
         "compile_batch = 4\ncompile_phases = update\ncompile_examples = 1\n"

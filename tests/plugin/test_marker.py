@@ -1,8 +1,10 @@
 """The marker: which items a marked test becomes, how they are chosen, and what merges into them."""
 
+import re
+
 import pytest
 
-from .project import HEADER, since_pytest_9, verdicts
+from .project import HEADER, failure, since_pytest_9, verdicts
 
 
 def ids(result):
@@ -23,6 +25,58 @@ def test_a_test_becomes_an_item_for_each_method_and_phase(project):
         "test_policy.py::test_agent[get_logits-rollout]",
         "test_policy.py::test_agent[get_logits-update]",
     ]
+
+
+def test_the_lifecycle_is_an_item_of_its_own(project, monkeypatch):
+    monkeypatch.setenv("PYTEST_ADDOPTS", "--compile-benchmark-seconds=0")
+    project.write(
+        """
+        @pytest.mark.compiled_equivalence(observation=Box((2,)), methods=["get_value", "get_logits"])
+        def test_agent(): return Agent()
+
+        @pytest.mark.compiled_equivalence(
+            observation=Box((2,)), methods=["get_value", "get_logits"], act="get_logits", learn=["get_value"]
+        )
+        def test_in_turn(): return Agent()
+
+        @pytest.mark.compiled_equivalence(
+            observation=Box((2,)), methods=["get_value"], loss=lambda agent, batch: agent.critic.weight.sum()
+        )
+        def test_loss(): return Agent()
+        """
+    )
+    assert [line for line in ids(project.pytest("--collect-only", "-q")) if "lifecycle" in line] == [
+        "test_policy.py::test_agent[get_value+get_logits-lifecycle]",
+        "test_policy.py::test_in_turn[get_logits+get_value-lifecycle]",
+        "test_policy.py::test_loss[get_value+loss-lifecycle]",
+    ]
+    assert verdicts(project.check("-k", "test_in_turn and lifecycle")) == {
+        "test_policy.py::test_in_turn[get_logits+get_value-lifecycle]": "equal"
+    }
+
+
+def test_a_stale_policy_in_one_screen(project, monkeypatch):
+    monkeypatch.setenv("PYTEST_ADDOPTS", "--compile-benchmark-seconds=0 --compile-phases=lifecycle")
+    project.write(
+        """
+        def stale(graph, inputs):
+            first = {}
+            def keep(v): return first.setdefault(id(v), v.detach().clone()) if v.requires_grad else v
+            return lambda *args: graph(*args) if torch.is_grad_enabled() else graph(*map(keep, args))
+
+        @pytest.mark.compiled_equivalence(observation=Box((2,)), methods="get_value", backend=stale)
+        def test_agent(): return Agent()
+        """
+    )
+    result = project.check()
+    text = failure(result)
+    assert text.startswith("compiled differs from eager: get_value, lifecycle, backend stale\n")
+    assert "the last move answers with the weights from before" in text
+    assert re.search(
+        r"^  story +(act.batch 4., )?(load_state_dict|learn.batch 4.), act.batch 4.$", text, re.M
+    )
+    assert "'test_policy.py::test_agent[get_value-lifecycle]'" in text
+    assert len(text.splitlines()) < 20
 
 
 def test_without_methods_it_is_forward(project):
@@ -343,7 +397,7 @@ def test_the_marker_is_registered_and_documented(project):
     result = project.pytest("--markers")
     result.stdout.fnmatch_lines(
         [
-            "@pytest.mark.compiled_equivalence([*], observation, inputs, methods, observe, reset, backend, mode, *): the "
+            "@pytest.mark.compiled_equivalence([*], observation, inputs, methods, observe, reset, act, learn, loss, backend, mode, *): the "
             "function returns a policy; check that it computes the same once compiled. "
             "Runs with --compile-check."
         ]

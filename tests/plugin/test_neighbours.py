@@ -1,5 +1,6 @@
 """Other plugins and flags of pytest's own: a check works beside them as any test does."""
 
+import importlib.util
 import json
 import re
 import shlex
@@ -48,6 +49,18 @@ def test_xdist_shows_the_same_rows(project):
     assert (project.path / "report.xml").read_text().count(
         'name="compile_check.get_value-rollout.verdict"'
     ) == 3
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pytest_codspeed") is None, reason="needs pytest-codspeed")
+def test_codspeed_measures_its_own_benchmarks_and_leaves_cases_alone(project):
+    project.write(THREE)
+    project.write("def test_theirs(benchmark): benchmark(lambda: None)", name="test_theirs")
+    beside = project.subprocess()
+    beside.assert_outcomes(passed=3, failed=2, skipped=2)
+    assert verdicts(beside) == VERDICTS
+    measured = project.subprocess("--codspeed", "--codspeed-max-time=0.1")
+    measured.assert_outcomes(passed=1, deselected=6)
+    measured.stdout.fnmatch_lines(["*test_theirs*"])
 
 
 def test_reruns_do_not_double_rows(project):

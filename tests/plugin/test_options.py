@@ -27,15 +27,23 @@ LAYERS = {
     "batch": ("2 3", (2, 3), "4,5", (4, 5), 6, (6,)),
     "examples": ("7", 7, "8", 8, None, None),
     "nonfinite": ("false", False, "--", True, False, False),
+    "steps": ("0", 0, "8", 8, 9, 9),
     "seed": ("7", 7, "8", 8, 9, 9),
     "atol": ("1e-3", 1e-3, "1e-4", 1e-4, 0, 0.0),
     "rtol": ("1e-3", 1e-3, "0", 0.0, 1e-4, 1e-4),
     "reference": ("eager", "eager", "float64", "float64", "eager", "eager"),
     "samples": ("100", 100, "200", 200, 0, 0),
+    "sensitivity": ("yes", True, "--no-", False, True, True),
     "min_coverage": ("0.5", 0.5, "1", 1.0, 0.25, 0.25),
     "strict": ("yes", True, "--no-", False, True, True),
+    "isolate": ("yes", True, "--no-", False, True, True),
     "shrink_seconds": ("1", 1.0, "2.5", 2.5, 3, 3.0),
     "max_seconds": ("1", 1.0, "2.5", 2.5, 3, 3.0),
+    "max_graph_breaks": ("1", 1, "2", 2, 0, 0),
+    "max_recompiles": ("1", 1, "2", 2, None, None),
+    "max_compile_seconds": ("1", 1.0, "2.5", 2.5, 3, 3.0),
+    "explain_seconds": ("1", 1.0, "2.5", 2.5, 0, 0.0),
+    "proof": ("here", "here", "there", "there", "none", None),
     "benchmark_seconds": ("1", 1.0, "2.5", 2.5, 0, 0.0),
     "benchmark_batch": ("2", 2, "3", 3, None, None),
     "min_speedup": ("0.5", 0.5, "1", 1.0, None, None),
@@ -63,6 +71,11 @@ def seen(project, monkeypatch):
 
     monkeypatch.delenv("PYTEST_ADDOPTS")
     monkeypatch.setattr("pytest_torchcompile.check.check_case", check_case)
+    monkeypatch.setattr("pytest_torchcompile.plugin.isolate.is_wanted", lambda item, isolate: False)
+    monkeypatch.setattr(
+        "pytest_torchcompile.check.check_lifecycle",
+        lambda *args, **arguments: CheckResult(method="", phase="lifecycle", verdict=Verdict.EQUAL),
+    )
     return options
 
 
@@ -94,7 +107,8 @@ def test_what_nobody_sets_has_its_default(project, seen):
     project.write(TWO_TESTS.format(name="seed", value=3))
     assert project.pytest("--compile-check").ret == 0
     assert {name: getattr(seen["test_plain"], name) for name in OPTIONS} == {
-        name: field.default for name, field in OPTIONS.items()
+        **{name: field.default for name, field in OPTIONS.items()},
+        "proof": str(project.path / ".compile-failures"),
     }
 
 
@@ -106,15 +120,22 @@ compile_phases = ["update"]
 compile_batch = [4, 7]
 compile_examples = 5
 compile_nonfinite = false
+compile_steps = 5
 compile_seed = 3
 compile_atol = 1e-4
 compile_rtol = 0
 compile_reference = "eager"
 compile_samples = 500
+compile_sensitivity = true
 compile_min_coverage = 1
 compile_strict = true
+compile_isolate = true
 compile_shrink_seconds = 5
 compile_max_seconds = 5.5
+compile_max_graph_breaks = 1
+compile_max_recompiles = 6
+compile_max_compile_seconds = 60
+compile_explain_seconds = 30
 compile_benchmark_batch = 3
 compile_min_speedup = 0.01
 compile_threads = 2
@@ -126,15 +147,22 @@ NATIVE_VALUES = {
     "batch": (4, 7),
     "examples": 5,
     "nonfinite": False,
+    "steps": 5,
     "seed": 3,
     "atol": 1e-4,
     "rtol": 0.0,
     "reference": "eager",
     "samples": 500,
+    "sensitivity": True,
     "min_coverage": 1.0,
     "strict": True,
+    "isolate": True,
     "shrink_seconds": 5.0,
     "max_seconds": 5.5,
+    "max_graph_breaks": 1,
+    "max_recompiles": 6,
+    "max_compile_seconds": 60.0,
+    "explain_seconds": 30.0,
     "benchmark_batch": 3,
     "min_speedup": 0.01,
     "threads": 2,
@@ -186,15 +214,23 @@ WRONG = {
     "batch": ("4 0", [4, 2.5]),
     "examples": ("-1", True),
     "nonfinite": ("maybe", "maybe"),
+    "steps": ("-1", 1.5),
     "seed": ("x", -1),
     "atol": ("-1", float("nan")),
     "rtol": ("small", None),
     "reference": ("float32", True),
     "samples": ("10", 10.5),
+    "sensitivity": ("maybe", 2),
     "min_coverage": ("1.5", -0.1),
     "strict": ("maybe", None),
+    "isolate": ("maybe", 2),
     "shrink_seconds": ("-1", "long"),
     "max_seconds": ("nan", [1]),
+    "max_graph_breaks": ("-1", 1.5),
+    "max_recompiles": ("few", True),
+    "max_compile_seconds": ("-1", "long"),
+    "explain_seconds": ("-1", None),
+    "proof": (None, 3),
     "benchmark_seconds": ("-1", True),
     "benchmark_batch": ("0", 1.5),
     "min_speedup": ("-1", "fast"),

@@ -51,7 +51,7 @@ def test_a_difference_word_for_word(project):
         "  output[0, 0]: values\n"
         "    eager       2\n"
         "    compiled    3\n"
-        "    difference  1 (4.19e+06 ulps), allowed 2e-05\n"
+        "    difference  1 (relative 0.5, 4.19e+06 ulps), allowed 2e-05\n"
         "    unequal     1 of 1 elements, in batch rows 0\n"
         "\n"
         "  example   batch 1; observation: zeros\n"

@@ -152,6 +152,31 @@ def test_what_rounding_excuses_is_said(project):
     assert lines[-1] == "1 case: 1 within rounding"
 
 
+def test_sensitivity_is_a_line_of_each_case(project):
+    project.write(
+        """
+        class Agent(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.seen, self.unseen = torch.nn.Linear(2, 3), torch.nn.Linear(2, 3)
+
+            def forward(self, x):
+                return self.seen(x) + 0 * self.unseen(x)
+
+        @pytest.mark.compiled_equivalence(observation=Box((2,), low=-1, high=1), phases="rollout update")
+        def test_agent():
+            return Agent()
+        """
+    )
+    assert not [line for line in report_of(project.check()) if "varied" in line]
+    lines = [line for line in report_of(project.check("--compile-sensitivity")) if "varied" in line]
+    case = "test_policy.py::test_agent[forward-"
+    assert sorted(lines) == [
+        f"{case}rollout]: 100 % of the outputs varied",
+        f"{case}update]: gradients reached 50 % of the parameters, never unseen; 100 % of the outputs varied",
+    ]
+
+
 def test_notes_are_in_the_report(project):
     project.write(
         """
@@ -171,6 +196,24 @@ def test_notes_are_in_the_report(project):
     (note,) = (line for line in report_of(result) if line.startswith(f"{case}: "))
     assert "factory is not deterministic" in note
     assert "actor.bias" in note
+
+
+def test_cases_of_a_fixtures_setup_and_teardown_are_rows(project):
+    project.write(
+        """
+        @pytest.fixture
+        def checked(compile_check):
+            compile_check(Agent, observation=Box((2,)), methods="get_value", phases="rollout")
+            yield
+            compile_check(Agent, observation=Box((2,)), methods="get_value", phases="update")
+
+        def test_agent(checked): pass
+        """
+    )
+    assert verdicts(project.check()) == {
+        "test_policy.py::test_agent (get_value-rollout)": "equal",
+        "test_policy.py::test_agent (get_value-update)": "equal",
+    }
 
 
 # --- progress -------------------------------------------------------------------------------------
@@ -232,12 +275,16 @@ FIELDS = {
     "worst_place": str,
     "coverage": float,
     "graphs": int,
+    "added_graphs": int,
     "breaks": int,
     "recompiles": int,
     "compile_s": float,
+    "from_cache": int,
     "backend": str,
     "notes": str,
     "untimed": str,
+    "sensitivity": str,
+    "regressions": str,
 }
 
 

@@ -1,0 +1,86 @@
+"""Reports outside pytest: ``python -m pytest_torchcompile compare`` and ``merge``."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from pytest_torchcompile.compare import compare, rules_of
+from pytest_torchcompile.errors import UsageError
+from pytest_torchcompile.reports.comparison import comparison_markdown
+from pytest_torchcompile.reports.document import merge, read
+from pytest_torchcompile.reports.views import VIEWS, require_view, write
+
+USAGE_ERROR = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; the exit status is 1 where ``compare --fail-on`` finds something worse, else 0."""
+    given = _parser().parse_args(arguments)
+    try:
+        status: int = given.run(given)
+    except UsageError as error:
+        print(f"{_PROGRAM}: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    return status
+
+
+_PROGRAM = "python -m pytest_torchcompile"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=_PROGRAM, description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="compare | merge")
+    comparing = commands.add_parser(
+        "compare", help="two reports, as Markdown for a comment on a pull request"
+    )
+    comparing.add_argument("base", help="the baseline: a report (.json) or a file of pytest-benchmark's")
+    comparing.add_argument("head", help="the newer one")
+    comparing.add_argument(
+        "--fail-on",
+        action="append",
+        default=[],
+        metavar="METRIC:THRESHOLD",
+        help="exit with 1 if a case is surely worse, such as speedup:10%%",
+    )
+    comparing.add_argument(
+        "--output", metavar="FILE", help="write the Markdown there, not to standard output"
+    )
+    comparing.set_defaults(run=_compare)
+    merging = commands.add_parser("merge", help="reports of several machines or runs into one, in any form")
+    merging.add_argument("reports", nargs="+", metavar="REPORT", help="a report (.json)")
+    merging.add_argument(
+        "--output",
+        action="append",
+        required=True,
+        metavar="FILE",
+        help=f"a file that ends in {', '.join(VIEWS)}; may be given several times",
+    )
+    merging.set_defaults(run=_merge)
+    return parser
+
+
+def _compare(given: argparse.Namespace) -> int:
+    rules = rules_of(given.fail_on, "--fail-on")
+    reports = compare(read(given.base), read(given.head))
+    text = comparison_markdown(reports, rules)
+    if given.output:
+        pathlib.Path(given.output).write_text(text, encoding="utf-8")
+    else:
+        print(text, end="")
+    return 1 if reports.regressions(rules) else 0
+
+
+def _merge(given: argparse.Namespace) -> int:
+    for path in given.output:
+        require_view(path, "--output")
+    document = merge(map(read, given.reports))
+    for path in given.output:
+        write(document, path, "--output")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""Why a case differs: the stage of the compiler, what in it, the submodule, and a script that shows it.
+
+All of it shares one budget of seconds. What is found by the time it is up is told, and so is what could
+not be found, because a user has to know whether nothing was there or nothing was looked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from pytest_torchcompile.options import CheckOptions
+from pytest_torchcompile.pair import Pair
+from pytest_torchcompile.place import Graph, captured, find_graph, find_module
+from pytest_torchcompile.proof import CantWrite, write_proof
+from pytest_torchcompile.results import Explanation
+from pytest_torchcompile.stages import Stage, first_stage, narrow, up_to
+from pytest_torchcompile.suspects import Budget, CantTell, OutOfTime, Suspect, WholeCase
+from pytest_torchcompile.texts import raised_text, shortest
+from pytest_torchcompile.trial import Failure
+
+Found = TypeVar("Found")
+
+LEAST_PROOF_S = 30.0
+"""A script may take so long, however little of the budget is left: it imports torch and compiles."""
+
+
+def explain(pair: Pair, failure: Failure, options: CheckOptions, name: str) -> Explanation:
+    """Why `failure` differs, as far as `options.explain_seconds` allow.
+
+    Args:
+        pair: the case.
+        failure: the example that differs.
+        options: how it is compiled, and where a proof goes.
+        name: names the case in the proof.
+    """
+    begun = time.monotonic()
+    explaining = _Explaining(pair, failure, options, name)
+    explaining.run()
+    return dataclasses.replace(explaining.found, seconds=time.monotonic() - begun)
+
+
+class _Explaining:
+    """An explanation in the making."""
+
+    def __init__(self, pair: Pair, failure: Failure, options: CheckOptions, name: str) -> None:
+        self.found = Explanation()
+        self._pair = pair
+        self._recipe = failure.recipe
+        self._options = options
+        self._name = name
+        self._budget = Budget(options.explain_seconds)
+
+    def run(self) -> None:
+        """Find out what there is time for."""
+        if self._pair.twins.deployed:
+            self._remark("stage and submodule are not looked for: it comes compiled, backend and all")
+            return
+        case = WholeCase(self._pair, self._recipe, self._budget)
+        options = self._try("the stage", lambda: self._reproducing(case))
+        stage = self._try("the stage", lambda: first_stage(case, options)) if options else None
+        if options is None or stage is None:
+            return
+        self._note(stage=stage.name, agreed=stage.agreed)
+        for name in stage.untold:
+            self._remark(f"{name} could not be judged: it doesn't compile with what ends there")
+        self._locate(case, stage, up_to(options, stage.backend))
+
+    def _reproducing(self, case: WholeCase) -> CheckOptions:
+        """The options under which the case differs on code compiled for its example alone.
+
+        Dynamo remembers for which sizes it has compiled and takes those for variables, which a graph that
+        is wrong for one size does not survive.
+        """
+        for options in (self._options, dataclasses.replace(self._options, dynamic=False)):
+            with contextlib.suppress(CantTell):
+                if case.differences(options):
+                    return options
+        raise CantTell(
+            "compiled anew, this example agrees; the difference depends on what was called or compiled before"
+        )
+
+    def _locate(self, case: WholeCase, stage: Stage, options: CheckOptions) -> None:
+        """Look for the submodule, the graph and the step at fault, compiling up to the stage."""
+        graphs = self._try("the graph", lambda: captured(case, options, self._budget)) or []
+        if any(graph.takes_sizes for graph in graphs):
+            options = dataclasses.replace(options, dynamic=True)
+        place = self._try("the submodule", lambda: find_module(case, options, self._budget))
+        if place is not None:
+            self._note(place=str(place))
+        graph = self._try("the graph", lambda: find_graph(graphs, options)) if graphs else None
+        if graph is not None:
+            self._note(lines=graph.lines)
+            if options.proof is not None:
+                self._prove(graph, pathlib.Path(options.proof), options)
+        self._narrow(graph.part if graph else case, stage, options)
+
+    def _prove(self, graph: Graph, parent: pathlib.Path, options: CheckOptions) -> None:
+        limit_s = max(LEAST_PROOF_S, self._budget.left)
+        proof = self._try(
+            "a script",
+            lambda: write_proof(
+                parent, self._name, graph, graph.part.differences(options), options, limit_s=limit_s
+            ),
+        )
+        if proof is None:
+            return
+        folder = shortest(str(proof.folder))
+        self._note(proof=folder, confirmed=proof.confirmed)
+        if not proof.confirmed:
+            self._remark(f"the script in {folder} does not show the difference: {proof.said}")
+
+    def _narrow(self, suspect: Suspect, stage: Stage, options: CheckOptions) -> None:
+        causes = self._try("the step", lambda: narrow(suspect, stage, options)) or []
+        texts = tuple(c.text + (f" ({', '.join(c.lines)})" if c.lines else "") for c in causes)
+        remedies = [cause.options for cause in causes if cause.options]
+        self._note(causes=texts, remedy=remedies[0] if remedies else None)
+        if not causes and stage.name in ("inductor", "decompositions and partitioner"):
+            over = ", and the time is up" if self._budget.left <= 0 else ""
+            self._remark(f"no single step of the stage was found to be at fault{over}")
+
+    def _try(self, what: str, find: Callable[[], Found]) -> Found | None:
+        """What `find` finds; None, with a remark, if it can't or there is no time."""
+        try:
+            return find()
+        except OutOfTime:
+            self._remark(f"{what} was not found within explain_seconds={self._options.explain_seconds:g}")
+        except (CantTell, CantWrite) as error:
+            self._remark(f"{what} can't be had: {error}")
+        except Exception as error:
+            # The difference has been found; that it can't be explained must not take its place.
+            self._remark(f"{what} can't be had: looking for it raised {raised_text(error)}")
+        return None
+
+    def _note(self, **values: Any) -> None:
+        self.found = dataclasses.replace(self.found, **values)
+
+    def _remark(self, sentence: str) -> None:
+        self._note(remarks=(*self.found.remarks, sentence))

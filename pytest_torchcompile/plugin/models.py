@@ -1,0 +1,178 @@
+"""Models as items without a test file: those of ``--compile-model`` and of tables in ``pyproject.toml``.
+
+Nothing is imported before an item runs. A table belongs to its file: its models run when a run takes in
+the project's root or names the file, not when it names other files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import functools
+import importlib
+import sys
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from pytest_torchcompile.errors import UsageError
+from pytest_torchcompile.notation import read_spec
+from pytest_torchcompile.options import OPTIONS, unknown_name
+from pytest_torchcompile.plugin import cases
+from pytest_torchcompile.plugin.options import MARKER, Marked, session_option
+from pytest_torchcompile.texts import raised_text
+
+FILE = "pyproject.toml"
+TABLE = "tool.pytest-torchcompile.models"
+ARGUMENTS = ("factory", "observation", "inputs", "methods", "act", "learn")
+"""What a table may say besides options; what takes a function needs a test file."""
+
+
+class ModelItem(pytest.Item):
+    """One case of a model that was named, not written as a test."""
+
+    def __init__(self, *, case: cases.Case, factory: str, line: int, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.case = case
+        self.fixturenames: list[str] = []
+        self._factory = factory
+        self._line = line
+        self.add_marker(MARKER)
+
+    def runtest(self) -> None:
+        """Check the case."""
+        with _importable(self.config):
+            cases.run(self, self.case, functools.partial(_made, self._factory))
+
+    def reportinfo(self) -> tuple[Any, int, str]:
+        """The place of the table, or the root, and the item's name."""
+        return self.path, self._line, self.name
+
+
+class ModelsFile(pytest.File):
+    """The tables of a ``pyproject.toml``."""
+
+    def collect(self) -> Iterable[ModelItem]:
+        """An item for each case of each model."""
+        lines = [line.strip() for line in self.path.read_text(encoding="utf-8").splitlines()]
+        for name, table in _tables(self.config).items():
+            heading = f"[{TABLE}.{name}]"
+            line = lines.index(heading) if heading in lines else 0
+            yield from _items(self, name, f"{heading} in {FILE}", table, line=line)
+
+
+def collector(file: Any, parent: pytest.Collector) -> ModelsFile | None:
+    """What collects this file, if it is the project's and has tables of models."""
+    if file != parent.config.rootpath / FILE or not _tables(parent.config):
+        return None
+    return ModelsFile.from_parent(parent, path=file)
+
+
+def named_on_the_command_line(session: pytest.Session) -> list[ModelItem]:
+    """The items of each ``--compile-model``."""
+    observations = [text for text, _ in session_option(session.config, "observation")]
+    observation = {"observation": observations[-1]} if observations else {}
+    items: list[ModelItem] = []
+    for factory, source in session_option(session.config, "model"):
+        said = {"factory": factory, **observation}
+        items += _items(session, factory, f"{source} {factory}", said, rooted=True)
+    return items
+
+
+def add_tables_to_testpaths(config: pytest.Config) -> None:
+    """Let a run of the whole project find the tables where `testpaths` leave out its root."""
+    if config.args_source is not pytest.Config.ArgsSource.TESTPATHS or not _tables(config):
+        return
+    file = config.rootpath / FILE
+    if not any(file.is_relative_to(config.invocation_params.dir / path) for path in config.args):
+        config.args.append(str(file))
+
+
+_TABLES = pytest.StashKey[dict[str, Any]]()
+
+
+def _tables(config: pytest.Config) -> dict[str, Any]:
+    if _TABLES not in config.stash:
+        path = config.rootpath / FILE
+        whole: Any = tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        found = functools.reduce(lambda table, key: table.get(key, {}), TABLE.split("."), whole)
+        config.stash[_TABLES] = found
+    return config.stash[_TABLES]
+
+
+def _items(
+    parent: pytest.Collector, name: str, source: str, said: Any, *, line: int = 0, rooted: bool = False
+) -> Iterator[ModelItem]:
+    """The items of one model; `rooted` ones belong to no file, so that their name is their whole id."""
+    found = cases.cases_saying(lambda: _marked(source, said, parent.config), markers=1)
+    factory = said.get("factory", "") if isinstance(said, Mapping) else ""
+    for case in found:
+        item = f"{name}[{case.id}]"
+        nodeid = {"nodeid": item} if rooted else {}
+        yield ModelItem.from_parent(parent, name=item, case=case, factory=factory, line=line, **nodeid)
+
+
+def _marked(source: str, said: Any, config: pytest.Config) -> Marked:
+    if not isinstance(said, Mapping):
+        raise UsageError(f"{source} is {said!r}; it is a table, with factory = 'package.module:function'")
+    for name in said:
+        if name not in (*ARGUMENTS, *OPTIONS):
+            raise UsageError(unknown_name(source, "setting", name, [*ARGUMENTS, *OPTIONS]))
+    factory = said.get("factory")
+    if not isinstance(factory, str) or not all(factory.partition(":")):
+        raise UsageError(f"{source} got factory={factory!r}; accepted: 'package.module:function'")
+    values = {name: value for name, value in said.items() if name != "factory"}
+    try:
+        if "observation" in said:
+            values["observation"] = read_spec(said["observation"], "observation")
+        if "inputs" in said:
+            values["inputs"] = read_spec(said["inputs"], "inputs")
+    except UsageError as error:
+        raise UsageError(f"{source} got {error}") from None
+    return Marked.said(source, values, config)
+
+
+# --- importing ------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _importable(config: pytest.Config) -> Iterator[None]:
+    """In the body, the project's root and its ``src`` can be imported from, as test files can."""
+    added = [str(path) for path in (config.rootpath / "src", config.rootpath) if path.is_dir()]
+    sys.path[:0] = added
+    try:
+        yield
+    finally:
+        for path in added:
+            with contextlib.suppress(ValueError):
+                sys.path.remove(path)
+
+
+def _made(factory: str) -> Any:
+    """What the factory of that name makes; a module is handed out as it is, and copied by who checks it.
+
+    Raises:
+        UsageError: if there is no such thing, or it can't be called.
+    """
+    from torch import nn
+
+    module, _, path = factory.partition(":")
+    try:
+        found = importlib.import_module(module)
+    except Exception as error:
+        raise UsageError(f"factory={factory!r}: importing {module} raised {raised_text(error)}") from error
+    for name in path.split("."):
+        owner = found
+        try:
+            found = getattr(owner, name)
+        except AttributeError:
+            near = difflib.get_close_matches(name, dir(owner), n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise UsageError(f"factory={factory!r}: {module} has no {name!r}{hint}") from None
+    if isinstance(found, nn.Module):
+        return found
+    if not callable(found):
+        raise UsageError(f"factory={factory!r} is a {type(found).__name__}, which can't be called")
+    return found()

@@ -1,0 +1,175 @@
+"""From the results of a session to its reports: records cross processes on pytest's own test reports.
+
+Files are written by the controller alone, once, at the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from pytest_torchcompile.errors import UsageError
+from pytest_torchcompile.plugin import benchmark, isolate
+from pytest_torchcompile.plugin.options import MARKER, enabled, session_option
+from pytest_torchcompile.reports import github, terminal
+from pytest_torchcompile.reports.document import Plain, document_of, record_of
+from pytest_torchcompile.reports.views import require_view, write
+from pytest_torchcompile.results import CheckResult
+
+NAME = "torchcompile-reporting"
+ATTRIBUTE = "compile_check"
+"""Of a test report: the records of what was checked since the one before."""
+
+_RECORDS = pytest.StashKey[list[Plain]]()
+_PHASES = ("setup", "call", "teardown")
+_MOST_CHARACTERS = 4000
+
+
+def keep(item: pytest.Item, result: CheckResult, case: str) -> None:
+    """Keep a result for the next report of the item."""
+    record = record_of(result, case, benchmark.control_of(item.config))
+    item.stash.setdefault(_RECORDS, []).append(record)
+
+
+def forget(item: pytest.Item) -> None:
+    """Drop what an earlier run of this item kept."""
+    item.stash[_RECORDS] = []
+
+
+def attach(item: pytest.Item, report: pytest.TestReport) -> None:
+    """Hand what was kept to a report, with which it crosses to pytest-xdist's controller."""
+    records = item.stash.get(_RECORDS, [])
+    if records:
+        setattr(report, ATTRIBUTE, records)
+        item.stash[_RECORDS] = []
+
+
+def configure(config: pytest.Config) -> None:
+    """Register the collector; workers of pytest-xdist and the process of a single case don't collect.
+
+    Raises:
+        UsageError: for a report that can't be made.
+    """
+    paths = session_option(config, "report")
+    for path, source in paths:
+        require_view(path, source)
+    if not hasattr(config, "workerinput") and not isolate.is_single_case():
+        config.pluginmanager.register(Reporting(config, paths), NAME)
+
+
+@dataclasses.dataclass
+class _Test:
+    """One test while its reports come in."""
+
+    nodeid: str
+    file: str
+    line: int
+    records: list[Plain] = dataclasses.field(default_factory=list)
+    outcome: str = "passed"
+    message: str = ""
+    is_ours: bool = False
+
+    def add(self, report: pytest.TestReport) -> None:
+        """Take what one phase of the test says."""
+        self.records += getattr(report, ATTRIBUTE, [])
+        # A worker that crashed has sent nothing; what then speaks for the test has no keywords.
+        self.is_ours |= MARKER in report.keywords or report.when not in _PHASES
+        outcome = _outcome(report)
+        if outcome != "passed" and self.outcome not in ("failed", "error"):
+            self.outcome = outcome
+        if report.failed:
+            self.message = report.longreprtext[-_MOST_CHARACTERS:]
+
+    @property
+    def said(self) -> Plain:
+        """What the document says of the test."""
+        return {
+            "nodeid": self.nodeid,
+            "file": self.file,
+            "line": self.line,
+            "outcome": self.outcome,
+            "message": self.message,
+        }
+
+
+def _outcome(report: pytest.TestReport) -> str:
+    if hasattr(report, "wasxfail"):
+        return "xpassed" if report.passed else "xfailed"
+    return "error" if report.failed and report.when != "call" else str(report.outcome)
+
+
+class Reporting:
+    """The plugin that collects the records and writes the reports.
+
+    Args:
+        config: pytest's.
+        paths: the files, each with who asked for it.
+    """
+
+    def __init__(self, config: pytest.Config, paths: list[tuple[str, str]]) -> None:
+        self._config = config
+        self._paths = paths
+        self._tests: dict[tuple[str, str], _Test] = {}
+        self._document: Plain = {}
+        self._unwritten: list[str] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Collect; a setup begins a test anew, so that of one that is rerun the last run counts."""
+        key = (getattr(report, "worker_id", ""), report.nodeid)
+        if report.when == "setup" or key not in self._tests:
+            path, line, _ = report.location
+            self._tests[key] = _Test(report.nodeid, path.replace(os.sep, "/"), (line or 0) + 1)
+        self._tests[key].add(report)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Write the files, whatever came of the session."""
+        tests = self._tests.values()
+        self._document = document_of(
+            (record | test.said for test in tests for record in test.records),
+            (
+                test.said
+                for test in tests
+                if test.is_ours and not test.records and test.outcome in ("failed", "error")
+            ),
+        )
+        if not self._is_worth_writing():
+            self._paths = []
+        for path, source in self._paths:
+            with self._told():
+                write(self._document, path, source)
+        if self._unwritten:
+            session.exitstatus = pytest.ExitCode.USAGE_ERROR
+        if github.is_running(os.environ):
+            with self._told():
+                github.add_to_summary(self._document, os.environ)
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """What can't be written in the body is told at the end and keeps nothing else from being written."""
+        try:
+            yield
+        except UsageError as error:
+            self._unwritten.append(str(error))
+
+    def _is_worth_writing(self) -> bool:
+        """Whether something was to be checked, or was; or an earlier report would be replaced by nothing."""
+        asked = enabled(self._config) and not self._config.option.collectonly
+        return asked or bool(self._document["cases"])
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        """Write the table and name the files; on GitHub annotate the failures."""
+        terminal.write_summary(terminalreporter, self._document)
+        if self._paths:
+            terminalreporter.write_line(f"compile report: {', '.join(path for path, _ in self._paths)}")
+        for error in self._unwritten:
+            terminalreporter.write_line(error, red=True)
+        if github.is_running(os.environ):
+            for line in github.error_commands(self._document, self._config.rootpath, os.environ):
+                terminalreporter.ensure_newline()
+                terminalreporter.write_line(line)

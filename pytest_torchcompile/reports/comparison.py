@@ -1,0 +1,89 @@
+"""Two reports held against each other, as Markdown for a comment on a pull request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pytest_torchcompile.compare import DEFAULT_RULES, METRICS, Comparison, Reports, Rules
+from pytest_torchcompile.reports.markdown import SIGNS, code, escaped, fitted, row
+from pytest_torchcompile.texts import some
+
+MOST_CHARACTERS = 65536
+"""Of a comment on GitHub."""
+
+
+def comparison_markdown(reports: Reports, rules: Rules) -> str:
+    """What got worse, what else changed, and a table of all cases; no longer than a comment may be.
+
+    Args:
+        reports: see `compare`.
+        rules: thresholds by metric; of what is not among them the defaults decide what is worth telling.
+    """
+    return fitted(_lines(reports, {**DEFAULT_RULES, **rules}), MOST_CHARACTERS)
+
+
+def _lines(reports: Reports, rules: Rules) -> Iterator[str]:
+    worse = reports.regressions(rules)
+    unequal = [c for c in reports.comparisons if c.base.result.verdict is not c.head.result.verdict]
+    yield from ("## Compiled against eager, compared with the baseline", "")
+    yield f"**{_count(reports, worse, unequal)}**"
+    yield ""
+    for comparison in unequal:
+        then, now = (case.result.verdict for case in (comparison.base, comparison.head))
+        yield f"* {SIGNS[now]} {code(comparison.id)}: {escaped(f'{then} -> {now}')}"
+    for name, sentences in worse.items():
+        for sentence in sentences:
+            yield f"* ❌ {code(name)}: {escaped(sentence)}"
+    yield ""
+    for said in _circumstances(reports):
+        yield f"* {escaped(said)}"
+    for kind, names in (("Only here", reports.added), ("Only in the baseline", reports.gone)):
+        if names:
+            yield f"* {kind}: {escaped(some(names))}"
+    if reports.comparisons:
+        yield from ("", "<details><summary>All cases</summary>", "")
+        yield from _table(reports)
+        yield from ("", "</details>")
+
+
+def _count(reports: Reports, worse: dict[str, list[str]], unequal: list[Comparison]) -> str:
+    texts = [f"{len(reports.comparisons)} compared", f"{len(worse)} worse"]
+    if unequal:
+        texts.append(f"{len(unequal)} with another verdict")
+    return ", ".join(texts)
+
+
+def _circumstances(reports: Reports) -> list[str]:
+    """What changed beside the code, and what therefore was not compared, each with how many cases say so."""
+    said: dict[str, int] = {}
+    for comparison in reports.comparisons:
+        for text in comparison.circumstances:
+            said[f"changed: {text}"] = said.get(f"changed: {text}", 0) + 1
+        for metric, reason in comparison.reasons.items():
+            if any(circumstance in reason for circumstance in comparison.circumstances):
+                text = f"not compared: {metric}, because of {reason}"
+                said[text] = said.get(text, 0) + 1
+    return [f"{text} ({number} case{'' if number == 1 else 's'})" for text, number in said.items()]
+
+
+def _table(reports: Reports) -> Iterator[str]:
+    metrics = [name for name in METRICS if any(name in c.changes for c in reports.comparisons)]
+    yield row(("case", "verdict", *metrics))
+    yield row(("---", "---", *("--:" for _ in metrics)))
+    for comparison in reports.comparisons:
+        verdict = comparison.head.result.verdict
+        yield row(
+            (
+                code(comparison.id),
+                f"{SIGNS[verdict]} {escaped(verdict)}",
+                *(_cell(comparison, name) for name in metrics),
+            )
+        )
+
+
+def _cell(comparison: Comparison, name: str) -> str:
+    if name not in comparison.changes:
+        return "-"
+    change, show = comparison.changes[name], METRICS[name].show
+    then, now = show(change.base.value), show(change.head.value)
+    return escaped(now if then == now else f"{then} -> {now}")

@@ -1,0 +1,121 @@
+"""The row of a case, the remarks below the rows and their count, in the words of every view."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pytest_torchcompile.results import MARGIN, NOTE_SEPARATOR, Verdict
+
+HEADINGS = (
+    "case",
+    "verdict",
+    "examples",
+    "worst difference",
+    "compiled",
+    "graphs",
+    "breaks",
+    "recompiles",
+    "seconds",
+    "speedup",
+)
+TEXTS = (0, 1, 3, 9)
+"""The columns that hold text; the others hold numbers."""
+
+
+def headings(*, timed: bool) -> tuple[str, ...]:
+    """The headings; the last one only if something was timed."""
+    return HEADINGS if timed else HEADINGS[:-1]
+
+
+def cells(name: str, values: Mapping[str, Any], *, timed: bool) -> tuple[str, ...]:
+    """The texts of a row, one for each of `headings`.
+
+    Args:
+        name: the case.
+        values: its `CheckResult.row`.
+        timed: whether something was.
+    """
+    share, place = values["coverage"], values["worst_place"]
+    found = (
+        name,
+        str(values["verdict"]),
+        str(values["examples"]),
+        f"{float(values['worst_difference']):.1e} {place}" if place else "0",
+        share if isinstance(share, str) else f"{share:.0%}",
+        _graphs(values),
+        str(values["breaks"]),
+        str(values["recompiles"]),
+        f"{float(values['compile_s']):.1f}",
+    )
+    return (*found, speedup_text(values)) if timed else found
+
+
+def _graphs(values: Mapping[str, Any]) -> str:
+    """How many there are; those that only a lifecycle needs after a plus."""
+    added = int(values["added_graphs"])
+    return f"{int(values['graphs']) - added}+{added}" if added else str(values["graphs"])
+
+
+def speedup_text(values: Mapping[str, Any]) -> str:
+    """Ratio, interval and conclusion; ``-`` if the case was not timed."""
+    if not is_timed(values):
+        return "-"
+    ratio, low, high = (float(values[f"speedup{end}"]) for end in ("", "_low", "_high"))
+    return f"{ratio:.2f} [{low:.2f}, {high:.2f}] {values['conclusion']}"
+
+
+def is_timed(values: Mapping[str, Any]) -> bool:
+    """Whether a row has the figures of a timing."""
+    return "speedup" in values
+
+
+def remarks(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> list[str]:
+    """Why cases were excused or skipped, and what was noticed; failures are told elsewhere.
+
+    Args:
+        rows: the name and the values of each.
+    """
+    found: dict[str, list[str]] = collections.defaultdict(list)
+    for name, values in rows:
+        if values["verdict"] in (Verdict.WITHIN_ROUNDING, Verdict.COMPILE_FAILED):
+            found[f"{values['verdict']}: {values['reason']}"].append(name)
+        if values.get("untimed"):
+            found[f"not timed: {values['untimed']}"].append(name)
+        if values.get("sensitivity"):
+            found[values["sensitivity"]].append(name)
+        for note in filter(None, values["notes"].split(NOTE_SEPARATOR)):
+            found[note].append(name)
+    return [
+        f"{names[0] if len(names) == 1 else f'{len(names)} cases'}: {remark}"
+        for remark, names in found.items()
+    ]
+
+
+def nothing_was_checked(verdicts: Iterable[str]) -> bool:
+    """Whether every case failed to compile."""
+    return set(verdicts) == {Verdict.COMPILE_FAILED}
+
+
+def count(verdicts: Iterable[str]) -> str:
+    """``3 cases: 2 equal, 1 differs``, or the line that can't be overlooked if nothing was checked."""
+    counts = collections.Counter(verdicts)
+    total = counts.total()
+    cases = f"{total} case{'' if total == 1 else 's'}"
+    text = ", ".join(f"{counts[verdict]} {verdict.value}" for verdict in Verdict if counts[verdict])
+    if nothing_was_checked(counts):
+        return f"NOTHING WAS CHECKED: {text} of {cases}"
+    return f"{cases}: {text}" if text else cases
+
+
+def control_text(control: Mapping[str, Any]) -> str:
+    """What eager timed against itself came out at, and what of it follows."""
+    ratio, low, high = (control[f"speedup{end}"] for end in ("", "_low", "_high"))
+    noisy = "; this machine is too noisy for the speedups above" if is_noisy(control) else ""
+    return f"eager timed against itself: {ratio:.2f} [{low:.2f}, {high:.2f}]{noisy}"
+
+
+def is_noisy(control: Mapping[str, Any]) -> bool:
+    """Whether two equal things could not be shown to be equally fast."""
+    return not 1 / MARGIN <= control["speedup_low"] <= control["speedup_high"] <= MARGIN

@@ -1,0 +1,76 @@
+"""The views of the document, by the suffix of the file they are written to."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pathlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+from pytest_torchcompile.errors import UsageError
+from pytest_torchcompile.reports.document import Plain, written
+from pytest_torchcompile.reports.markdown import markdown
+from pytest_torchcompile.reports.ratios import ratios
+
+
+class View(NamedTuple):
+    """One form of the document.
+
+    Args:
+        render: makes its text.
+        needs: packages that it is made with.
+    """
+
+    render: Callable[[Plain], str]
+    needs: tuple[str, ...] = ()
+
+
+def _html(document: Plain) -> str:
+    from pytest_torchcompile.reports.html import html
+
+    return html(document)
+
+
+# The first suffix that fits is taken.
+VIEWS = {
+    ".ratios.json": View(ratios),
+    ".json": View(written),
+    ".md": View(markdown),
+    ".html": View(_html, needs=("jinja2", "matplotlib")),
+}
+
+
+def require_view(path: str, source: str) -> View:
+    """The view for the suffix of `path`.
+
+    Raises:
+        UsageError: naming `source`, if there is none, or if packages that it needs are not installed.
+    """
+    view = next((view for suffix, view in VIEWS.items() if path.endswith(suffix)), None)
+    if view is None:
+        raise UsageError(f"{source} got {path!r}; accepted: a file that ends in {', '.join(VIEWS)}")
+    missing = [name for name in view.needs if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            f"{source} got {path!r}, which needs {' and '.join(missing)}, not installed: "
+            f'pip install "pytest-torchcompile[report]"'
+        )
+    return view
+
+
+def write(document: Plain, path: str | os.PathLike[str], source: str) -> None:
+    """Write the view for the suffix of `path`, all of it or nothing.
+
+    Raises:
+        UsageError: naming `source`, for a suffix without a view or a file that can't be written.
+    """
+    text = require_view(os.fspath(path), source).render(document)
+    file = pathlib.Path(path)
+    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(file)
+    except OSError as error:
+        raise UsageError(f"{source} can't write {os.fspath(path)!r}: {error}") from None

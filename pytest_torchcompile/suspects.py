@@ -1,0 +1,186 @@
+"""What can be compiled anew and judged by itself: a whole case, or a part of it.
+
+An explanation is a series of such judgements: under other backends, with steps of the compiler left
+out, of single submodules, of single graphs. Each may cost a compile, so that all draw on one `Budget`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from pytest_torchcompile import internals
+from pytest_torchcompile.calls import Around, Outcome, Side
+from pytest_torchcompile.capture import Recorder, compile_method, failure_text
+from pytest_torchcompile.errors import UsageError
+from pytest_torchcompile.measure import Tolerance
+from pytest_torchcompile.options import CheckOptions
+from pytest_torchcompile.pair import Pair
+from pytest_torchcompile.policy import Method
+from pytest_torchcompile.recipes import Recipe
+from pytest_torchcompile.results import Difference
+from pytest_torchcompile.rounding import rounding_floors
+from pytest_torchcompile.state import copied, map_tensors
+from pytest_torchcompile.tolerance import judge
+from pytest_torchcompile.trial import Stop, Trial
+
+
+class OutOfTime(Exception):
+    """The time for an explanation is up."""
+
+
+class CantTell(Exception):
+    """A suspect can't be compiled or judged in this way; the message says why."""
+
+
+class Budget:
+    """The seconds that an explanation may take."""
+
+    def __init__(self, seconds: float) -> None:
+        self._begun = time.monotonic()
+        self._seconds = seconds
+
+    @property
+    def left(self) -> float:
+        """How many are left."""
+        return self._begun + self._seconds - time.monotonic()
+
+    def require(self) -> None:
+        """Return if there is time left.
+
+        Raises:
+            OutOfTime: if not.
+        """
+        if self.left <= 0:
+            raise OutOfTime
+
+
+class Suspect(Protocol):
+    """Something whose compiled code may differ from eager."""
+
+    def differences(
+        self, options: CheckOptions, under: Around = contextlib.nullcontext
+    ) -> tuple[Difference, ...]:
+        """What differs once it is compiled anew; nothing if it agrees.
+
+        Args:
+            options: how to compile.
+            under: makes the context in which to compile and call.
+
+        Raises:
+            CantTell: if that doesn't compile.
+            OutOfTime: if the budget is used up.
+        """
+
+
+class WholeCase:
+    """A case, called on the example that failed.
+
+    Args:
+        pair: the case.
+        recipe: the example.
+        budget: of the explanation.
+    """
+
+    def __init__(self, pair: Pair, recipe: Recipe, budget: Budget) -> None:
+        self.pair = pair
+        self.recipe = recipe
+        self._budget = budget
+
+    def differences(
+        self, options: CheckOptions, under: Around = contextlib.nullcontext
+    ) -> tuple[Difference, ...]:
+        """See `Suspect`."""
+        self._budget.require()
+        trial = Trial(self.pair.compiled_anew(options), options)
+        try:
+            with under():
+                failure = trial(self.recipe)
+        except Stop as stop:
+            raise CantTell(stop.reason) from None
+        return () if failure is None else failure.judgement.differences
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part:
+    """A submodule or a graph, called on what it was given in the eager call of a case.
+
+    Args:
+        pair: the case.
+        eager: the part of eager's side.
+        compiled: the same of the compiled side; the same object if it keeps no state.
+        args: its arguments, which each call gets copies of.
+        kwargs: likewise.
+        names: of the positional ones.
+        seed: of the random numbers and the ``grad_outputs``.
+        budget: of the explanation.
+    """
+
+    pair: Pair
+    eager: nn.Module
+    compiled: nn.Module
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    names: tuple[str, ...] = ()
+    seed: int = 0
+    budget: Budget
+
+    def differences(
+        self, options: CheckOptions, under: Around = contextlib.nullcontext
+    ) -> tuple[Difference, ...]:
+        """See `Suspect`."""
+        self.budget.require()
+        reference = self._side(self.eager, lambda: torch.compiler.set_stance("force_eager"))
+        recorder = Recorder(self.compiled, limit_s=options.max_seconds)
+        candidate = self._side(self.compiled, lambda: _as_checked(self.pair.draws, recorder))
+        candidate = candidate.replaced(
+            compile_method(Method("forward"), self.compiled, options), candidate.around
+        )
+        try:
+            expected = self._call(reference)
+            if expected.error is not None:
+                raise CantTell("eager rejects what it was given before")
+            with under():
+                actual = self._call(candidate)
+        except UsageError as error:
+            raise CantTell(str(error)) from None
+        finally:
+            for side in (reference, candidate):
+                side.restore()
+        if actual.error is not None and recorder.is_compile_failure(actual.error):
+            raise CantTell(failure_text(actual.error))
+        tolerance = Tolerance(atol=options.atol, rtol=options.rtol)
+        floors = None if options.reference == "eager" else lambda: rounding_floors(expected, self._rerun)
+        try:
+            return judge(expected, actual, tolerance, floors).differences
+        finally:
+            reference.restore()
+
+    def _side(self, module: nn.Module, around: Callable[[], Any]) -> Side:
+        return Side(module, module, names=self.names, around=around)
+
+    def _rerun(self, under: Around, wide: bool = False) -> Outcome:
+        return self._call(self._side(self.eager, lambda: torch.compiler.set_stance("force_eager")), under)
+
+    def _call(self, side: Side, under: Around = contextlib.nullcontext) -> Outcome:
+        return side.call(
+            map_tensors(copied, self.args),
+            map_tensors(copied, dict(self.kwargs)),
+            phase=self.pair.phase,
+            seed=self.seed,
+            under=under,
+        )
+
+
+@contextlib.contextmanager
+def _as_checked(draws: bool, recorder: Recorder) -> Any:
+    """What the compiled side of a check runs in."""
+    numbers = internals.eager_random_numbers() if draws else contextlib.nullcontext()
+    with numbers, recorder.watching():
+        yield

@@ -1,0 +1,43 @@
+"""``python -m tests.faults --seeds 20``: how many faults are caught, how many controls reported."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from .catalogue import CONTROLS, FAULTS
+from .run import run, summary
+
+
+def main() -> int:
+    """Check every entry under each seed and print the rates; 1 if a fault was missed or a control reported."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=1, help="how many seeds, from 0")
+    parser.add_argument("--only", default="", help="entries whose class or name contains this")
+    arguments = parser.parse_args()
+
+    missed, runs = [], []
+    for seed in range(arguments.seeds):
+        for control, entries in ((False, FAULTS), (True, CONTROLS)):
+            for entry in entries:
+                name = f"{entry.kind}: {entry.name}"
+                if arguments.only not in name:
+                    continue
+                one = run(entry, seed, control=control)
+                runs.append(one)
+                if control is (one.found is not None):
+                    reason = one.found.reason or one.found.worst if one.found else "nothing reported"
+                    missed.append(f"seed {seed}, {name}: {reason}")
+                    print(missed[-1], file=sys.stderr, flush=True)
+    faults = [one for one in runs if one.entry in FAULTS]
+    print("\n".join(summary(runs)))
+    print(f"caught {sum(one.found is not None for one in faults)} of {len(faults)} faults,")
+    print(
+        f"reported {sum(one.found is not None for one in runs if one not in faults)} "
+        f"of {len(runs) - len(faults)} controls"
+    )
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,196 @@
+"""What a failing test says about the compiler, the script it leaves behind, and budgets for compiling."""
+
+import subprocess
+import sys
+
+import pytest
+
+from .project import failure, failures, table, verdicts
+
+DISTRACTED = """
+    class Distracted(Agent):
+        def get_value(self, x):
+            return self.critic(x) + (1 if torch.compiler.is_compiling() else 0)
+
+    @pytest.mark.compiled_equivalence(observation=Box((2,)), methods="get_value", phases="rollout")
+    def test_agent(): return Distracted()
+"""
+FAULTY = """
+    class Rectified(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(2, 3)
+        def forward(self, x):
+            return torch.relu(self.layer(x))
+
+    @pytest.mark.compiled_equivalence(
+        observation=Box((2,)),
+        phases="rollout",
+        backend="inductor",
+        options={{"cpp.inject_relu_bug_TESTING_ONLY": {fault!r}}},
+        examples=0,
+    )
+    def test_agent(): return Rectified()
+"""
+
+
+def test_stage_and_place(project):
+    project.write(DISTRACTED)
+    result = project.check("--compile-explain-seconds=60", "--compile-backend=aot_eager")
+    result.assert_outcomes(failed=1)
+    text = failure(result)
+    assert "  stage     dynamo\n" in text
+    assert "  place     Distracted.get_value itself: 1 module inside it agrees, compiled alone\n" in text
+
+
+def test_no_time_no_words(project):
+    project.write(DISTRACTED)
+    text = failure(project.check())
+    assert "stage" not in text
+    assert "place" not in text
+
+
+@pytest.fixture
+def nothing_narrowed(monkeypatch):
+    monkeypatch.setattr("pytest_torchcompile.explain.narrow", lambda *arguments: [])
+
+
+def test_the_script_lies_in_pytests_root(project, nothing_narrowed, monkeypatch):
+    """Whatever directory pytest was called from; the message has the command that runs it."""
+    (project.path / "pytest.ini").write_text("[pytest]\n")
+    project.write(FAULTY.format(fault="accuracy"))
+    (project.path / "below").mkdir()
+    monkeypatch.chdir(project.path / "below")
+    text = failure(project.check("--compile-explain-seconds=60", "../test_policy.py"))
+    folder = "../.compile-failures/test_policy.py-test_agent-forward-rollout"
+    assert f"  proof     python {folder}/repro.py, which needs no pytest\n" in text
+    done = subprocess.run([sys.executable, f"{folder}/repro.py"], check=False, capture_output=True)
+    assert done.returncode == 1
+
+
+def test_no_script_where_none_is_wanted(project, nothing_narrowed):
+    project.write(FAULTY.format(fault="accuracy"))
+    text = failure(project.check("--compile-explain-seconds=60", "--compile-proof=none"))
+    assert "  stage     inductor;" in text
+    assert "  proof " not in text
+    assert not (project.path / ".compile-failures").exists()
+
+
+def test_what_passes_leaves_nothing_behind(project):
+    project.write(FAULTY.format(fault=None))
+    project.check("--compile-explain-seconds=60").assert_outcomes(passed=1)
+    assert not (project.path / ".compile-failures").exists()
+
+
+BREAKING = """
+    class Breaking(Agent):
+        def get_value(self, x):
+            torch._dynamo.graph_break()
+            return self.critic(x)
+
+    @pytest.mark.compiled_equivalence(
+        observation=Box((2,)), methods=["get_value", "get_logits"], phases="rollout"
+    )
+    def test_agent(): return Breaking()
+"""
+
+
+def test_a_budget_fails_what_exceeds_it(project):
+    project.write(BREAKING)
+    result = project.check("--compile-max-graph-breaks=0")
+    result.assert_outcomes(passed=1, failed=1)
+    text = failure(result)
+    assert text.startswith("over budget: get_value, rollout phase, backend eager\n")
+    assert "  budget    1 graph breaks, max_graph_breaks=0 (the command line)\n" in text
+    assert "  break     Call to `torch._dynamo.graph_break()` (at test_policy.py:" in text
+    assert {row["verdict"] for row in table(result).values()} == {"equal"}
+
+
+def test_a_compile_that_hangs_does_not_end_the_session(project):
+    project.write(
+        """
+        def hanging(graph, inputs):
+            import threading
+            threading.Event().wait()
+
+        @pytest.mark.compiled_equivalence(observation=Box((2,)), backend=hanging, phases="rollout")
+        def test_hanging(): return Agent()
+
+        @pytest.mark.compiled_equivalence(observation=Box((2,)), phases="rollout")
+        def test_sound(): return Agent()
+        """
+    )
+    result = project.check("--compile-max-seconds=0.5", "-rs")
+    result.assert_outcomes(passed=1, skipped=1)
+    result.stdout.fnmatch_lines(["*CompileTimedOut: a compile was stopped after max_seconds=0.5*"])
+
+
+CRASHING = """
+    def crashing(graph, inputs):
+        import os, signal
+        return lambda *args: os.kill(os.getpid(), signal.SIGSEGV)
+
+    @pytest.mark.compiled_equivalence(observation=Box((2,)), phases="rollout")
+    def test_sound(): return Agent()
+
+    @pytest.mark.compiled_equivalence(observation=Box((2,)), backend=crashing, phases="rollout")
+    def test_crashing(): return Agent()
+
+    @pytest.mark.compiled_equivalence(observation=Box((2,)), backend=shifted, phases="rollout")
+    def test_wrong(): return Agent()
+"""
+
+
+def test_a_crash_under_xdist_is_told_of_its_case(project):
+    """A segmentation fault takes the worker with it; the others go on."""
+    project.write(CRASHING)
+    result = project.subprocess("-n1")
+    result.assert_outcomes(passed=1, failed=2)
+    result.stdout.fnmatch_lines(
+        ["*worker 'gw0' crashed while running 'test_policy.py::test_crashing[[]forward-rollout[]]'*"]
+    )
+
+
+def test_a_crash_in_a_process_of_its_own(project):
+    """The session goes on, and the other cases are told as ever, with their rows."""
+    project.write(CRASHING)
+    result = project.check("--compile-isolate", "--junitxml=report.xml", "test_policy.py")
+    result.assert_outcomes(passed=1, failed=2)
+    crashed, wrong = failures(result).values()
+    assert crashed.startswith("the process of this case was killed by SIGSEGV: compiled code, or the policy")
+    assert "test_policy.py" in crashed
+    assert wrong.startswith("compiled differs from eager: forward, rollout phase, backend shifted\n")
+    assert "--compile-isolate" in wrong
+    assert verdicts(result) == {
+        "test_policy.py::test_sound[forward-rollout]": "equal",
+        "test_policy.py::test_wrong[forward-rollout]": "differs",
+    }
+    assert "test_crashing" in (project.path / "report.xml").read_text()
+
+
+def test_each_case_has_a_process(project):
+    project.write(
+        """
+        @pytest.mark.compiled_equivalence(observation=Box((2,)), backend=recorded)
+        def test_agent(pytestconfig):
+            import os
+            note("processes", str(os.getpid()))
+            return Agent()
+        """
+    )
+    project.check("--compile-isolate", "-k", "test_agent", "-p", "no:cacheprovider").assert_outcomes(passed=2)
+    assert len(set(project.lines("processes"))) == 2
+
+
+def test_what_goes_wrong_before_the_check(project):
+    project.write(
+        """
+        @pytest.mark.compiled_equivalence(observation=Box((2,)), phases="rollout", isolate=True)
+        def test_agent(): raise RuntimeError("no weights")
+        """
+    )
+    result = project.check()
+    result.assert_outcomes(failed=1)
+    text = failure(result)
+    assert "ended with status 1 and without a result" in text
+    assert "the factory raised RuntimeError: no weights" in text

@@ -1,0 +1,287 @@
+"""A baseline: what got worse fails if it does so twice; what can't be compared is said."""
+
+import json
+
+import pytest
+
+from pytest_torchcompile import Speedup
+
+from .project import failure, verdicts
+
+AGENT = """
+@pytest.mark.compiled_equivalence(observation=Box((2,)), phases="rollout", methods="get_value"{more})
+def test_agent(): return Agent()
+"""
+ITEM = "test_policy.py::test_agent[get_value-rollout]"
+BASELINE = "--compile-baseline=base.json"
+TIMED = "--compile-benchmark-seconds=1"
+
+
+def edited(project, change, name="base.json"):
+    """Change the cases of a report."""
+    path = project.path / name
+    document = json.loads(path.read_text())
+    for case in document["cases"]:
+        change(case)
+    path.write_text(json.dumps(document))
+
+
+@pytest.fixture
+def agent(project):
+    """A project with one case and its report, ``base.json``."""
+    project.write(AGENT.format(more=""))
+    project.check("--compile-report=base.json").assert_outcomes(passed=1)
+    return project
+
+
+@pytest.fixture
+def speeds(project, monkeypatch):
+    """What timing yields, first to last; the last again and again. Nothing is timed."""
+    found = [1.5]
+
+    def time_pair(pair, options, *, control=False, **_):
+        ratio = 1.0 if control else (found.pop(0) if len(found) > 1 else found[0])
+        interval = (0.99 * ratio, 1.01 * ratio)
+        return Speedup(
+            ratio=ratio, interval=interval, quiet=ratio, eager_s=(ratio,) * 5, compiled_s=(1.0,) * 5
+        )
+
+    monkeypatch.setattr("pytest_torchcompile.speed.time_pair", time_pair)
+    return found
+
+
+@pytest.fixture
+def timed(agent, speeds):
+    """The same with a speedup of 1.5 in its report."""
+    agent.check(TIMED, "--compile-report=base.json").assert_outcomes(passed=1)
+    return agent
+
+
+def speed_of(project):
+    (case,) = json.loads((project.path / "now.json").read_text())["cases"]
+    return case["speedup"]["speedup"]
+
+
+# --- speedups -------------------------------------------------------------------------------------
+
+GATE = (BASELINE, TIMED, "--compile-fail-on=speedup:10%", "--compile-report=now.json")
+
+
+def test_what_is_as_fast_as_it_was_passes(timed):
+    timed.check(*GATE).assert_outcomes(passed=1)
+
+
+def test_what_is_slower_twice_fails(timed, speeds):
+    speeds[:] = [1.2, 1.21]
+    result = timed.check(*GATE)
+    result.assert_outcomes(failed=1)
+    lines = failure(result).splitlines()
+    assert lines[0] == "worse than the baseline: get_value, rollout phase, backend eager"
+    assert lines[2] == "  speedup 1.50 -> 1.21, 24% worse, allowed 10%"
+    assert "--compile-baseline=base.json" in lines[-1]
+    assert "--compile-fail-on=speedup:10%" in lines[-1]
+    assert verdicts(result) == {ITEM: "equal"}
+    assert speed_of(timed) == 1.21
+
+
+def test_what_is_slower_once_passes(timed, speeds):
+    speeds[:] = [1.2, 1.5]
+    timed.check(*GATE).assert_outcomes(passed=1)
+    assert speed_of(timed) == 1.5
+
+
+def test_what_is_not_worse_is_not_measured_again(timed, speeds):
+    speeds[:] = [1.45, 1.0]
+    timed.check(*GATE).assert_outcomes(passed=1)
+    assert speeds == [1.0]
+
+
+def test_without_a_rule_nothing_fails(timed, speeds):
+    speeds[:] = [0.5]
+    timed.check(BASELINE, TIMED).assert_outcomes(passed=1)
+
+
+def test_what_was_not_timed_is_said_not_to_be_compared(timed):
+    result = timed.check(BASELINE, "--compile-fail-on=speedup")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines([f"{ITEM.replace('[', '[[]')}: speedup not compared: it was not timed"])
+
+
+def test_the_last_run_that_pytest_benchmark_saved_is_a_baseline(timed, speeds):
+    assert timed.check(TIMED, "--benchmark-save=one").ret == 0
+    speeds[:] = [1.2]
+    latest = ("--compile-baseline=latest", *GATE[1:])
+    timed.check(*latest, "--benchmark-save=two").assert_outcomes(failed=1)
+    timed.check(*latest).assert_outcomes(passed=1)
+
+
+# --- the other figures ----------------------------------------------------------------------------
+
+
+def test_more_graphs_fail_also_where_the_baseline_is_not(agent):
+    """Workers are handed the baseline: a relative path would be another file on another host."""
+
+    def fewer(case):
+        case["capture"]["graphs"] -= 1
+
+    edited(agent, fewer)
+    arguments = (BASELINE, "--compile-fail-on=graphs", "--compile-fail-on=breaks,recompiles:1")
+    result = agent.check(*arguments)
+    result.assert_outcomes(failed=1)
+    assert "graphs 1 -> 2, allowed 0 more" in failure(result)
+    (agent.path / "elsewhere").mkdir()
+    tx = "--tx=2*popen//chdir=elsewhere"
+    parallel = agent.subprocess(*arguments, "-n0", "--dist=load", tx, f"--rootdir={agent.path}")
+    parallel.assert_outcomes(failed=1)
+    agent.check(BASELINE, "--compile-fail-on=graphs:1").assert_outcomes(passed=1)
+
+
+SLEEPING = """
+import time
+
+def sleeping(gm, example_inputs):
+    note("compiled")
+    time.sleep(1.2 if {when} else 0)
+    return gm.forward
+
+@pytest.mark.compiled_equivalence(
+    observation=Box((2,)), phases="rollout", methods="get_value", backend=sleeping, batch=4
+)
+def test_agent(): return Agent()
+"""
+
+
+@pytest.mark.parametrize(
+    ("when", "outcome"), [("True", "failed"), ("len(open('compiled').readlines()) < 2", "passed")]
+)
+def test_compile_time_is_measured_again_without_a_cache(agent, monkeypatch, when, outcome):
+    import contextlib
+
+    fresh = []
+
+    @contextlib.contextmanager
+    def fresh_compile_cache():
+        fresh.append(True)
+        yield
+
+    monkeypatch.setattr("pytest_torchcompile.internals.fresh_compile_cache", fresh_compile_cache)
+    agent.write(SLEEPING.format(when=when))
+
+    def quick(case):
+        case["capture"]["compile_s"] = 0.05
+        case["backend"] = "sleeping"
+
+    edited(agent, quick)
+    result = agent.check(BASELINE, "--compile-fail-on=compile-time:100%")
+    result.assert_outcomes(**{outcome: 1})
+    assert fresh == [True]
+
+
+def test_checks_by_hand_are_compared_too(project):
+    project.write(
+        """
+        def test_by_hand(compile_check):
+            compile_check(Agent, observation=Box((2,)), methods=["get_value", "get_logits"])
+        """
+    )
+    project.check("--compile-report=base.json")
+
+    def fewer(case):
+        if case["case"] == "get_logits-update":
+            case["capture"]["graphs"] -= 1
+
+    edited(project, fewer)
+    result = project.check(BASELINE, "--compile-fail-on=graphs")
+    result.assert_outcomes(failed=1)
+    assert failure(result).count("worse than the baseline") == 1
+    assert "get_logits, update phase" in failure(result)
+
+
+def test_a_case_that_is_checked_twice_has_two_baselines(project):
+    project.write(
+        """
+        def test_by_hand(compile_check):
+            for _ in range(2):
+                compile_check(Agent, observation=Box((2,)), methods="get_value", phases="rollout")
+        """
+    )
+    project.check("--compile-report=base.json")
+
+    def fewer(case):
+        if case["case"] == "get_value-rollout#2":
+            case["capture"]["graphs"] -= 1
+
+    edited(project, fewer)
+    arguments = (BASELINE, "--compile-fail-on=graphs", "--compile-report=now.json")
+    project.check(*arguments).assert_outcomes(failed=1)
+    cases = json.loads((project.path / "now.json").read_text())["cases"]
+    assert {case["case"]: bool(case["regressions"]) for case in cases} == {
+        "get_value-rollout": False,
+        "get_value-rollout#2": True,
+    }
+
+
+def test_a_difference_is_a_difference_and_not_compared(agent):
+    agent.write(AGENT.format(more=", backend=shifted"))
+    result = agent.check(BASELINE, "--compile-fail-on=graphs")
+    assert failure(result).startswith("compiled differs from eager")
+    assert "baseline" not in failure(result).partition("rerun")[0]
+
+
+# --- circumstances --------------------------------------------------------------------------------
+
+
+def test_another_torch_is_named(agent):
+    path = agent.path / "base.json"
+    document = json.loads(path.read_text())
+    for machine in document["machines"].values():
+        machine["torch"] = "1.0"
+    path.write_text(json.dumps(document))
+    result = agent.check(BASELINE, "--compile-fail-on=graphs")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["*: the baseline is of another torch 1.0 -> *"])
+
+
+def test_a_case_that_is_not_in_the_baseline_is_named(agent):
+    agent.write(AGENT.format(more="") + AGENT.format(more="").replace("test_agent", "test_new"))
+    result = agent.check(BASELINE, "--compile-fail-on=graphs")
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines(["test_policy.py::test_new[[]get_value-rollout[]]: not in the baseline"])
+
+
+# --- what is wrong --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            ["--compile-fail-on=speedup"],
+            "--compile-fail-on needs a baseline: --compile-baseline=FILE or latest",
+        ),
+        ([BASELINE, "--compile-fail-on=sped"], "--compile-fail-on got unknown metric 'sped' (did you mean"),
+        (["--compile-baseline=no.json"], "no.json can't be read as a report"),
+        (
+            ["--compile-baseline=latest", "--benchmark-storage=none"],
+            "--compile-baseline=latest found nothing",
+        ),
+        (
+            ["--compile-baseline=latest", "-p", "no:benchmark"],
+            "--compile-baseline=latest needs pytest-benchmark",
+        ),
+    ],
+)
+def test_what_is_wrong_is_told_before_anything_runs(agent, arguments, sentence):
+    result = agent.check(*arguments)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert any(line.startswith(f"ERROR: {sentence}") for line in result.stderr.lines + result.outlines)
+    assert "collected" not in result.stdout.str()
+
+
+def test_the_settings_of_the_project(agent):
+    (agent.path / "pytest.ini").write_text(
+        "[pytest]\ncompile_baseline = base.json\ncompile_fail_on = graphs\n"
+    )
+    edited(agent, lambda case: case["capture"].update(graphs=0))
+    agent.check().assert_outcomes(failed=1)
+    agent.check("--compile-fail-on=graphs:9").assert_outcomes(passed=1)
