@@ -124,6 +124,8 @@ class Recorder:
         self._inputs: dict[str, str] = {}
         self._warm = False
         self._breaks: dict[str, None] = {}
+        self._in_call = 0
+        self._in_pieces = False
         self._from_cache = 0
         self.compile_s = 0.0
         self.compiled_in_last_call = False
@@ -137,7 +139,7 @@ class Recorder:
     def watching(self) -> Iterator[None]:
         """Record compiles while the body, one call, runs."""
         self.compiled_in_last_call = False
-        self._compiles = 0
+        self._compiles = self._in_call = 0
         breaks_before = internals.graph_break_count()
         cached_before = internals.cached_graph_count()
         try:
@@ -146,6 +148,7 @@ class Recorder:
                 internals.graphs_run(self._on_graph),
             ):
                 yield
+                self._in_pieces |= self._in_call != 1
         finally:
             self._watchdog.stop()
             self._stage_s.update(internals.compile_seconds(self._compiles))
@@ -175,6 +178,7 @@ class Recorder:
             self._frames.add(event.frame)
 
     def _on_graph(self, graph: int, taken: Iterable[Any]) -> None:
+        self._in_call += 1
         sizes = self._batches.setdefault(graph, {})
         if self._recipe is not None:
             sizes[self._recipe.batch] = None
@@ -187,6 +191,7 @@ class Recorder:
             parameters=tuple(name for name in self._names.values() if name in used & self._captured),
             left_eager=tuple(name for name in self._names.values() if name in used - self._captured),
             breaks=tuple(self._breaks),
+            fullgraph=bool(self._batches) and not (self._breaks or self._in_pieces or self._left),
             recompiles=tuple(text + self._inputs[i] for i, text in self._recompiled.items()),
             compile_s=self.compile_s,
             stage_s=dict(self._stage_s),

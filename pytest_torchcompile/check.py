@@ -13,7 +13,7 @@ from typing import Any
 from pytest_torchcompile.budgets import exceeded
 from pytest_torchcompile.capture import Progress, silent
 from pytest_torchcompile.declaration import Declaration
-from pytest_torchcompile.explain import explain
+from pytest_torchcompile.explain import explain, explain_story
 from pytest_torchcompile.isolation import isolated
 from pytest_torchcompile.lifecycle import LifecycleProtocol
 from pytest_torchcompile.lives import Lives
@@ -170,8 +170,12 @@ def check_lifecycle(
     with isolated(options.threads):
         lives = Lives(factory, declaration, options, progress)
         try:
-            result = LifecycleProtocol(lives, options).run(name or LIFECYCLE)
-            return dataclasses.replace(result, settings=options.settings())
+            protocol = LifecycleProtocol(lives, options)
+            result = dataclasses.replace(protocol.run(name or LIFECYCLE), settings=options.settings())
+            if protocol.failure is not None and options.explain_seconds:
+                explanation = explain_story(lives, protocol.failure.story, options)
+                result = dataclasses.replace(result, explanation=explanation)
+            return result
         finally:
             lives.end()
 

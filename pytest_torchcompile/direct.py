@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
 import torch
@@ -16,6 +17,7 @@ from pytest_torchcompile.declaration import Declaration
 from pytest_torchcompile.errors import CompileFailed, NotEquivalent, UsageError
 from pytest_torchcompile.holders import Holder, is_holder
 from pytest_torchcompile.isolation import isolated
+from pytest_torchcompile.known import OTHER_NUMBERS, rounding_cause
 from pytest_torchcompile.measure import Tolerance
 from pytest_torchcompile.options import PHASES, REFERENCES, CheckOptions
 from pytest_torchcompile.pair import Pair
@@ -23,10 +25,10 @@ from pytest_torchcompile.policy import as_methods
 from pytest_torchcompile.recipes import random_recipe
 from pytest_torchcompile.reports import failure
 from pytest_torchcompile.results import Capture, CheckResult, Verdict
-from pytest_torchcompile.rounding import rounding_floors, widened
+from pytest_torchcompile.rounding import Floor, rounding_floors, widened
 from pytest_torchcompile.state import copied, map_tensors
 from pytest_torchcompile.texts import raised_text
-from pytest_torchcompile.tolerance import judge
+from pytest_torchcompile.tolerance import Judgement, judge
 from pytest_torchcompile.trees import declared
 from pytest_torchcompile.twins import Factory
 
@@ -219,39 +221,12 @@ def assert_equivalent(
         raise UsageError(f"phase={phase!r}; accepted: {', '.join(PHASES)}")
     if reference not in REFERENCES:
         raise UsageError(f"reference={reference!r}; accepted: {', '.join(REFERENCES)}")
-    reference_side = side_of(eager, lambda: torch.compiler.set_stance("force_eager"))
-    candidate = side_of(compiled, internals.eager_random_numbers)
-    recorder = Recorder(candidate.model or nn.Module())
-
-    def run(side: Side, under: Around = contextlib.nullcontext, wide: bool = False) -> Outcome:
-        convert = widened if wide else copied
-        return side.call(
-            map_tensors(convert, args), map_tensors(convert, kwargs), phase=phase, seed=seed, under=under
-        )
-
+    once = _Once(eager, compiled, args, kwargs, phase, seed)
     with isolated():
         try:
-            expected = run(reference_side)
-            if expected.error is not None:
-                raise expected.error
-            actual = run(candidate, recorder.watching)
-            if actual.error is not None and recorder.is_compile_failure(actual.error):
-                raise CompileFailed(failure_text(actual.error)) from actual.error
-            judgement = judge(
-                expected,
-                actual,
-                Tolerance(atol=atol, rtol=rtol),
-                (
-                    lambda: rounding_floors(
-                        expected, lambda under, wide=False: run(reference_side, under, wide)
-                    )
-                )
-                if reference == "float64"
-                else None,
-            )
+            judgement, notes = once.judged(Tolerance(atol=atol, rtol=rtol), reference)
         finally:
-            for side in (reference_side, candidate):
-                side.restore()
+            once.restore()
     if judgement.differences:
         raise NotEquivalent(
             failure.failure_text(
@@ -261,11 +236,77 @@ def assert_equivalent(
                     verdict=Verdict.DIFFERS,
                     differences=judgement.differences,
                     examples=1,
+                    notes=notes,
                     capture=compiled.capture if isinstance(compiled, CompiledPolicy) else Capture(),
                     backend="as given",
                 )
             )
         )
+
+
+class _Once:
+    """One call of each side on inputs given by hand; see `assert_equivalent`."""
+
+    def __init__(
+        self,
+        eager: Callable[..., Any],
+        compiled: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        phase: str,
+        seed: int,
+    ) -> None:
+        self._eager = side_of(eager, lambda: torch.compiler.set_stance("force_eager"))
+        self._compiled = side_of(compiled, internals.eager_random_numbers)
+        self._comes_compiled = internals.is_compiled(compiled)
+        self._recorder = Recorder(self._compiled.model or nn.Module())
+        self._args = args
+        self._kwargs = kwargs
+        self._phase = phase
+        self._seed = seed
+
+    def _run(self, side: Side, under: Around, wide: bool = False) -> Outcome:
+        convert = widened if wide else copied
+        return side.call(
+            map_tensors(convert, self._args),
+            map_tensors(convert, dict(self._kwargs)),
+            phase=self._phase,
+            seed=self._seed,
+            under=under,
+        )
+
+    def _rerun(self, under: Around = contextlib.nullcontext, wide: bool = False) -> Outcome:
+        return self._run(self._eager, under, wide)
+
+    def judged(self, tolerance: Tolerance, reference: str) -> tuple[Judgement, tuple[str, ...]]:
+        """What calling both sides concludes, and the known cause of what differs.
+
+        Raises:
+            CompileFailed: if the compiler does; what eager raises is raised as it is.
+        """
+        expected = self._rerun()
+        if expected.error is not None:
+            raise expected.error
+        actual = self._run(self._compiled, self._recorder.watching)
+        if actual.error is not None and self._recorder.is_compile_failure(actual.error):
+            raise CompileFailed(failure_text(actual.error)) from actual.error
+
+        def judge_by(floors: Callable[[], Iterator[Floor]] | None) -> Judgement:
+            return judge(expected, actual, tolerance, floors)
+
+        floors = functools.partial(rounding_floors, expected, self._rerun)
+        judgement = judge_by(floors if reference == "float64" else None)
+        compiled_before = self._comes_compiled and not self._recorder.compile_s
+        if compiled_before and any(d.problem == "random state" for d in judgement.differences):
+            return judgement, (OTHER_NUMBERS,)
+        if judgement.differences and reference == "eager" and not judge_by(floors).differences:
+            return judgement, (rounding_cause(self._rerun),)
+        return judgement, ()
+
+    def restore(self) -> None:
+        """Leave the modules as they were found."""
+        for side in (self._eager, self._compiled):
+            side.restore()
 
 
 def side_of(function: Any, around: Around) -> Side:

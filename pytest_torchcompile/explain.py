@@ -13,13 +13,15 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from pytest_torchcompile.lives import Lives
 from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.pair import Pair
 from pytest_torchcompile.place import Graph, captured, find_graph, find_module
 from pytest_torchcompile.proof import CantWrite, write_proof
 from pytest_torchcompile.results import Explanation
 from pytest_torchcompile.stages import Stage, first_stage, narrow, up_to
-from pytest_torchcompile.suspects import Budget, CantTell, OutOfTime, Suspect, WholeCase
+from pytest_torchcompile.story import Story
+from pytest_torchcompile.suspects import Budget, CantTell, OutOfTime, Suspect, WholeCase, WholeStory
 from pytest_torchcompile.texts import raised_text, shortest
 from pytest_torchcompile.trial import Failure
 
@@ -38,39 +40,58 @@ def explain(pair: Pair, failure: Failure, options: CheckOptions, name: str) -> E
         options: how it is compiled, and where a proof goes.
         name: names the case in the proof.
     """
-    begun = time.monotonic()
-    explaining = _Explaining(pair, failure, options, name)
-    explaining.run()
-    return dataclasses.replace(explaining.found, seconds=time.monotonic() - begun)
+    explaining = _Explaining(options)
+    case = WholeCase(pair, failure.recipe, explaining.budget)
+    found = None if pair.twins.deployed else explaining.find_stage(case)
+    if found is not None:
+        explaining.locate(case, *found, name)
+    return explaining.explanation(deployed=pair.twins.deployed)
+
+
+def explain_story(lives: Lives, story: Story, options: CheckOptions) -> Explanation:
+    """Why a lifecycle differs at the end of `story`, as far as `options.explain_seconds` allow.
+
+    Args:
+        lives: the lifecycle's two sides.
+        story: the shortest that differs.
+        options: how it is compiled.
+    """
+    explaining = _Explaining(options)
+    deployed = lives.first.twins.deployed
+    case = WholeStory(lives, story, explaining.budget)
+    found = None if deployed else explaining.find_stage(case)
+    if found is not None:
+        explaining.narrow(case, *found)
+    return explaining.explanation(deployed=deployed)
 
 
 class _Explaining:
     """An explanation in the making."""
 
-    def __init__(self, pair: Pair, failure: Failure, options: CheckOptions, name: str) -> None:
-        self.found = Explanation()
-        self._pair = pair
-        self._recipe = failure.recipe
+    def __init__(self, options: CheckOptions) -> None:
+        self.budget = Budget(options.explain_seconds)
+        self._begun = time.monotonic()
+        self._found = Explanation()
         self._options = options
-        self._name = name
-        self._budget = Budget(options.explain_seconds)
 
-    def run(self) -> None:
-        """Find out what there is time for."""
-        if self._pair.twins.deployed:
+    def explanation(self, *, deployed: bool) -> Explanation:
+        """What has been found; of what comes compiled, why nothing."""
+        if deployed:
             self._remark("stage and submodule are not looked for: it comes compiled, backend and all")
-            return
-        case = WholeCase(self._pair, self._recipe, self._budget)
+        return dataclasses.replace(self._found, seconds=time.monotonic() - self._begun)
+
+    def find_stage(self, case: Suspect) -> tuple[Stage, CheckOptions] | None:
+        """The first stage that differs, and the options that compile up to it; None if it can't be told."""
         options = self._try("the stage", lambda: self._reproducing(case))
         stage = self._try("the stage", lambda: first_stage(case, options)) if options else None
         if options is None or stage is None:
-            return
+            return None
         self._note(stage=stage.name, agreed=stage.agreed)
         for name in stage.untold:
             self._remark(f"{name} could not be judged: it doesn't compile with what ends there")
-        self._locate(case, stage, up_to(options, stage.backend))
+        return stage, up_to(options, stage.backend)
 
-    def _reproducing(self, case: WholeCase) -> CheckOptions:
+    def _reproducing(self, case: Suspect) -> CheckOptions:
         """The options under which the case differs on code compiled for its example alone.
 
         Dynamo remembers for which sizes it has compiled and takes those for variables, which a graph that
@@ -81,30 +102,30 @@ class _Explaining:
                 if case.differences(options):
                     return options
         raise CantTell(
-            "compiled anew, this example agrees; the difference depends on what was called or compiled before"
+            "compiled anew, it agrees; the difference depends on what was called or compiled before"
         )
 
-    def _locate(self, case: WholeCase, stage: Stage, options: CheckOptions) -> None:
+    def locate(self, case: WholeCase, stage: Stage, options: CheckOptions, name: str) -> None:
         """Look for the submodule, the graph and the step at fault, compiling up to the stage."""
-        graphs = self._try("the graph", lambda: captured(case, options, self._budget)) or []
+        graphs = self._try("the graph", lambda: captured(case, options, self.budget)) or []
         if any(graph.takes_sizes for graph in graphs):
             options = dataclasses.replace(options, dynamic=True)
-        place = self._try("the submodule", lambda: find_module(case, options, self._budget))
+        place = self._try("the submodule", lambda: find_module(case, options, self.budget))
         if place is not None:
             self._note(place=str(place))
         graph = self._try("the graph", lambda: find_graph(graphs, options)) if graphs else None
         if graph is not None:
             self._note(lines=graph.lines)
             if options.proof is not None:
-                self._prove(graph, pathlib.Path(options.proof), options)
-        self._narrow(graph.part if graph else case, stage, options)
+                self._prove(graph, pathlib.Path(options.proof), options, name)
+        self.narrow(graph.part if graph else case, stage, options)
 
-    def _prove(self, graph: Graph, parent: pathlib.Path, options: CheckOptions) -> None:
-        limit_s = max(LEAST_PROOF_S, self._budget.left)
+    def _prove(self, graph: Graph, parent: pathlib.Path, options: CheckOptions, name: str) -> None:
+        limit_s = max(LEAST_PROOF_S, self.budget.left)
         proof = self._try(
             "a script",
             lambda: write_proof(
-                parent, self._name, graph, graph.part.differences(options), options, limit_s=limit_s
+                parent, name, graph, graph.part.differences(options), options, limit_s=limit_s
             ),
         )
         if proof is None:
@@ -114,13 +135,14 @@ class _Explaining:
         if not proof.confirmed:
             self._remark(f"the script in {folder} does not show the difference: {proof.said}")
 
-    def _narrow(self, suspect: Suspect, stage: Stage, options: CheckOptions) -> None:
+    def narrow(self, suspect: Suspect, stage: Stage, options: CheckOptions) -> None:
+        """Look for the step at fault, compiling up to the stage."""
         causes = self._try("the step", lambda: narrow(suspect, stage, options)) or []
         texts = tuple(c.text + (f" ({', '.join(c.lines)})" if c.lines else "") for c in causes)
         remedies = [cause.options for cause in causes if cause.options]
         self._note(causes=texts, remedy=remedies[0] if remedies else None)
         if not causes and stage.name in ("inductor", "decompositions and partitioner"):
-            over = ", and the time is up" if self._budget.left <= 0 else ""
+            over = ", and the time is up" if self.budget.left <= 0 else ""
             self._remark(f"no single step of the stage was found to be at fault{over}")
 
     def _try(self, what: str, find: Callable[[], Found]) -> Found | None:
@@ -137,7 +159,7 @@ class _Explaining:
         return None
 
     def _note(self, **values: Any) -> None:
-        self.found = dataclasses.replace(self.found, **values)
+        self._found = dataclasses.replace(self._found, **values)
 
     def _remark(self, sentence: str) -> None:
-        self._note(remarks=(*self.found.remarks, sentence))
+        self._note(remarks=(*self._found.remarks, sentence))

@@ -8,11 +8,13 @@ so that few graphs are added to those of the two phases.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 
 from pytest_torchcompile import recipes
 from pytest_torchcompile.errors import CompileFailed, UsageError
 from pytest_torchcompile.freshness import FROZEN, frozen
+from pytest_torchcompile.known import rounding_cause
 from pytest_torchcompile.life import WRAPPER
 from pytest_torchcompile.lives import Lives
 from pytest_torchcompile.options import LIFECYCLE, CheckOptions
@@ -47,6 +49,8 @@ class LifecycleProtocol:
         self._telling = Telling(lives, options)
         self._notes = list(lives.first.twins.notes)
         self._learning: list[str] = []
+        self.failure: StoryFailure | None = None
+        """The story that the lifecycle differs in, once it was told."""
         self._sampling: list[Pair] = []
 
     def run(self, name: str) -> CheckResult:
@@ -191,6 +195,8 @@ class LifecycleProtocol:
     # --- the result ---
 
     def _differs(self, failure: StoryFailure, capture: Capture) -> CheckResult:
+        self.failure = failure
+        self._notes += self._known_causes(failure)
         differences = self._telling.differences(failure)
         reasons = list(self._telling.likeness(failure))
         if not failure.replayed:
@@ -202,6 +208,14 @@ class LifecycleProtocol:
             differences=differences,
             example=told(failure.story),
         )
+
+    def _known_causes(self, failure: StoryFailure) -> list[str]:
+        """The cause of a difference that is no fault, where that can be shown."""
+        lenient = Telling(self._lives, dataclasses.replace(self._options, reference="float64"))
+        with contextlib.suppress(Stop):
+            if self._options.reference == "eager" and failure.replayed and lenient(failure.story) is None:
+                return [rounding_cause(self._telling.rerun(failure.story))]
+        return []
 
     def _capture(self) -> Capture:
         return dataclasses.replace(self._lives.capture, added=self._telling.added)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 
 from pytest_torchcompile.calls import Side
@@ -58,18 +59,27 @@ class Lives:
         self.acting = [method.name for method in as_methods(declaration.acting)]
         self.learning = [methods[-1].name] if loss else [m.name for m in as_methods(declaration.learning)]
         self.must_learn = declaration.loss is not None or declaration.learn is not None
-        self.eager = self._life("eager", has_loss=loss is not None)
-        self.compiled = self._life("compiled", has_loss=loss is not None)
+        self._has_loss = loss is not None
+        self.eager = self._life("eager")
+        self.compiled = self._life("compiled")
 
-    def _life(self, name: str, *, has_loss: bool) -> Life:
+    def _life(self, name: str) -> Life:
         sides: dict[str, Side] = {method: getattr(pair, name) for method, pair in self.by_name.items()}
-        if has_loss:
+        if self._has_loss:
             *methods, loss = sides
             functions = {m: functools.partial(sides[m].function, *sides[m].leading) for m in methods}
             adapter = self.by_name[loss].method.of(self.first.twins.eager)
             policy = Methods(sides[loss].leading[0], functions)
             sides[loss] = sides[loss].replaced(adapter, sides[loss].around, leading=(policy,))
-        return Life(self.by_name, sides, getattr(self.first.twins, name), has_loss=has_loss)
+        return Life(self.by_name, sides, getattr(self.first.twins, name), has_loss=self._has_loss)
+
+    def compiled_anew(self, options: CheckOptions) -> Lives:
+        """The same two modules, the compiled side under other options and on code of its own."""
+        other = copy.copy(self)
+        other.by_name = {name: pair.compiled_anew(options) for name, pair in self.by_name.items()}
+        other.first = next(iter(other.by_name.values()))
+        other.compiled = other._life("compiled")
+        return other
 
     @property
     def capture(self) -> Capture:

@@ -131,6 +131,7 @@ class Capture:
         parameters: names of the parameters that eager used and a graph took.
         left_eager: names of the parameters that eager used and no graph took.
         breaks: graph breaks, one text per place, with reason and ``file:line``.
+        fullgraph: whether every call was one graph without a break, so that ``fullgraph=True`` compiles too.
         recompiles: the recompiles of calls after the first one with a batch of at least 2, one text each:
             the guard that failed, the user's line, the input.
         compile_s: seconds spent compiling, forward and backward.
@@ -146,6 +147,7 @@ class Capture:
     parameters: tuple[str, ...] = ()
     left_eager: tuple[str, ...] = ()
     breaks: tuple[str, ...] = ()
+    fullgraph: bool = False
     recompiles: tuple[str, ...] = ()
     compile_s: float = 0.0
     from_cache: int = 0
@@ -164,6 +166,7 @@ class Capture:
             parameters=tuple(taken),
             left_eager=tuple(name for name in left if name not in taken),
             breaks=tuple(dict.fromkeys(text for capture in captures for text in capture.breaks)),
+            fullgraph={capture.fullgraph for capture in captures if capture.graphs} == {True},
             recompiles=tuple(text for capture in captures for text in capture.recompiles),
             compile_s=sum(capture.compile_s for capture in captures),
             stage_s=dict(sum((collections.Counter(c.stage_s) for c in captures), collections.Counter())),
@@ -411,6 +414,7 @@ class CheckResult:
             "graphs": capture.graphs,
             "added_graphs": capture.added,
             "breaks": len(capture.breaks),
+            "fullgraph": "yes" if capture.fullgraph else "no",
             "recompiles": len(capture.recompiles),
             "compile_s": round(capture.compile_s, 3),
             "from_cache": capture.from_cache,

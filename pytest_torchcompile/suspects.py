@@ -1,4 +1,4 @@
-"""What can be compiled anew and judged by itself: a whole case, or a part of it.
+"""What can be compiled anew and judged by itself: a whole case, a story, or a part of either.
 
 An explanation is a series of such judgements: under other backends, with steps of the compiler left
 out, of single submodules, of single graphs. Each may cost a compile, so that all draw on one `Budget`.
@@ -19,6 +19,7 @@ from pytest_torchcompile import internals
 from pytest_torchcompile.calls import Around, Outcome, Side
 from pytest_torchcompile.capture import Recorder, compile_method, failure_text
 from pytest_torchcompile.errors import UsageError
+from pytest_torchcompile.lives import Lives
 from pytest_torchcompile.measure import Tolerance
 from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.pair import Pair
@@ -27,6 +28,8 @@ from pytest_torchcompile.recipes import Recipe
 from pytest_torchcompile.results import Difference
 from pytest_torchcompile.rounding import rounding_floors
 from pytest_torchcompile.state import copied, map_tensors
+from pytest_torchcompile.story import Story
+from pytest_torchcompile.telling import Telling
 from pytest_torchcompile.tolerance import judge
 from pytest_torchcompile.trial import Stop, Trial
 
@@ -105,6 +108,36 @@ class WholeCase:
         except Stop as stop:
             raise CantTell(stop.reason) from None
         return () if failure is None else failure.judgement.differences
+
+
+class WholeStory:
+    """A lifecycle, told the story that failed.
+
+    Args:
+        lives: the two lives.
+        story: what they go through.
+        budget: of the explanation.
+    """
+
+    def __init__(self, lives: Lives, story: Story, budget: Budget) -> None:
+        self._lives = lives
+        self._story = story
+        self._budget = budget
+
+    def differences(
+        self, options: CheckOptions, under: Around = contextlib.nullcontext
+    ) -> tuple[Difference, ...]:
+        """See `Suspect`."""
+        self._budget.require()
+        telling = Telling(self._lives.compiled_anew(options), options)
+        try:
+            with under():
+                failure = telling(self._story)
+        except Stop as stop:
+            raise CantTell(stop.reason) from None
+        if failure is None and telling.rejected:
+            raise CantTell(next(iter(telling.rejected.values())))
+        return () if failure is None else failure.differences
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -99,7 +99,7 @@ class Telling:
             differences = self._compare(story[:number], eager, compiled)
             if self._disturbed:
                 # Floors were asked for in the middle of eager's story, which has to go on from here.
-                self._rerun(story[:number])()
+                self.rerun(story[:number])()
                 self._disturbed = False
             differences += tuple(_overwritten(also_changed - changed, number))
             if differences:
@@ -180,7 +180,7 @@ class Telling:
         self.evidence.add(eager, judgement, degenerate=False)
         return judgement.differences
 
-    def _rerun(self, story: Story, *, rewind_to: int | None = None, learnt: Collection[str] = ()) -> Rerun:
+    def rerun(self, story: Story, *, rewind_to: int | None = None, learnt: Collection[str] = ()) -> Rerun:
         """Tells eager a story again, from its beginning, so that what it rounds adds up as it did.
 
         With `rewind_to` the last move is made with the weights from before that move. What is named in
@@ -208,7 +208,7 @@ class Telling:
         return rerun
 
     def _floors(self, story: Story, eager: Outcome) -> Iterator[Floor]:
-        rerun = self._rerun(story, learnt=eager.state.tensors.keys())
+        rerun = self.rerun(story, learnt=eager.state.tensors.keys())
         self._disturbed = True
         if not self._repeats:
             require_repeated(eager, rerun(), self._tolerance)
@@ -232,7 +232,7 @@ class Telling:
         """What differs in a failure, with the float64 reference's values where there is one."""
         if self._options.reference == "eager":
             return failure.differences
-        rerun = self._rerun(failure.story, learnt=[difference.path for difference in failure.differences])
+        rerun = self.rerun(failure.story, learnt=[difference.path for difference in failure.differences])
         return referred(failure.differences, self._lives.eager.side, rerun)
 
     def likeness(self, failure: StoryFailure) -> Iterator[str]:
@@ -256,7 +256,7 @@ class Telling:
         for place in reversed([i for i, move in enumerate(before) if move.changes_weights]):
             changed = told([story[place]])
             sentence = f"the last move answers with the weights from before {changed}"
-            yield sentence, self._rerun(story, rewind_to=place)()
+            yield sentence, self.rerun(story, rewind_to=place)()
         others: list[tuple[str, Move]] = [
             ("what an earlier call was asked", dataclasses.replace(last, seed=seed))
             for seed in _other_seeds(story)
@@ -266,7 +266,7 @@ class Telling:
         elif last.kind is Kind.ACT and last.manner is Manner.PLAIN:
             others.insert(0, ("as in training mode", dataclasses.replace(last, manner=Manner.TRAINING)))
         for what, other in others:
-            yield f"the last move answers {what}", self._rerun((*before, other))()
+            yield f"the last move answers {what}", self.rerun((*before, other))()
 
 
 def _overwritten(changed: set[tuple[int, str]], number: int) -> Iterator[Difference]:

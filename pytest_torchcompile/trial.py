@@ -148,7 +148,8 @@ class Trial:
         judgement = Judgement(differences=(difference,), worst=difference)
         return Failure(recipe=recipe, judgement=judgement, call=self._calls)
 
-    def _rerun(self, recipe: Recipe) -> Rerun:
+    def rerun(self, recipe: Recipe) -> Rerun:
+        """Calls eager again on one example."""
         return lambda under, wide=False: self._pair.run(self._pair.eager, recipe, under=under, wide=wide)
 
     def _floors(self, eager: Outcome, recipe: Recipe) -> Iterator[Floor]:
@@ -157,7 +158,7 @@ class Trial:
             self._require_repeatable(eager, recipe)
             self._repeats = True
         shift = shift_for(recipes.equal_terms(self._pair.tree, recipe))
-        yield from rounding_floors(eager, self._rerun(recipe), shift)
+        yield from rounding_floors(eager, self.rerun(recipe), shift)
         self._require_repeatable(eager, recipe)
 
     def _require_repeatable(self, eager: Outcome, recipe: Recipe) -> None:
@@ -187,7 +188,7 @@ class Trial:
     def _with_float64(self, differences: tuple[Difference, ...], recipe: Recipe) -> tuple[Difference, ...]:
         if self._options.reference == "eager":
             return differences
-        return referred(differences, self._pair.eager, self._rerun(recipe))
+        return referred(differences, self._pair.eager, self.rerun(recipe))
 
 
 def require_repeated(eager: Outcome, again: Outcome, tolerance: Tolerance) -> None:

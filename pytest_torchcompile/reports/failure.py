@@ -134,12 +134,12 @@ def difference_lines(difference: Difference) -> list[str]:
 
 
 def capture_line(capture: Capture) -> str:
-    """``1 graph, 8 of 8 parameters, 0 breaks, 2 recompiles, 1.2 s compiling``."""
+    """``1 graph, 8 of 8 parameters, 0 breaks (fullgraph), 2 recompiles, 1.2 s compiling``."""
     used = len(capture.parameters) + len(capture.left_eager)
     parts = [
         _count(capture.graphs, "graph"),
         f"{len(capture.parameters)} of {used} parameters" if used else "no parameters used",
-        _count(len(capture.breaks), "break"),
+        _count(len(capture.breaks), "break") + (" (fullgraph)" if capture.fullgraph else ""),
         _count(len(capture.recompiles), "recompile"),
         f"{capture.compile_s:.1f} s compiling",
     ]

@@ -11,7 +11,16 @@ import torch
 from checking import assert_passes, check
 from torch import nn
 
-from pytest_torchcompile import Box, CheckResult, Discrete, Verdict, check_equivalence, compile_policy
+from pytest_torchcompile import (
+    Box,
+    Capture,
+    CheckResult,
+    Discrete,
+    Verdict,
+    check_equivalence,
+    compile_policy,
+)
+from pytest_torchcompile.reports.failure import capture_line
 
 
 class Agent(nn.Module):
@@ -413,6 +422,78 @@ def test_graphs_breaks_and_seconds_are_counted() -> None:
     assert broken.capture.graphs == 2
     assert len(broken.capture.breaks) == 1
     assert 0 < whole.capture.compile_s < 60
+
+
+class Pieces(nn.Module):
+    """What dynamo can take whole, or not."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.table = nn.Embedding(5, 4)
+        self.scale = nn.Parameter(torch.ones(4))
+        self.how = how
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.table(x)
+        if self.how == "explicit":
+            torch._dynamo.graph_break()
+        elif self.how == "printed":
+            print(end="")
+        elif self.how == "by data":
+            y = y + 1 if y.sum() > 0 else y - 1
+        elif self.how == "disabled inside":
+            y = self.disabled(y)
+        elif self.how == "in a handler":
+            try:
+                torch._dynamo.graph_break()
+            except ValueError:
+                y = -y
+        return self.tail(y)
+
+    @torch.compiler.disable
+    def disabled(self, y: torch.Tensor) -> torch.Tensor:
+        return y + 1
+
+    def tail(self, y: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(y) * self.scale
+
+
+class NotItself(Pieces):
+    """Only what its disabled forward calls is compiled."""
+
+    @torch.compiler.disable(recursive=False)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.tail(self.table(x)) + self.inner(self.table(x))
+
+    def inner(self, y: torch.Tensor) -> torch.Tensor:
+        return torch.sin(y)
+
+
+WHOLE = ["", "explicit", "printed", "by data", "disabled inside", "in a handler"]
+
+
+@pytest.mark.parametrize("how", WHOLE)
+@pytest.mark.parametrize("phase", ["rollout", "update"])
+def test_fullgraph_is_told_beside_the_default(how: str, phase: str) -> None:
+    """What is told of it is what torch says when it is asked for."""
+    default = check(lambda: Pieces(how), phase, observation=Discrete(5), batch=(4, 7))
+    asked_for = check(lambda: Pieces(how), phase, observation=Discrete(5), batch=(4, 7), fullgraph=True)
+    assert_passes(default)
+    assert default.capture.fullgraph is (asked_for.verdict is not Verdict.COMPILE_FAILED)
+    assert default.capture.fullgraph is (how == "")
+    assert ("(fullgraph)" in capture_line(default.capture)) is (how == "")
+
+
+def test_parts_of_a_method_are_no_full_graph() -> None:
+    result = check(lambda: NotItself(""), observation=Discrete(5), batch=(4, 7), min_coverage=0)
+    assert not result.capture.fullgraph
+
+
+def test_fullgraph_of_several_methods() -> None:
+    whole, broken = Capture(graphs=1, fullgraph=True), Capture(graphs=2)
+    assert Capture.of_all([whole, Capture(), whole]).fullgraph
+    assert not Capture.of_all([whole, broken]).fullgraph
+    assert not Capture.of_all([Capture()]).fullgraph
 
 
 def test_every_method_and_phase_has_a_capture_of_its_own() -> None:

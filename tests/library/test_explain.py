@@ -222,6 +222,44 @@ def test_an_explanation_that_goes_wrong_does_not_hide_the_difference(monkeypatch
     assert f"  untold    {remark}" in failure_text(result)
 
 
+# --- lifecycles -----------------------------------------------------------------------------------
+
+
+class Remembering(Tower):
+    """Computes with the first bias of its head while it is traced: a fault that shows once it has changed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = self.head.bias.detach().clone()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = super().forward(x)
+        return out - self.head.bias.detach() + self.first if torch.compiler.is_compiling() else out
+
+
+def test_the_stage_of_a_story() -> None:
+    result, found = explained(Remembering, "lifecycle", backend="aot_eager")
+    assert result.example in ("load_state_dict, act(batch 4)", "learn(batch 4), act(batch 4)")
+    assert (found.stage, found.agreed, found.place) == ("dynamo", (), "")
+
+
+def test_the_step_of_a_story(wrong_decomposition: None) -> None:
+    _, found = explained(phase="lifecycle", backend="aot_eager_decomp_partition")
+    assert found.agreed == ("dynamo", "AOTAutograd")
+    assert found.causes == ("the decomposition of aten.softplus.default",)
+
+
+def test_a_story_that_depends_on_what_ran_before() -> None:
+    def late(outputs: list[Any], call: int) -> list[Any]:
+        off = 0.5 if call == 4 else 0.0
+        return [o + off if i in float_tensors(outputs) else o for i, o in enumerate(outputs)]
+
+    result, found = explained(phase="lifecycle", backend=changed(late))
+    assert "depends on what ran before" in result.reason
+    assert found.stage == ""
+    assert "the stage can't be had: compiled anew, it agrees" in found.remarks[0]
+
+
 class Opaque:
     """What the comparison can't see into."""
 
@@ -263,7 +301,7 @@ def test_what_depends_on_what_ran_before() -> None:
     _, found = explained(backend=changed(later), batch=(4, 7))
     assert found.stage == ""
     (remark,) = found.remarks
-    assert "compiled anew, this example agrees" in remark
+    assert "compiled anew, it agrees" in remark
 
 
 def test_a_fault_of_graphs_for_any_batch() -> None:

@@ -277,6 +277,7 @@ FIELDS = {
     "graphs": int,
     "added_graphs": int,
     "breaks": int,
+    "fullgraph": str,
     "recompiles": int,
     "compile_s": float,
     "from_cache": int,
