@@ -21,7 +21,8 @@ MULTIPLE = 4.0
 ROW_MULTIPLE = 16.0
 """It may also not differ by more than this many times the floor of the row of the batch that it is in, or a
 huge element in one row would excuse all others. A row may be a single number, seen in as little as one
-run, so that its floor is less certain than the tensor's."""
+run, so that its floor is less certain than the tensor's; it counts as no lower than that of the median row,
+or a value on a coarse grid that no run happened to move could never move."""
 
 ILL_CONDITIONED = 1e-3
 """A tensor is ill-conditioned on an example if its floor exceeds this share of its largest element."""
@@ -162,7 +163,8 @@ class Measured:
         if rows is None:
             return whole
         shape = (-1, *(1,) * (whole.dim() - 1))
-        return torch.minimum(whole, (ROW_MULTIPLE * rows).to(whole).reshape(shape))
+        certain = torch.maximum(rows, rows.median())
+        return torch.minimum(whole, (ROW_MULTIPLE * certain).to(whole).reshape(shape))
 
     def difference(
         self,

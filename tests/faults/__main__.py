@@ -12,12 +12,13 @@ from .run import run, summary
 def main() -> int:
     """Check every entry under each seed and print the rates; 1 if a fault was missed or a control reported."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=1, help="how many seeds, from 0")
+    parser.add_argument("--seeds", type=int, default=1, help="how many seeds")
+    parser.add_argument("--first", type=int, default=0, help="the first of them, so that processes can share")
     parser.add_argument("--only", default="", help="entries whose class or name contains this")
     arguments = parser.parse_args()
 
     missed, runs = [], []
-    for seed in range(arguments.seeds):
+    for seed in range(arguments.first, arguments.first + arguments.seeds):
         for control, entries in ((False, FAULTS), (True, CONTROLS)):
             for entry in entries:
                 name = f"{entry.kind}: {entry.name}"

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from pytest_torchcompile import Box, CheckResult, Verdict, internals
 from pytest_torchcompile.calls import Outcome, Side
-from pytest_torchcompile.measure import MULTIPLE, Tolerance
+from pytest_torchcompile.measure import MULTIPLE, Measured, Tolerance
 from pytest_torchcompile.rounding import (
     KINK_RUNS,
     RUNS,
@@ -112,6 +112,20 @@ def test_a_larger_shift_moves_further() -> None:
 def test_the_same_floor_each_time() -> None:
     eager = Eager(*OPERATIONS["matrix product"])
     assert eager.floor().movement == eager.floor().movement
+
+
+@pytest.mark.parametrize(
+    "rows,excused",
+    [([128.0, 64.0, 0.0, 128.0], True), ([1e-3, 1e-3, 1e-3, 128.0], False), ([0.0, 128.0], False)],
+    ids=["one that no run moved", "beside one huge row", "of two, the other huge"],
+)
+def test_a_row_is_held_against_its_own_floor_and_typical_ones(rows: list[float], excused: bool) -> None:
+    floor = Floor(rows={"output": torch.tensor(rows)}, runs=8)
+    floor.movement["output"] = max(rows)
+    wrong = torch.zeros(len(rows))
+    wrong[0 if len(rows) == 2 else 2] = 64.0
+    measured = Measured("output", torch.zeros(len(rows)), wrong, Tolerance())
+    assert (measured.beyond(floor) is None) is excused
 
 
 def test_gradients_have_a_floor_of_their_own() -> None:
