@@ -414,7 +414,7 @@ class CheckResult:
             "graphs": capture.graphs,
             "added_graphs": capture.added,
             "breaks": len(capture.breaks),
-            "fullgraph": "yes" if capture.fullgraph else "no",
+            "fullgraph_compiles": "yes" if capture.fullgraph else "no",
             "recompiles": len(capture.recompiles),
             "compile_s": round(capture.compile_s, 3),
             "from_cache": capture.from_cache,

@@ -56,7 +56,7 @@ def test_a_difference_word_for_word(project):
         "\n"
         "  example   batch 1; observation: zeros\n"
         "  examples  <n> compared\n"
-        "  captured  1 graph, 2 of 2 parameters, 0 breaks, 0 recompiles, <s> compiling"
+        "  captured  1 graph, 2 of 2 parameters, 0 breaks (fullgraph), 0 recompiles, <s> compiling"
     )
     assert rerun.startswith("  rerun     pytest --compile-check ")
     assert rerun.endswith(" 'test_policy.py::test_agent[get_value-rollout]'")

@@ -277,7 +277,7 @@ FIELDS = {
     "graphs": int,
     "added_graphs": int,
     "breaks": int,
-    "fullgraph": str,
+    "fullgraph_compiles": str,
     "recompiles": int,
     "compile_s": float,
     "from_cache": int,
