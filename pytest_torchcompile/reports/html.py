@@ -67,6 +67,7 @@ def _part(number: int, case: Case, timed: bool) -> dict[str, Any]:
         "speedup_text": table.speedup_text(case.speedup),
         "breaks": [_with_sources(text, case) for text in result.capture.breaks],
         "recompiles": [_with_sources(text, case) for text in result.capture.recompiles],
+        "picture": Markup(plots.picture(case)),
         "plot": Markup(plots.deviations(case)),
     }
 

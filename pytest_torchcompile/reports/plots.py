@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib import style
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from pytest_torchcompile.reports.document import Case
@@ -90,6 +91,32 @@ def _draw_deviations(axes: Axes, found: Sequence[Deviation]) -> None:
 
 def _share(value: float, position: int | None = None) -> str:
     return "exact" if value <= EXACT else f"{value:g}"
+
+
+FAINTEST = 0.15
+"""The opacity of the smallest difference: any difference at all is seen."""
+
+
+def picture(case: Case) -> str:
+    """Where in its tensor the worst difference lies; empty for what has no two dimensions."""
+    grid = case.result.differences[0].grid if case.result.differences else ()
+    if len(grid) < 2:
+        return ""
+    return _svg(0.4 + 0.2 * len(grid), lambda axes: _draw_picture(axes, grid), f"picture of {case.id}")
+
+
+def _draw_picture(axes: Axes, grid: Sequence[Sequence[float]]) -> None:
+    largest = max(map(max, grid))
+    for row, cells in enumerate(grid):
+        for column, cell in enumerate(cells):
+            if cell:
+                opacity = max(FAINTEST, cell / largest)
+                axes.add_patch(Rectangle((column, row), 1, 1, color=BAD, linewidth=0, alpha=opacity))
+    axes.set_xlim(0, len(grid[0]))
+    axes.set_ylim(len(grid), 0)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(True)
 
 
 def speedups(cases: Sequence[Case]) -> str:

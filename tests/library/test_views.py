@@ -1,5 +1,7 @@
 """The document as Markdown, as a page, on GitHub: complete, within its limits, and harmless whatever it says."""
 
+import dataclasses
+import html
 import html.parser
 import json
 import pathlib
@@ -222,6 +224,23 @@ def test_an_empty_page():
     found = Page(page(document()))
     assert "0 cases" in " ".join(found.text)
     assert found.named("svg") == found.named("table") == []
+
+
+def test_where_a_difference_lies_is_an_image():
+    differs = differing()
+    (place,) = differs.differences
+    grid = ((0.0, 4.0, 0.0), (0.0, 1.0, 0.001))
+    wide = dataclasses.replace(differs, differences=(dataclasses.replace(place, path=HOSTILE, grid=grid),))
+    without, shown = (page(document(test_wrong=found)) for found in (differs, wide))
+    assert "over its last two dimensions" not in without
+    assert (
+        f"Where <code>{html.escape(HOSTILE).replace('&#x27;', '&#39;').replace('&quot;', '&#34;')}</code>"
+        in shown
+    )
+    assert len(Page(shown).named("svg")) == len(Page(without).named("svg")) + 1
+    picture = shown[: shown.index("over its last two dimensions")].rpartition("<svg")[2]
+    opacities = [float(found) for found in re.findall(r"fill: var\(--bad\); opacity: ([0-9.]+)", picture)]
+    assert sorted(opacities + [1.0] * (3 - len(opacities))) == [0.15, 0.25, 1.0]
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
