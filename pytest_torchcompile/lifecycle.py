@@ -99,6 +99,7 @@ class LifecycleProtocol:
                     self._sampling.append(pair)
             if name in self._lives.learning:
                 self._try_learning(name, pair, recipe)
+            pair.drop_other_draws()
 
     def _try_learning(self, name: str, pair: Pair, recipe: Recipe) -> None:
         """Let a method learn if it can; that one which was declared to can't is the user's error."""

@@ -209,11 +209,16 @@ class Pair:
         outcome = self.run(self.eager, recipe, under=lambda: uses, phase=phase)
         self._used |= uses.used
         self._draws |= bool(outcome.drew())
-        if self._draws and self.twins.deployed:
-            # What its factory compiled draws inductor's random numbers, which are others by design.
-            torch.compiler.reset()
         self._protect_written()
         return outcome
+
+    def drop_other_draws(self) -> None:
+        """Have what comes compiled, and draws, compiled anew; once it is known from eager whether it draws.
+
+        What its factory has called draws inductor's random numbers, which are others by design.
+        """
+        if self._draws and self.twins.deployed:
+            torch.compiler.reset()
 
     def _protect_written(self) -> None:
         """Remember the parameters that the first call wrote to by the other side's, not yet called."""

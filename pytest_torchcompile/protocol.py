@@ -84,6 +84,7 @@ class CheckProtocol:
 
     def _try_eager(self, recipe: Recipe) -> None:
         outcome = self._pair.first_eager(recipe)
+        self._pair.drop_other_draws()
         if outcome.error is not None:
             raise Stop(
                 Verdict.EAGER_FAILED,
