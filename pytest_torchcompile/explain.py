@@ -51,8 +51,8 @@ def explain(pair: Pair, failure: Failure, options: CheckOptions, name: str) -> E
 def explain_story(lives: Lives, story: Story, options: CheckOptions) -> Explanation:
     """The stage at which a lifecycle differs at the end of `story`, if `options.explain_seconds` allow.
 
-    No steps of it are left out: code that reads what it should not, for which a lifecycle differed, was seen to
-    abort the process on the way.
+    No steps of it are left out: code that reads what it should not, for which a lifecycle differed, was
+    seen to abort the process on the way.
 
     Args:
         lives: the lifecycle's two sides.

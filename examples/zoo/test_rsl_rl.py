@@ -35,7 +35,7 @@ def act(model, obs):
 OBSERVATION = Wrapped({"policy": Box((12,))}, tensordict)
 
 
-# Without its lifecycle: under autocast to bfloat16, inductor of torch 2.13 returns a wrong log_prob on the CPU.
+# Without its lifecycle: under autocast to bfloat16 inductor's log_prob is wrong on the CPU (torch 2.13).
 @pytest.mark.compiled_equivalence(observation=OBSERVATION, methods=act, phases="rollout,update")
 def test_actor():
     return build(MLPModel, obs_normalization=True)
