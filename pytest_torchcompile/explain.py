@@ -119,7 +119,7 @@ class _Explaining:
             self._note(lines=graph.lines)
             if options.proof is not None:
                 self._prove(graph, pathlib.Path(options.proof), options, name)
-        self.narrow(graph.part if graph else case, stage, options)
+        self._narrow(graph.part if graph else case, stage, options)
 
     def _prove(self, graph: Graph, parent: pathlib.Path, options: CheckOptions, name: str) -> None:
         limit_s = max(LEAST_PROOF_S, self.budget.left)
@@ -136,7 +136,7 @@ class _Explaining:
         if not proof.confirmed:
             self._remark(f"the script in {folder} does not show the difference: {proof.said}")
 
-    def narrow(self, suspect: Suspect, stage: Stage, options: CheckOptions) -> None:
+    def _narrow(self, suspect: Suspect, stage: Stage, options: CheckOptions) -> None:
         """Look for the step at fault, compiling up to the stage."""
         causes = self._try("the step", lambda: narrow(suspect, stage, options)) or []
         texts = tuple(c.text + (f" ({', '.join(c.lines)})" if c.lines else "") for c in causes)

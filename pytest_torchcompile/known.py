@@ -1,31 +1,50 @@
 """Differences that torch intends: what is said of them, and the remedy.
 
-A difference is told to have such a cause only where that has been shown, because a sentence that excuses
-any difference would excuse a miscompile.
+Of each only what has been shown is told, because a sentence that excuses any difference would excuse a
+miscompile.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from pytest_torchcompile import internals
+from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.rounding import Rerun
+from pytest_torchcompile.trial import Stop
 
 OTHER_NUMBERS = (
-    "known cause: the random numbers. It was compiled before, where inductor draws others than eager from "
-    "one seed by design; hand over what has not been called yet, so that it is compiled to draw eager's, or "
-    "compare distributions by check_equivalence(..., samples=1000)"
+    "known cause: the random numbers, if nothing else. It was compiled before, where inductor draws others "
+    "than eager from one seed by design; to see what else differs, hand over what has not been called yet, "
+    "so that it is compiled to draw eager's, or compare distributions by check_equivalence(..., samples=1000)"
 )
 """Of what draws other random numbers and was not compiled by us."""
 
 
-def rounding_cause(rerun: Rerun) -> str:
-    """What to say of a difference under ``reference="eager"`` that ``"float64"`` excuses.
+def rounding_causes(options: CheckOptions, passes: Callable[[CheckOptions], bool], rerun: Rerun) -> list[str]:
+    """What to say of a difference under ``reference="eager"``, if ``"float64"`` excuses it.
 
     Args:
-        rerun: calls eager again on the example that differs.
+        options: how the two sides were compared.
+        passes: whether the example passes under other options; may raise `Stop`.
+        rerun: calls eager again on the example.
+    """
+    with contextlib.suppress(Stop):
+        if options.reference == "eager" and passes(dataclasses.replace(options, reference="float64")):
+            return [rounding_cause(rerun)]
+    return []
+
+
+def rounding_cause(rerun: Rerun) -> str:
+    """What to say of a difference that rounding explains.
+
+    Args:
+        rerun: calls eager again on the example.
     """
     low = _LowPrecision()
     rerun(lambda: low)

@@ -8,13 +8,12 @@ so that few graphs are added to those of the two phases.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 
 from pytest_torchcompile import recipes
 from pytest_torchcompile.errors import CompileFailed, UsageError
 from pytest_torchcompile.freshness import FROZEN, frozen
-from pytest_torchcompile.known import rounding_cause
+from pytest_torchcompile.known import rounding_causes
 from pytest_torchcompile.life import WRAPPER
 from pytest_torchcompile.lives import Lives
 from pytest_torchcompile.options import LIFECYCLE, CheckOptions
@@ -197,7 +196,12 @@ class LifecycleProtocol:
 
     def _differs(self, failure: StoryFailure, capture: Capture) -> CheckResult:
         self.failure = failure
-        self._notes += self._known_causes(failure)
+        if failure.replayed:
+            self._notes += rounding_causes(
+                self._options,
+                lambda lenient: Telling(self._lives, lenient)(failure.story) is None,
+                self._telling.rerun(failure.story),
+            )
         differences = self._telling.differences(failure)
         reasons = list(self._telling.likeness(failure))
         if not failure.replayed:
@@ -209,14 +213,6 @@ class LifecycleProtocol:
             differences=differences,
             example=told(failure.story),
         )
-
-    def _known_causes(self, failure: StoryFailure) -> list[str]:
-        """The cause of a difference that is no fault, where that can be shown."""
-        lenient = Telling(self._lives, dataclasses.replace(self._options, reference="float64"))
-        with contextlib.suppress(Stop):
-            if self._options.reference == "eager" and failure.replayed and lenient(failure.story) is None:
-                return [rounding_cause(self._telling.rerun(failure.story))]
-        return []
 
     def _capture(self) -> Capture:
         return dataclasses.replace(self._lives.capture, added=self._telling.added)

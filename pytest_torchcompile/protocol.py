@@ -6,14 +6,13 @@ Hypothesis draws. Facts are collected on the way and the verdict is drawn from t
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 
 from hypothesis import strategies as st
 
 from pytest_torchcompile import recipes, strategies, tensors, trees
 from pytest_torchcompile.errors import CompileFailed
-from pytest_torchcompile.known import rounding_cause
+from pytest_torchcompile.known import rounding_causes
 from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.pair import Pair
 from pytest_torchcompile.recipes import Recipe
@@ -147,21 +146,18 @@ class CheckProtocol:
 
     def _differs(self, failure: Failure) -> CheckResult:
         self.failure = failure
-        self._notes += self._known_causes(failure)
+        if failure.replayed:
+            self._notes += rounding_causes(
+                self._options,
+                lambda lenient: Trial(self._pair, lenient)(failure.recipe) is None,
+                self._trial.rerun(failure.recipe),
+            )
         reason = (
             ""
             if failure.replayed
             else f"depends on what ran before: differed on call {failure.call}, not when tried again"
         )
         return self._with_differences(reason, self._trial.differences(failure), failure.recipe)
-
-    def _known_causes(self, failure: Failure) -> list[str]:
-        """The cause of a difference that is no fault, where that can be shown."""
-        lenient = Trial(self._pair, dataclasses.replace(self._options, reference="float64"))
-        with contextlib.suppress(Stop):
-            if self._options.reference == "eager" and failure.replayed and lenient(failure.recipe) is None:
-                return [rounding_cause(self._trial.rerun(failure.recipe))]
-        return []
 
     def _with_differences(
         self, reason: str, differences: tuple[Difference, ...], recipe: Recipe
