@@ -55,8 +55,8 @@ class Tower(nn.Module):
         return self.policy(x), self.value(x)
 """
 
-# The calls of the floor are those that a check made, in their order: shape and dtype of the input, and the
-# side. Both sides reject the last few, which are wrong.
+# The calls of the floor are those that a check made, in their order: shape, layout and dtype of the input, on
+# which the graphs depend, and the side. Both sides reject the last few, which are wrong.
 FLOOR = """
 import json
 calls = json.loads(sys.argv[1])
@@ -74,8 +74,9 @@ def call(f, model, x):
     if update:
         torch.autograd.grad(outputs, list(model.parameters()), [torch.ones_like(o) for o in outputs])
 
-for shape, dtype, side in calls:
-    x = torch.randn(shape, dtype=getattr(torch, dtype))
+for shape, strides, offset, dtype, side in calls:
+    span = offset + sum(stride * (size - 1) for stride, size in zip(strides, shape)) + 1
+    x = torch.randn(span, dtype=getattr(torch, dtype)).as_strided(shape, strides, offset)
     try: call(*((eager, eager) if side == "eager" else (function, compiled)), x)
     except Exception: assert shape[1:] != list({shape}) or dtype != "float32"
 print(time.perf_counter() - begin)
@@ -90,8 +91,9 @@ def noting(self, args, kwargs, **more):
     side = "compiled" if self.function is not self.model else "eager"
     outcome = original(self, args, kwargs, **more)
     # What is not rejected runs in the module's own dtype here: the float64 reference is the check's cost.
-    dtype = str(args[0].dtype).removeprefix("torch.") if outcome.error else "float32"
-    made.append((tuple(args[0].shape), dtype, side))
+    x = args[0]
+    dtype = str(x.dtype).removeprefix("torch.") if outcome.error else "float32"
+    made.append((tuple(x.shape), x.stride(), x.storage_offset(), dtype, side))
     return outcome
 calls.Side.call = noting
 (result,) = check_equivalence(
@@ -103,9 +105,8 @@ print(seconds, result.capture.graphs, result.examples, json.dumps(made), sep="\\
 """
 
 
-def _run(code: str, cache: str, *arguments: str) -> str:
-    # A fixed threshold makes glibc give large blocks back at once, so that memory is what is in use.
-    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache, "MALLOC_MMAP_THRESHOLD_": "1048576"}
+def _run(code: str, cache: str, *arguments: str, **variables: str) -> str:
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache, **variables}
     command = [sys.executable, "-c", HEADER + code, *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -278,7 +279,8 @@ def memory() -> None:
     ):
         code = MEMORY.format(phase=phase, backend=backend, reference=reference)
         with tempfile.TemporaryDirectory() as cache:
-            size, peak, after, verdict = _run(code, cache).split("\t")
+            # A fixed threshold makes glibc give large blocks back at once, so that memory is what is in use.
+            size, peak, after, verdict = _run(code, cache, MALLOC_MMAP_THRESHOLD_="1048576").split("\t")
         print(
             f"{float(size):.0f} MiB of parameters, {phase}, {verdict}: peak {float(peak):.1f} sizes, "
             f"{float(after):.1f} after"

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 
 import torch
 
 from pytest_torchcompile.results import Difference
-from pytest_torchcompile.rounding import Floor
+from pytest_torchcompile.rounding import Floor, largest_distance
 
 MULTIPLE = 4.0
 """Compiled may differ by this many times the rounding floor."""
@@ -60,8 +61,8 @@ class Tolerance:
     rtol: float = 1e-5
 
 
-def _largest(tensor: torch.Tensor) -> float:
-    """The largest magnitude, NaN if there is one."""
+def _largest_magnitude(tensor: torch.Tensor) -> float:
+    """NaN if there is one."""
     low, high = tensor.aminmax()
     return float(torch.maximum(-low, high))
 
@@ -84,46 +85,67 @@ class Measured:
         self._unequal_pattern = pattern
         self.floating = eager.is_floating_point() or eager.is_complex()
         self._eager, self._compiled = _comparable(eager), _comparable(compiled)
-        self.scale = 0.0
-        self.finite = True
-        self.ratio = 0.0
-        if self.floating:
-            self._measure(tolerance)
-        elif not torch.equal(self._eager, self._compiled):
-            self._distance = (self._eager != self._compiled).to(torch.float32)
-            self._allowed = self._distance.new_zeros(())
-            self._pattern = _nowhere(self._distance)
-            self.ratio = float("inf")
+        self._tolerance = tolerance
+        self.scale, self.finite = self._scale() if self.floating else (0.0, True)
+        self.ratio = 0.0 if torch.equal(self._eager, self._compiled) else self._ratio()
 
-    def _measure(self, tolerance: Tolerance) -> None:
+    def _scale(self) -> tuple[float, bool]:
+        """Eager's largest finite magnitude, and whether there is one."""
+        mine = self._eager
+        if not mine.numel():
+            return 0.0, False
+        largest = _largest_magnitude(mine)
+        if math.isfinite(largest):
+            return largest, True
+        within = mine[torch.isfinite(mine)]
+        return (_largest_magnitude(within), True) if within.numel() else (0.0, False)
+
+    def _ratio(self) -> float:
+        """The largest distance in units of what is allowed, of tensors that are not the same."""
+        if not self.floating:
+            return float("inf")
+        if self.per_tensor and self._all_finite:
+            # Nothing as large as a gradient is made as long as there is nothing to tell of it.
+            return self._largest / float(self._allowed)
+        if not self._all_finite and bool(self._pattern.any()):
+            return float("inf")
+        return float((self._distance / self._allowed).nan_to_num_(0.0).max())
+
+    @functools.cached_property
+    def _largest(self) -> float:
+        return largest_distance(self._eager, self._compiled)
+
+    @property
+    def _all_finite(self) -> bool:
+        return math.isfinite(self._largest)
+
+    @functools.cached_property
+    def _distance(self) -> torch.Tensor:
+        """How far apart the elements are, 0 where one is not finite; 1 for integers that differ."""
         mine, theirs = self._eager, self._compiled
-        # No copy of a large tensor as long as there is nothing to compare.
-        largest = _largest(mine) if mine.numel() else 0.0
-        same = torch.equal(mine, theirs)
-        if largest == largest and largest != float("inf"):
-            self.scale = largest
-            self.finite = mine.numel() > 0
-        else:
-            within = torch.isfinite(mine)
-            self.finite = bool(within.any())
-            self.scale = _largest(mine[within]) if self.finite else 0.0
-        if same:
-            return
+        if not self.floating:
+            return (mine != theirs).to(torch.float32)
         distance = (mine - theirs).abs_()
-        pattern = _nowhere(distance)
-        # Large as gradients are, that each is read once more or less is what a check of them costs.
-        if not bool(torch.isfinite(distance.max())):
-            distance = torch.where(torch.isfinite(mine) & torch.isfinite(theirs), distance, 0.0)
-            pattern = self._unequal_pattern(mine, theirs)
+        if self._all_finite:
+            return distance
+        return torch.where(torch.isfinite(mine) & torch.isfinite(theirs), distance, 0.0)
+
+    @functools.cached_property
+    def _allowed(self) -> torch.Tensor:
+        """What is allowed to each element, or to all."""
+        if not self.floating:
+            return torch.zeros((), device=self._eager.device)
         if self.per_tensor:
-            allowed = mine.new_tensor(max(tolerance.atol, tolerance.rtol * self.scale))
-            ratio = distance.max() / allowed
-        else:
-            magnitude = mine.abs().nan_to_num_(0.0, 0.0)
-            allowed = (tolerance.rtol * magnitude).clamp_min_(tolerance.atol)
-            ratio = (distance / allowed).nan_to_num_(0.0).max()
-        self._distance, self._allowed, self._pattern = distance, allowed, pattern
-        self.ratio = float("inf") if bool(pattern.any()) else float(ratio.nan_to_num(0.0))
+            return self._eager.new_tensor(max(self._tolerance.atol, self._tolerance.rtol * self.scale))
+        magnitude = self._eager.abs().nan_to_num_(0.0, 0.0)
+        return (self._tolerance.rtol * magnitude).clamp_min_(self._tolerance.atol)
+
+    @functools.cached_property
+    def _pattern(self) -> torch.Tensor:
+        """The elements whose NaN or infinity should not be."""
+        if not self.floating or self._all_finite:
+            return torch.zeros((), dtype=torch.bool, device=self._eager.device).expand_as(self._eager)
+        return self._unequal_pattern(self._eager, self._compiled)
 
     @property
     def exceeds(self) -> bool:
@@ -203,11 +225,6 @@ class Measured:
             rows=_rows(unequal) if self.path.startswith(("output", "input")) else (),
             grid=_grid(torch.where(unequal, self._distance, 0.0), index),
         )
-
-
-def _nowhere(tensor: torch.Tensor) -> torch.Tensor:
-    """False for each element, in the memory of one."""
-    return torch.zeros((), dtype=torch.bool, device=tensor.device).expand_as(tensor)
 
 
 def _comparable(tensor: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,7 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -133,14 +134,12 @@ def _take(floor: Floor, eager: Outcome, jittered: Outcome, *, gradients_only: bo
             continue
         if not base.numel():
             continue
-        # One tensor at a time: together they are as large as the module.
-        distance = (other - base).abs_()
-        if not bool(torch.isfinite(distance.max())):
+        movement[path] = largest_distance(base, other)
+        if not math.isfinite(movement[path]):
             _flip(floor, path, torch.isfinite(base) != torch.isfinite(other))
-            distance.nan_to_num_(0.0, 0.0, 0.0)
-        movement[path] = float(distance.max())
-        if path.startswith(("output", "input")) and distance.dim() > 0:
-            rows[path] = distance.reshape(len(distance), -1).amax(dim=1)
+            movement[path] = float(_finite_distances(base, other).max())
+        if path.startswith(("output", "input")) and base.dim() > 0:
+            rows[path] = _finite_distances(base, other).reshape(len(base), -1).amax(dim=1)
     changed = {path for path, value in eager.plain().items() if jittered.plain().get(path) != value}
     floor.plain |= changed
     if not flips and not changed:
@@ -149,6 +148,20 @@ def _take(floor: Floor, eager: Outcome, jittered: Outcome, *, gradients_only: bo
             floor.movement[path] = max(floor.movement[path], largest)
         for path, each in rows.items():
             floor.rows[path] = torch.maximum(floor.rows.get(path, each), each)
+
+
+def largest_distance(one: torch.Tensor, other: torch.Tensor) -> float:
+    """The largest distance between elements of two tensors; NaN or infinite if one of them is.
+
+    By blocks, because to allocate the distances of a large gradient takes longer than to compute them.
+    """
+    blocks = zip(*(torch.split(tensor.reshape(-1), _BLOCK) for tensor in (one, other)), strict=True)
+    return float(torch.stack([(mine - theirs).abs_().max() for mine, theirs in blocks]).max())
+
+
+def _finite_distances(base: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """The distances between elements, 0 where one is not finite."""
+    return (other - base).abs_().nan_to_num_(0.0, 0.0, 0.0)
 
 
 def _flip(floor: Floor, path: str, odd: torch.Tensor) -> None:
@@ -197,7 +210,7 @@ class _Jitter(internals.DispatchMode):
         step = self._shift * torch.finfo(value.dtype).eps * 2.0**-31
         for block, target in zip(blocks, targets, strict=True):
             wide = block if block.element_size() >= 4 else block.float()
-            target.copy_(torch.addcmul(wide, wide, self._noise(block).to(wide.dtype), value=step))
+            torch.addcmul(wide, wide, self._noise(block).to(wide.dtype), value=step, out=target)
         return moved
 
     def _noise(self, value: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import random
 import warnings
 from collections.abc import Callable, Iterator
@@ -431,3 +432,27 @@ def test_a_factory_runs_under_the_users_validation(monkeypatch: pytest.MonkeyPat
     check(factory, observation=Box((8,)))
     assert seen == [True, True]
     assert torch.distributions.Distribution._validate_args
+
+
+# --- garbage collection ---------------------------------------------------------------------------
+
+
+def test_what_there_is_stays_out_of_collections_while_a_check_runs() -> None:
+    assert gc.get_freeze_count() == 0
+    with isolated():
+        assert gc.get_freeze_count() > 1000
+        with isolated():
+            assert gc.get_freeze_count() > 1000
+        assert gc.get_freeze_count() > 1000
+    assert gc.get_freeze_count() == 0
+
+
+def test_what_the_user_froze_stays_frozen() -> None:
+    gc.freeze()
+    try:
+        frozen = gc.get_freeze_count()
+        with isolated():
+            pass
+        assert gc.get_freeze_count() == frozen
+    finally:
+        gc.unfreeze()
