@@ -173,7 +173,7 @@ def check_lifecycle(
             protocol = LifecycleProtocol(lives, options)
             result = dataclasses.replace(protocol.run(name or LIFECYCLE), settings=options.settings())
             if protocol.failure is not None and options.explain_seconds:
-                explanation = explain_story(lives, protocol.failure.story, options)
+                explanation = explain_story(lives, protocol.failure, options, name or result.case)
                 result = dataclasses.replace(result, explanation=explanation)
             return result
         finally:

@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from pytest_torchcompile.graph_script import graph_script
 from pytest_torchcompile.lives import Lives
 from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.pair import Pair
 from pytest_torchcompile.place import Graph, captured, find_graph, find_module
-from pytest_torchcompile.proof import CantWrite, write_proof
+from pytest_torchcompile.policy_script import case_script, story_script
+from pytest_torchcompile.proof import CantWrite, Proof, Script, write_proof
 from pytest_torchcompile.results import Explanation
 from pytest_torchcompile.stages import Stage, first_stage, narrow, up_to
-from pytest_torchcompile.story import Story
 from pytest_torchcompile.suspects import Budget, CantTell, OutOfTime, Suspect, WholeCase, WholeStory
+from pytest_torchcompile.telling import StoryFailure
 from pytest_torchcompile.texts import raised_text, shortest
 from pytest_torchcompile.trial import Failure
 
@@ -40,46 +43,65 @@ def explain(pair: Pair, failure: Failure, options: CheckOptions, name: str) -> E
         options: how it is compiled, and where a proof goes.
         name: names the case in the proof.
     """
-    explaining = _Explaining(options)
+    explaining = _Explaining(options, name)
+
+    def script(options: CheckOptions) -> Script:
+        return case_script(name, pair, failure.recipe, failure.judgement.differences, options)
+
+    if pair.twins.deployed:
+        explaining.prove([lambda: script(options)])
+        return explaining.of_what_comes_compiled()
     case = WholeCase(pair, failure.recipe, explaining.budget)
-    found = None if pair.twins.deployed else explaining.find_stage(case)
+    found = explaining.find_stage(case)
     if found is not None:
-        explaining.locate(case, *found, name)
-    return explaining.explanation(deployed=pair.twins.deployed)
+        explaining.locate(case, *found, script)
+    return explaining.explanation()
 
 
-def explain_story(lives: Lives, story: Story, options: CheckOptions) -> Explanation:
-    """The stage at which a lifecycle differs at the end of `story`, if `options.explain_seconds` allow.
+def explain_story(lives: Lives, failure: StoryFailure, options: CheckOptions, name: str) -> Explanation:
+    """The stage at which a lifecycle differs, if `options.explain_seconds` allow, and a script that shows it.
 
     No steps of it are left out: code that reads what it should not, for which a lifecycle differed, was
     seen to abort the process on the way.
 
     Args:
         lives: the lifecycle's two sides.
-        story: the shortest that differs.
-        options: how it is compiled.
+        failure: the shortest story that differs.
+        options: how it is compiled, and where a proof goes.
+        name: names the lifecycle in the proof.
     """
-    explaining = _Explaining(options)
-    deployed = lives.first.twins.deployed
-    if not deployed:
-        explaining.find_stage(WholeStory(lives, story, explaining.budget))
-    return explaining.explanation(deployed=deployed)
+    explaining = _Explaining(options, name)
+
+    def script(options: CheckOptions) -> Script:
+        return story_script(name, lives, failure.story, failure.differences, options)
+
+    if lives.first.twins.deployed:
+        explaining.prove([lambda: script(options)])
+        return explaining.of_what_comes_compiled()
+    found = explaining.find_stage(WholeStory(lives, failure.story, explaining.budget))
+    if found is not None:
+        explaining.prove([lambda: script(found[1])])
+    return explaining.explanation()
 
 
 class _Explaining:
     """An explanation in the making."""
 
-    def __init__(self, options: CheckOptions) -> None:
+    def __init__(self, options: CheckOptions, name: str) -> None:
         self.budget = Budget(options.explain_seconds)
+        self._name = name
         self._begun = time.monotonic()
         self._found = Explanation()
         self._options = options
 
-    def explanation(self, *, deployed: bool) -> Explanation:
-        """What has been found; of what comes compiled, why nothing."""
-        if deployed:
-            self._remark("stage and submodule are not looked for: it comes compiled, backend and all")
+    def explanation(self) -> Explanation:
+        """What has been found."""
         return dataclasses.replace(self._found, seconds=time.monotonic() - self._begun)
+
+    def of_what_comes_compiled(self) -> Explanation:
+        """What has been found, and why no more."""
+        self._remark("stage and submodule are not looked for: it comes compiled, backend and all")
+        return self.explanation()
 
     def find_stage(self, case: Suspect) -> tuple[Stage, CheckOptions] | None:
         """The first stage that differs, and the options that compile up to it; None if it can't be told."""
@@ -106,8 +128,17 @@ class _Explaining:
             "compiled anew, it agrees; the difference depends on what was called or compiled before"
         )
 
-    def locate(self, case: WholeCase, stage: Stage, options: CheckOptions, name: str) -> None:
-        """Look for the submodule, the graph and the step at fault, compiling up to the stage."""
+    def locate(
+        self,
+        case: WholeCase,
+        stage: Stage,
+        options: CheckOptions,
+        whole: Callable[[CheckOptions], Script],
+    ) -> None:
+        """Look for the submodule, the graph and the step at fault, compiling up to the stage.
+
+        The proof is of the graph, or of the `whole` case where no single graph shows the difference.
+        """
         graphs = self._try("the graph", lambda: captured(case, options, self.budget)) or []
         if any(graph.takes_sizes for graph in graphs):
             options = dataclasses.replace(options, dynamic=True)
@@ -117,24 +148,34 @@ class _Explaining:
         graph = self._try("the graph", lambda: find_graph(graphs, options)) if graphs else None
         if graph is not None:
             self._note(lines=graph.lines)
-            if options.proof is not None:
-                self._prove(graph, pathlib.Path(options.proof), options, name)
+        of_graph = [lambda: self._graph_script(graph, options)] if graph else []
+        self.prove([*of_graph, lambda: whole(options)])
         self._narrow(graph.part if graph else case, stage, options)
 
-    def _prove(self, graph: Graph, parent: pathlib.Path, options: CheckOptions, name: str) -> None:
-        limit_s = max(LEAST_PROOF_S, self.budget.left)
-        proof = self._try(
-            "a script",
-            lambda: write_proof(
-                parent, name, graph, graph.part.differences(options), options, limit_s=limit_s
-            ),
-        )
-        if proof is None:
+    def _graph_script(self, graph: Graph, options: CheckOptions) -> Script:
+        return graph_script(self._name, graph, graph.part.differences(options), options)
+
+    def prove(self, scripts: Sequence[Callable[[], Script]]) -> None:
+        """Write the first of these scripts that shows the difference, if a proof is asked for."""
+        if self._options.proof is None:
             return
-        folder = shortest(str(proof.folder))
-        self._note(proof=folder, confirmed=proof.confirmed)
-        if not proof.confirmed:
+        parent, remarks = pathlib.Path(self._options.proof), self._found.remarks
+        for script in scripts:
+            limit_s = max(LEAST_PROOF_S, self.budget.left)
+            write = functools.partial(self._written, parent, script, limit_s)
+            proof = self._try("a script", write)
+            if proof is None:
+                continue
+            folder = shortest(str(proof.folder))
+            self._note(proof=folder, confirmed=proof.confirmed)
+            if proof.confirmed:
+                # What kept an earlier one from it is nobody's concern now.
+                self._note(remarks=remarks)
+                return
             self._remark(f"the script in {folder} does not show the difference: {proof.said}")
+
+    def _written(self, parent: pathlib.Path, script: Callable[[], Script], limit_s: float) -> Proof:
+        return write_proof(parent, self._name, script(), limit_s=limit_s)
 
     def _narrow(self, suspect: Suspect, stage: Stage, options: CheckOptions) -> None:
         """Look for the step at fault, compiling up to the stage."""

@@ -69,7 +69,8 @@ class Pair:
         require_known(options)
         self.method = method
         self.phase = phase
-        self._declaration = declaration
+        self.factory = factory
+        self.declaration = declaration
         self._options = options
         # A factory may call what it has compiled; such graphs have to be known when they run again.
         with internals.graphs_run(lambda graph, taken: None):
@@ -107,9 +108,9 @@ class Pair:
 
     def _bindings(self, model: nn.Module) -> dict[str, Binding]:
         """What each method is called with, and the user's loss, which takes everything."""
-        tree = input_tree(self._declaration, model)
-        loss = self._declaration.loss
-        methods = (*as_methods(self._declaration.methods), *((users_loss(loss),) if loss else ()))
+        tree = input_tree(self.declaration, model)
+        loss = self.declaration.loss
+        methods = (*as_methods(self.declaration.methods), *((users_loss(loss),) if loss else ()))
         bindings = {method.name: bind(method, model, tree) for method in methods}
         require_all_taken(bindings, tree)
         return bindings
@@ -119,7 +120,7 @@ class Pair:
         bindings = self._bindings(model)
         model.eval()
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            for method in as_methods(self._declaration.methods):
+            for method in as_methods(self.declaration.methods):
                 binding = bindings[method.name]
                 recipe = random_recipe(binding.tree, self._options.batch[0], self._options.seed)
                 args, kwargs, _ = binding.arguments(recipe)
@@ -137,8 +138,8 @@ class Pair:
             names=self.binding.positional,
             around=around,
             state=state,
-            observe=self._declaration.observe,
-            reset=self._declaration.reset,
+            observe=self.declaration.observe,
+            reset=self.declaration.reset,
         )
 
     @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """A difference as a folder that can be handed over: a script, its tensors, the environment.
 
-The script needs torch and nothing else: it is the one graph that differs, as dynamo captured it, with
-the tensors that it was called with. It is run once, in a process of its own, before it is offered.
+The script needs nothing of ours, and no pytest unless the user's own file does. It is run once, in a
+process of its own, before it is offered.
 """
 
 from __future__ import annotations
@@ -13,23 +13,32 @@ import re
 import shutil
 import subprocess
 import sys
-import textwrap
 from typing import Any
 
 import torch
-from torch import fx
 
 from pytest_torchcompile.options import CheckOptions
-from pytest_torchcompile.place import Graph
-from pytest_torchcompile.results import Difference
 
 SCRIPT, TENSORS, ENVIRONMENT, CASE = "repro.py", "tensors.pt", "environment.txt", "case.txt"
 DIFFERS = 1
-"""The exit status of a script whose compiled graph differs."""
+"""The exit status of a script whose compiled side differs."""
 
 
 class CantWrite(Exception):
-    """A graph can't be written as a script; the message says why."""
+    """Something can't be written as a script; the message says why."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Script:
+    """A script that shows a difference.
+
+    Args:
+        source: of the script, which exits `DIFFERS` if it does.
+        tensors: what it loads, plain containers of tensors and numbers.
+    """
+
+    source: str
+    tensors: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,36 +56,20 @@ class Proof:
     said: str = ""
 
 
-def write_proof(
-    parent: pathlib.Path,
-    case: str,
-    graph: Graph,
-    differences: tuple[Difference, ...],
-    options: CheckOptions,
-    *,
-    limit_s: float,
-) -> Proof:
+def write_proof(parent: pathlib.Path, case: str, script: Script, *, limit_s: float) -> Proof:
     """Write the folder of a case and run its script once.
 
     Args:
         parent: folder of all proofs; made if there is none.
         case: names the case; a folder of the same case is replaced, any other one is left alone.
-        graph: the graph that differs.
-        differences: what of it.
-        options: how it was compiled.
+        script: shows the difference.
         limit_s: seconds that the script may take.
-
-    Raises:
-        CantWrite: if the graph refers to what can't be saved, or the backend has no name.
     """
-    if not isinstance(options.backend, str):
-        raise CantWrite(f"the backend {options.backend_name} has no name by which a script could find it")
-    source = _script(case, graph, differences, options)
     folder = _folder(parent, case)
-    (folder / SCRIPT).write_text(source, encoding="utf-8")
+    (folder / SCRIPT).write_text(script.source, encoding="utf-8")
     (folder / ENVIRONMENT).write_text(_environment(), encoding="utf-8")
     (folder / CASE).write_text(f"{case}\n", encoding="utf-8")
-    torch.save(_tensors(graph), folder / TENSORS)
+    torch.save(script.tensors, folder / TENSORS)
     return _run(folder, limit_s)
 
 
@@ -97,73 +90,6 @@ def _folder(parent: pathlib.Path, case: str) -> pathlib.Path:
         (parent / ".gitignore").write_text("*\n", encoding="utf-8")
     folder.mkdir()
     return folder
-
-
-def _tensors(graph: Graph) -> dict[str, Any]:
-    """What the graph is called with, and the constants inside it."""
-    state = {
-        node.target: _attribute(graph.module, str(node.target))
-        for node in graph.module.graph.nodes
-        if node.op == "get_attr"
-    }
-    args = [value.detach() if isinstance(value, torch.Tensor) else value for value in graph.part.args]
-    return {"args": args, "constants": state}
-
-
-def _attribute(module: fx.GraphModule, target: str) -> torch.Tensor:
-    value = getattr(module, target, None)
-    if not isinstance(value, torch.Tensor):
-        raise CantWrite(f"the graph contains {target}, a {type(value).__name__}")
-    return value.detach()
-
-
-def _script(case: str, graph: Graph, differences: tuple[Difference, ...], options: CheckOptions) -> str:
-    """The source of the script.
-
-    Raises:
-        CantWrite: if the graph's code uses objects that a script can't import.
-    """
-    for value in graph.part.args:
-        if not isinstance(value, (torch.Tensor, int, float, bool, type(None))):
-            raise CantWrite(f"the graph takes a {type(value).__name__}")
-    _tensors(graph)
-    code = graph.module.graph.python_code("self", verbose=True)
-    imports = "\n".join(_import(name, value) for name, value in sorted(code.globals.items()))
-    own = options.options
-    if graph.part.pair.draws and options.backend == "inductor" and options.mode is None:
-        # As in the check: inductor draws other numbers than eager unless it is told not to.
-        own = {**(own or {}), "fallback_random": True}
-    compile_ = {"backend": options.backend, "mode": options.mode, "dynamic": options.dynamic, "options": own}
-    said = {name: value for name, value in compile_.items() if value is not None}
-    return _TEMPLATE.format(
-        case=case,
-        lines="\n".join(f"    {line}" for line in graph.lines) or "    unknown",
-        imports=imports,
-        code=textwrap.indent(code.src.strip(), "    "),
-        compile=", ".join(f"{name}={value!r}" for name, value in said.items()),
-        allowed={d.path: d.allowed for d in differences},
-        phase=graph.part.pair.phase,
-        grads=[bool(getattr(value, "requires_grad", False)) for value in graph.part.args],
-        names=list(graph.part.names),
-        seed=graph.part.seed,
-        threads=torch.get_num_threads(),
-    )
-
-
-def _import(name: str, value: Any) -> str:
-    """The line that gives a name of the graph's code its value."""
-    if name == "torch":
-        return ""
-    if isinstance(value, float):
-        return f"{name} = float({str(value)!r})"
-    if value is type(None):
-        return f"{name} = type(None)"
-    module, qualname = getattr(value, "__module__", ""), getattr(value, "__qualname__", "")
-    if isinstance(value, type(torch)) and value.__name__.partition(".")[0] == "torch":
-        return f"import {value.__name__} as {name}"
-    if module.partition(".")[0] in ("torch", "builtins", "math", "operator", "_operator") and qualname:
-        return f"from {module} import {qualname} as {name}"
-    raise CantWrite(f"the graph uses {name}, which a script can't import")
 
 
 def _environment() -> str:
@@ -195,56 +121,26 @@ def _run(folder: pathlib.Path, limit_s: float) -> Proof:
     return Proof(folder=folder, confirmed=False, said=last[-1][:200])
 
 
-_TEMPLATE = '''"""Compiled differs from eager: {case}
-
-Run it: python repro.py. It exits 1 if compiled differs, 0 if it agrees; it needs torch only.
-tensors.pt holds what the graph was called with; environment.txt the versions.
-The graph is of these lines:
-{lines}
-"""
-
-import copy
-import pathlib
-import sys
-
-import torch
-{imports}
-
-ALLOWED = {allowed!r}
-REQUIRES_GRAD = {grads!r}
-NAMES = {names!r}
+# --- what scripts share ---------------------------------------------------------------------------
 
 
-class Graph(torch.nn.Module):
-    def __init__(self, constants):
-        super().__init__()
-        for name, value in constants.items():
-            self.register_buffer(name, value)
+def compile_arguments(options: CheckOptions, *, draws: bool) -> dict[str, Any]:
+    """How a script calls torch.compile.
 
-{code}
-
-
-def call(function, args):
-    """What a call leaves behind: outputs, arguments, gradients under seeded grad_outputs."""
-    args = [
-        copy.deepcopy(arg).requires_grad_(grad) if isinstance(arg, torch.Tensor) else arg
-        for arg, grad in zip(args, REQUIRES_GRAD)
-    ]
-    torch.manual_seed({seed})
-    with torch.set_grad_enabled({phase!r} == "update"):
-        outputs = {{f"output[{{i}}]": value for i, value in enumerate(function(*args))}}
-    found = {{path: value for path, value in outputs.items() if isinstance(value, torch.Tensor)}}
-    roots = [value for _, value in sorted(found.items()) if value.requires_grad and value.is_floating_point()]
-    leaves = {{n: a for n, a in zip(NAMES, args) if isinstance(a, torch.Tensor) and a.requires_grad}}
-    if {phase!r} == "update" and roots and leaves:
-        generator = torch.Generator().manual_seed({seed})
-        directions = [torch.randn(root.shape, generator=generator).to(root) for root in roots]
-        gradients = torch.autograd.grad(roots, list(leaves.values()), directions, allow_unused=True)
-        found |= {{f"gradient of input {{n}}": g for n, g in zip(leaves, gradients) if g is not None}}
-    found |= {{f"input {{n}}": a for n, a in zip(NAMES, args) if isinstance(a, torch.Tensor)}}
-    return {{path: value.detach().clone() for path, value in found.items()}}
+    Raises:
+        CantWrite: if the backend has no name.
+    """
+    if not isinstance(options.backend, str):
+        raise CantWrite(f"the backend {options.backend_name} has no name by which a script could find it")
+    own = options.options
+    if draws and options.backend == "inductor" and options.mode is None:
+        # As in the check: inductor draws other numbers than eager unless it is told not to.
+        own = {**(own or {}), "fallback_random": True}
+    said = {"backend": options.backend, "mode": options.mode, "dynamic": options.dynamic, "options": own}
+    return {name: value for name, value in said.items() if value is not None}
 
 
+COMPARISON = '''
 def differs(eager, compiled, allowed):
     """Whether a tensor differs by more than was allowed to it."""
     if compiled is None or eager.shape != compiled.shape or eager.dtype != compiled.dtype:
@@ -256,28 +152,5 @@ def differs(eager, compiled, allowed):
     odd = ~both & ~((mine == theirs) | (mine.isnan() & theirs.isnan()))
     distance = torch.where(both, (mine - theirs).abs(), 0.0)
     return bool(odd.any()) or bool((distance > allowed).any())
-
-
-def main():
-    print("torch", torch.__version__)
-    torch.set_num_threads({threads})
-    saved = torch.load(pathlib.Path(__file__).with_name("tensors.pt"), weights_only=True)
-    graph = Graph(saved["constants"])
-    eager = call(graph, saved["args"])
-    try:
-        compiled = call(torch.compile(graph, {compile}), saved["args"])
-    except Exception as error:
-        print(f"compiled raises {{type(error).__name__}}: {{error}}")
-        compiled = {{}}
-    wrong = [p for p in eager if p in ALLOWED and differs(eager[p], compiled.get(p), ALLOWED[p])]
-    if not compiled:
-        wrong = list(eager)
-    for path in wrong:
-        print(path, "eager", eager[path], "compiled", compiled.get(path), sep="\\n")
-    print("compiled differs from eager" if wrong else "compiled agrees with eager")
-    sys.exit(1 if wrong else 0)
-
-
-if __name__ == "__main__":
-    main()
 '''
+"""Source of the comparison that a script makes."""

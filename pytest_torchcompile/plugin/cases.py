@@ -135,10 +135,7 @@ def run_test(item: pytest.Function, case: Case) -> None:
     """Check one case of a marked test, whose function is the factory; see `run`."""
     arguments = {name: item.funcargs[name] for name in item._fixtureinfo.argnames}
 
-    def factory() -> Any:
-        return item.obj(**arguments)
-
-    run(item, case, factory)
+    run(item, case, functools.partial(item.obj, **arguments))
 
 
 def run(item: pytest.Item, case: Case, factory: Callable[[], Any]) -> None:

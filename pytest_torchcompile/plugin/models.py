@@ -12,7 +12,7 @@ import functools
 import importlib
 import sys
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -44,7 +44,7 @@ class ModelItem(pytest.Item):
     def runtest(self) -> None:
         """Check the case."""
         with _importable(self.config):
-            cases.run(self, self.case, functools.partial(_made, self._factory))
+            cases.run(self, self.case, _named_factory(self._factory))
 
     def reportinfo(self) -> tuple[Any, int, str]:
         """The place of the table, or the root, and the item's name."""
@@ -148,6 +148,16 @@ def _importable(config: pytest.Config) -> Iterator[None]:
         for path in added:
             with contextlib.suppress(ValueError):
                 sys.path.remove(path)
+
+
+def _named_factory(name: str) -> Callable[[], Any]:
+    """A factory that imports the user's when it is called, and goes by its name."""
+
+    def factory() -> Any:
+        return _made(name)
+
+    factory.__module__, _, factory.__qualname__ = name.partition(":")
+    return factory
 
 
 def _made(factory: str) -> Any:

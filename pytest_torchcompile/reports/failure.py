@@ -189,7 +189,7 @@ def explanation_lines(explanation: Explanation) -> list[str]:
         lines.append(f"  remedy    options={explanation.remedy!r}, under which this example agrees")
     lines += [f"  untold    {remark}" for remark in explanation.remarks]
     if explanation.confirmed:
-        lines.append(f"  proof     python {explanation.proof}/repro.py, which needs no pytest")
+        lines.append(f"  proof     python {explanation.proof}/repro.py, which shows it by itself")
     return lines
 
 

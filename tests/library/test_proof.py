@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -152,3 +155,173 @@ def test_no_folder_unless_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert found is not None
     assert found.proof == ""
     assert list(tmp_path.iterdir()) == []
+
+
+# --- what no single graph shows -------------------------------------------------------------------
+
+AGENTS = '''
+import torch
+from torch import nn
+from torch._dynamo import register_backend
+
+sines = []
+
+@register_backend
+def wrong_after_a_sine(graph, inputs):
+    """Adds 1 to what is computed of the very tensors that the graph before has returned."""
+    def run(*args):
+        after = any(arg is sine for arg in args for sine in sines)
+        outputs = graph(*args)
+        sines[:] = outputs if "sin(" in graph.code else []
+        return tuple(out + 1 for out in outputs) if after else outputs
+    return run
+
+@register_backend
+def with_stale_weights(graph, inputs):
+    """Acts with the parameters of its first call."""
+    kept = {}
+    def run(*args):
+        for i, arg in enumerate(() if torch.is_grad_enabled() else args):
+            if isinstance(arg, nn.Parameter):
+                kept.setdefault(i, arg.detach().clone())
+        return graph(*args) if torch.is_grad_enabled() else graph(*(kept.get(*one) for one in enumerate(args)))
+    return run
+
+@register_backend
+def over_earlier_outputs(graph, inputs):
+    """Writes each answer to the memory of the first one of its shape."""
+    memory = {}
+    def run(*args):
+        outputs = graph(*args)
+        return tuple(memory.setdefault(out.shape, out.clone()).copy_(out) for out in outputs)
+    return run
+
+class Broken(nn.Module):
+    def __init__(self, width=4):
+        super().__init__()
+        self.layer = nn.Linear(8, width)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x):
+        hidden = torch.sin(self.layer(x))
+        torch._dynamo.graph_break()
+        return {"logits": torch.cos(hidden)}
+
+class Linear(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.layer(x)
+
+def wide(width):
+    return Broken(width)
+
+def deployed():
+    agent = Broken()
+    agent.compile(backend="wrong_after_a_sine")
+    return agent
+
+def logits(agent, x):
+    return agent(x)["logits"]
+
+class TestAgents:
+    def made(self):
+        return Broken()
+'''
+
+
+@pytest.fixture(scope="module")
+def agents(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The user's own module, which the script imports; torch takes each of its backends once."""
+    folder = tmp_path_factory.mktemp("users")
+    (folder / "agents_of_a_user.py").write_text(AGENTS)
+    sys.path.insert(0, str(folder))
+    yield importlib.import_module("agents_of_a_user")
+    sys.path.remove(str(folder))
+
+
+def proof_of(factory: Any, folder: Path, **arguments: Any) -> Any:
+    options = {
+        "observation": Box((8,)),
+        "backend": "wrong_after_a_sine",
+        "batch": 4,
+        "examples": 0,
+        "nonfinite": False,
+        "explain_seconds": 100,
+        "proof": str(folder / "proofs"),
+    }
+    result = check(factory, **options | arguments)
+    assert result.verdict is Verdict.DIFFERS, failure_text(result)
+    assert result.explanation is not None
+    return result.explanation
+
+
+def assert_shows(found: Any, backend: str) -> None:
+    """The script shows the difference, and none once the compiler is a right one."""
+    assert found.confirmed, found.remarks
+    assert not [remark for remark in found.remarks if "script" in remark]
+    script = Path(found.proof, "repro.py")
+    done = run(script.parent)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == "compiled differs from eager"
+    text = script.read_text()
+    assert f"'backend': '{backend}'" in text
+    script.write_text(text.replace(f"'backend': '{backend}'", "'backend': 'aot_eager'"))
+    done = run(script.parent)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("phase", ["rollout", "update"])
+def test_a_script_of_two_graphs(agents: Any, phase: str, tmp_path: Path) -> None:
+    assert_shows(proof_of(agents.Broken, tmp_path, phase=phase), "wrong_after_a_sine")
+
+
+def test_a_script_of_an_adapter(agents: Any, tmp_path: Path) -> None:
+    found = proof_of(functools.partial(agents.wide, width=6), tmp_path, methods=agents.logits)
+    assert_shows(found, "wrong_after_a_sine")
+
+
+def test_a_script_of_a_method_of_a_test_class(agents: Any, tmp_path: Path) -> None:
+    assert_shows(proof_of(agents.TestAgents().made, tmp_path), "wrong_after_a_sine")
+
+
+def test_a_script_of_a_lifecycle(agents: Any, tmp_path: Path) -> None:
+    found = proof_of(agents.Linear, tmp_path, phase="lifecycle", backend="with_stale_weights")
+    assert_shows(found, "with_stale_weights")
+
+
+def test_a_script_of_outputs_that_are_overwritten(agents: Any, tmp_path: Path) -> None:
+    found = proof_of(agents.Linear, tmp_path, phase="lifecycle", backend="over_earlier_outputs")
+    assert_shows(found, "over_earlier_outputs")
+
+
+def test_a_script_of_what_comes_compiled(agents: Any, tmp_path: Path) -> None:
+    found = proof_of(agents.deployed, tmp_path)
+    assert found.confirmed, found.remarks
+    assert run(Path(found.proof)).returncode == 1
+    right = tmp_path / "right"
+    right.mkdir()
+    (right / "agents_of_a_user.py").write_text(AGENTS.replace("out + 1 for out", "out for out"))
+    script = Path(found.proof, "repro.py")
+    script.write_text(re.sub(r"^PATH = \[", f"PATH = [{str(right)!r}, ", script.read_text(), flags=re.M))
+    done = run(script.parent)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "factory, why",
+    [
+        (lambda agents: lambda: agents.Broken(), "is a lambda; a script can import what has a name"),
+        (lambda agents: agents.Broken(), "the policy was given as a module; give a function that makes it"),
+        (
+            lambda agents: functools.partial(agents.wide, width=torch.tensor(4)),
+            "wide is given width, a Tensor that no script can have",
+        ),
+    ],
+)
+def test_a_factory_that_a_script_can_not_import(agents: Any, factory: Any, why: str, tmp_path: Path) -> None:
+    found = proof_of(factory(agents), tmp_path)
+    assert found.proof == ""
+    assert any(why in remark for remark in found.remarks), found.remarks

@@ -63,9 +63,42 @@ def test_the_script_lies_in_pytests_root(project, nothing_narrowed, monkeypatch)
     monkeypatch.chdir(project.path / "below")
     text = failure(project.check("--compile-explain-seconds=60", "../test_policy.py"))
     folder = "../.compile-failures/test_policy.py-test_agent-forward-rollout"
-    assert f"  proof     python {folder}/repro.py, which needs no pytest\n" in text
+    assert f"  proof     python {folder}/repro.py, which shows it by itself\n" in text
     done = subprocess.run([sys.executable, f"{folder}/repro.py"], check=False, capture_output=True)
     assert done.returncode == 1
+
+
+@pytest.mark.parametrize("factory", ["test_agent", "TestAgent.test_agent", "test_agent[3]"])
+def test_a_script_that_imports_the_factory(project, factory):
+    """Of what dynamo makes of Python no graph is a proof."""
+    source = DISTRACTED.replace("def test_agent()", "def test_agent(width)") if "[" in factory else DISTRACTED
+    source = source.replace("    @pytest", '    @pytest.mark.parametrize("width", [3])\n    @pytest')
+    if "." in factory:
+        source = DISTRACTED.replace("    @pytest", "    class TestAgent:\n      @pytest")
+        source = source.replace("    def test_agent()", "      def test_agent(self)")
+    project.write(source if factory != "test_agent" else DISTRACTED)
+    result = project.check("--compile-explain-seconds=60", "--compile-backend=aot_eager")
+    result.assert_outcomes(failed=1)
+    (script,) = (project.pytester.path / ".compile-failures").glob("*/repro.py")
+    assert f"/{script.parent.name}/repro.py, which shows it by itself\n" in failure(result)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.splitlines()[-1] == "compiled differs from eager"
+
+
+def test_a_script_can_not_have_a_fixture(project):
+    project.write(
+        DISTRACTED.replace("def test_agent()", "def test_agent(agent)")
+        + """
+    @pytest.fixture
+    def agent(): return Distracted()
+    """
+    )
+    text = failure(project.check("--compile-explain-seconds=60", "--compile-backend=aot_eager"))
+    assert (
+        "a script can't be had: test_agent is given agent, a Distracted that no script can have"
+        in " ".join(text.split())
+    )
 
 
 def test_no_script_where_none_is_wanted(project, nothing_narrowed):
