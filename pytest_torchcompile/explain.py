@@ -204,4 +204,5 @@ class _Explaining:
         self._found = dataclasses.replace(self._found, **values)
 
     def _remark(self, sentence: str) -> None:
-        self._note(remarks=(*self._found.remarks, sentence))
+        if sentence not in self._found.remarks:
+            self._note(remarks=(*self._found.remarks, sentence))

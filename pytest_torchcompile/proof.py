@@ -117,7 +117,9 @@ def _run(folder: pathlib.Path, limit_s: float) -> Proof:
         return Proof(folder=folder, confirmed=False, said=f"it took more than {limit_s:.0f} s")
     if done.returncode == DIFFERS and done.stdout.rstrip().endswith("compiled differs from eager"):
         return Proof(folder=folder, confirmed=True)
-    last = (done.stdout + done.stderr).strip().splitlines() or [f"it exits {done.returncode}"]
+    # Where it came to its end, stderr has but warnings of torch's.
+    said = done.stdout if done.returncode == 0 else done.stdout + done.stderr
+    last = said.strip().splitlines() or [f"it exits {done.returncode}"]
     return Proof(folder=folder, confirmed=False, said=last[-1][:200])
 
 
