@@ -3,8 +3,8 @@
 import copy
 import dataclasses
 import gc
-import importlib.util
 import importlib.metadata
+import importlib.util
 import json
 import logging
 import pathlib
