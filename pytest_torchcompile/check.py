@@ -13,7 +13,8 @@ from typing import Any
 from pytest_torchcompile.budgets import exceeded
 from pytest_torchcompile.capture import Progress, silent
 from pytest_torchcompile.declaration import Declaration
-from pytest_torchcompile.explain import explain, explain_story
+from pytest_torchcompile.explain import explain, explain_draws, explain_story
+from pytest_torchcompile.freshness import frozen
 from pytest_torchcompile.isolation import isolated
 from pytest_torchcompile.lifecycle import LifecycleProtocol
 from pytest_torchcompile.lives import Lives
@@ -22,7 +23,8 @@ from pytest_torchcompile.pair import Pair
 from pytest_torchcompile.policy import Method, as_methods
 from pytest_torchcompile.protocol import CheckProtocol
 from pytest_torchcompile.rejection import with_rejection
-from pytest_torchcompile.results import CheckResult, Speedup
+from pytest_torchcompile.results import CheckResult, Difference, Explanation, Speedup
+from pytest_torchcompile.sampling import compare_samples
 from pytest_torchcompile.speed import NotTimed, seconds_to_time, time_pair
 from pytest_torchcompile.texts import raised_text
 from pytest_torchcompile.twins import Factory
@@ -150,10 +152,7 @@ def check_case(
             if phase == "rollout" and result.verdict.passed:
                 result = with_rejection(result, pair, options)
             result = _with_context(result, options)
-            if protocol.failure is not None and options.explain_seconds:
-                explanation = explain(pair, protocol.failure, options, name or result.case)
-                result = dataclasses.replace(result, explanation=explanation)
-            return result
+            return dataclasses.replace(result, explanation=_why(pair, protocol, options, name or result.case))
         finally:
             pair.restore()
 
@@ -172,12 +171,40 @@ def check_lifecycle(
         try:
             protocol = LifecycleProtocol(lives, options)
             result = dataclasses.replace(protocol.run(name or LIFECYCLE), settings=options.settings())
-            if protocol.failure is not None and options.explain_seconds:
-                explanation = explain_story(lives, protocol.failure, options, name or result.case)
-                result = dataclasses.replace(result, explanation=explanation)
-            return result
+            return dataclasses.replace(
+                result, explanation=_why_lifecycle(lives, protocol, options, name or result.case)
+            )
         finally:
             lives.end()
+
+
+def _why(pair: Pair, protocol: CheckProtocol, options: CheckOptions, name: str) -> Explanation | None:
+    """Why a case differs, if it does and somebody asks."""
+
+    def unlike(pair: Pair, options: CheckOptions) -> tuple[Difference, ...]:
+        return compare_samples(pair, options).differences
+
+    if not options.explain_seconds:
+        return None
+    if protocol.failure is not None:
+        return explain(pair, protocol.failure, options, name)
+    return explain_draws(pair, unlike, options, name) if protocol.sampled else None
+
+
+def _why_lifecycle(
+    lives: Lives, protocol: LifecycleProtocol, options: CheckOptions, name: str
+) -> Explanation | None:
+    """Why a lifecycle differs, if it does and somebody asks."""
+
+    def still(pair: Pair, options: CheckOptions) -> tuple[Difference, ...]:
+        found = frozen(pair, options)
+        return () if found is None else (found,)
+
+    if not options.explain_seconds:
+        return None
+    if protocol.failure is not None:
+        return explain_story(lives, protocol.failure, options, name)
+    return explain_draws(protocol.frozen, still, options, name) if protocol.frozen else None
 
 
 def _with_context(result: CheckResult, options: CheckOptions) -> CheckResult:

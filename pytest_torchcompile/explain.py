@@ -21,9 +21,9 @@ from pytest_torchcompile.pair import Pair
 from pytest_torchcompile.place import Graph, captured, find_graph, find_module
 from pytest_torchcompile.policy_script import case_script, story_script
 from pytest_torchcompile.proof import CantWrite, Proof, Script, write_proof
-from pytest_torchcompile.results import Explanation
+from pytest_torchcompile.results import Difference, Explanation
 from pytest_torchcompile.stages import Stage, first_stage, narrow, up_to
-from pytest_torchcompile.suspects import Budget, CantTell, OutOfTime, Suspect, WholeCase, WholeStory
+from pytest_torchcompile.suspects import Budget, CantTell, OutOfTime, Sampler, Suspect, WholeCase, WholeStory
 from pytest_torchcompile.telling import StoryFailure
 from pytest_torchcompile.texts import raised_text, shortest
 from pytest_torchcompile.trial import Failure
@@ -81,6 +81,27 @@ def explain_story(lives: Lives, failure: StoryFailure, options: CheckOptions, na
     found = explaining.find_stage(WholeStory(lives, failure.story, explaining.budget))
     if found is not None:
         explaining.prove([lambda: script(found[1])])
+    return explaining.explanation()
+
+
+def explain_draws(
+    pair: Pair,
+    compare: Callable[[Pair, CheckOptions], tuple[Difference, ...]],
+    options: CheckOptions,
+    name: str,
+) -> Explanation:
+    """The stage from which on a case does not draw what eager draws, if `options.explain_seconds` allow.
+
+    Args:
+        pair: the case.
+        compare: compares the draws of a pair.
+        options: how it is compiled.
+        name: names the case.
+    """
+    explaining = _Explaining(options, name)
+    if pair.twins.deployed:
+        return explaining.of_what_comes_compiled()
+    explaining.find_stage(Sampler(pair, compare, explaining.budget))
     return explaining.explanation()
 
 

@@ -50,6 +50,8 @@ class LifecycleProtocol:
         self._learning: list[str] = []
         self.failure: StoryFailure | None = None
         """The story that the lifecycle differs in, once it was told."""
+        self.frozen: Pair | None = None
+        """The method that returns the same draw again and again."""
         self._sampling: list[Pair] = []
 
     def run(self, name: str) -> CheckResult:
@@ -188,9 +190,14 @@ class LifecycleProtocol:
     def _frozen(self) -> Difference | None:
         """What a method that samples returns again and again, compiled as it is deployed."""
         try:
-            return next(filter(None, (frozen(pair, self._options) for pair in self._sampling)), None)
+            for pair in self._sampling:
+                still = frozen(pair, self._options)
+                if still is not None:
+                    self.frozen = pair
+                    return still
         except CompileFailed as error:
             raise Stop(Verdict.COMPILE_FAILED, str(error)) from None
+        return None
 
     # --- the result ---
 

@@ -232,6 +232,7 @@ class Pair:
     def compiled_anew(self, options: CheckOptions) -> Pair:
         """The same two modules, the compiled side under other options and on code of its own."""
         other = copy.copy(self)
+        other._options = options
         other.recorder = Recorder(self.twins.compiled, limit_s=options.max_seconds)
         function = compile_method(self.method, self.twins.compiled, options)
         other.compiled = self.compiled.replaced(function, other._while_compiled)

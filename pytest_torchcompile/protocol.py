@@ -42,6 +42,8 @@ class CheckProtocol:
         self._notes = list(pair.twins.notes)
         self.failure: Failure | None = None
         """The example that the case differs on, once it was run; None if it differs in its samples."""
+        self.sampled = False
+        """Whether it differs in its samples."""
 
     def run(self, name: str) -> CheckResult:
         """The whole check.
@@ -77,6 +79,7 @@ class CheckProtocol:
         except CompileFailed as error:
             return self._result(Verdict.COMPILE_FAILED, str(error))
         if sampled.recipe is not None:
+            self.sampled = True
             return self._with_differences(sampled.reason, sampled.differences, sampled.recipe)
         self._notes.append(sampled.note)
         return self._result(verdict, reason)

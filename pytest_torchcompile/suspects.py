@@ -18,7 +18,7 @@ from torch import nn
 from pytest_torchcompile import internals
 from pytest_torchcompile.calls import Around, Outcome, Side
 from pytest_torchcompile.capture import Recorder, compile_method, failure_text
-from pytest_torchcompile.errors import UsageError
+from pytest_torchcompile.errors import CompileFailed, UsageError
 from pytest_torchcompile.lives import Lives
 from pytest_torchcompile.measure import Tolerance
 from pytest_torchcompile.options import CheckOptions
@@ -139,6 +139,34 @@ class WholeStory:
         if failure is None and telling.rejected:
             raise CantTell(next(iter(telling.rejected.values())))
         return () if failure is None else failure.differences
+
+
+class Sampler:
+    """A case as deployed, where what it draws is not what eager draws.
+
+    Args:
+        pair: the case.
+        compare: compares the draws of a pair.
+        budget: of the explanation.
+    """
+
+    def __init__(
+        self, pair: Pair, compare: Callable[[Pair, CheckOptions], tuple[Difference, ...]], budget: Budget
+    ) -> None:
+        self._pair = pair
+        self._compare = compare
+        self._budget = budget
+
+    def differences(
+        self, options: CheckOptions, under: Around = contextlib.nullcontext
+    ) -> tuple[Difference, ...]:
+        """See `Suspect`."""
+        self._budget.require()
+        try:
+            with under():
+                return self._compare(self._pair.compiled_anew(options), options)
+        except CompileFailed as error:
+            raise CantTell(str(error)) from None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ import torch
 from checking import assert_passes, check
 from faults.backends import changed, float_tensors
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from pytest_torchcompile import Box, CheckResult, Explanation, Image, Verdict, stages
 from pytest_torchcompile.reports.failure import failure_text
@@ -339,6 +340,59 @@ def test_what_comes_compiled() -> None:
     _, found = explained(lambda: torch.compile(Distracted(), backend="eager"))
     (remark,) = found.remarks
     assert "comes compiled" in remark
+
+
+# --- draws ----------------------------------------------------------------------------------------
+
+
+class Noisy(Tower):
+    """Draws otherwise while dynamo traces it as it is deployed."""
+
+    def __init__(self, spread: float) -> None:
+        super().__init__()
+        self.spread = spread
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = super().forward(x)
+        noise = torch.randn_like(out)
+        if torch.compiler.is_compiling() and not torch._inductor.config.fallback_random:
+            noise = self.spread * noise + (0 if self.spread else torch.arange(4))
+        return out + noise
+
+
+def test_the_stage_of_samples() -> None:
+    _, found = explained(lambda: Noisy(1.5), backend="aot_eager", samples=500)
+    assert (found.stage, found.agreed) == ("dynamo", ())
+
+
+def test_a_later_stage_of_samples() -> None:
+    """Numbers that are right draw for draw, and that the backend spreads too far as deployed."""
+    result, found = explained(lambda: Noisy(1.0), backend=spread_as_deployed, samples=500, explain_seconds=60)
+    assert "does not draw from eager's distribution" in result.reason
+    assert (found.stage, found.agreed) == ("the backend itself", ("dynamo",))
+
+
+def test_the_stage_of_frozen_draws() -> None:
+    result, found = explained(lambda: Noisy(0.0), "lifecycle", backend="aot_eager")
+    assert "the same draw again and again" in result.reason
+    assert (found.stage, found.agreed) == ("dynamo", ())
+
+
+def spread_as_deployed(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+    """Doubles what is drawn, unless it is told to draw eager's numbers."""
+    if torch._inductor.config.fallback_random:
+        return graph.forward
+
+    class Doubled(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            returned = func(*args, **(kwargs or {}))
+            return 2 * returned if getattr(func, "__name__", "") == "randn_like" else returned
+
+    def run(*args: Any) -> Any:
+        with Doubled():
+            return graph(*args)
+
+    return run
 
 
 # --- places ---------------------------------------------------------------------------------------
