@@ -171,3 +171,24 @@ class TracingPolicy(nn.Module):
 @pytest.mark.compiled_equivalence(observation=Box((8,)), phases="rollout")
 def test_traces():
     return TracingPolicy()
+
+
+class HalfPrecisionPolicy(nn.Module):
+    """Draws its actions around a mean in bfloat16, as under autocast, and says how likely each was."""
+
+    def __init__(self):
+        super().__init__()
+        self.actor = nn.Linear(6, 3)
+        self.critic = nn.Linear(6, 1)
+        self.std = nn.Parameter(torch.full((3,), 0.5))
+
+    def forward(self, observation):
+        mean = self.actor(observation).bfloat16()
+        action = torch.normal(mean, self.std.expand_as(mean))
+        return action, -(((action - mean) / self.std) ** 2).sum(-1) / 2, self.critic(observation)
+
+
+@miscompiled(f"bfloat16 actions are read as if they were float32: {ISSUES.replace('issues', 'pull')}/194557")
+@pytest.mark.compiled_equivalence(observation=Box((6,)), phases="rollout")
+def test_actions_in_half_precision():
+    return HalfPrecisionPolicy()

@@ -37,12 +37,12 @@ def cells(name: str, values: Mapping[str, Any], *, timed: bool) -> tuple[str, ..
         values: its `CheckResult.row`.
         timed: whether something was.
     """
-    share, place = values["coverage"], values["worst_place"]
+    share = values["coverage"]
     found = (
         name,
         str(values["verdict"]),
         str(values["examples"]),
-        f"{float(values['worst_difference']):.1e} {place}" if place else "0",
+        _worst(values),
         share if isinstance(share, str) else f"{share:.0%}",
         _graphs(values),
         str(values["breaks"]),
@@ -50,6 +50,12 @@ def cells(name: str, values: Mapping[str, Any], *, timed: bool) -> tuple[str, ..
         f"{float(values['compile_s']):.1f}",
     )
     return (*found, speedup_text(values)) if timed else found
+
+
+def _worst(values: Mapping[str, Any]) -> str:
+    """The worst difference; the place alone of what has no size, such as an infinity or another dtype."""
+    size, place = float(values["worst_difference"]), values["worst_place"]
+    return f"{size:.1e} {place}" if size else place or "0"
 
 
 def _graphs(values: Mapping[str, Any]) -> str:

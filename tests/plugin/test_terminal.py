@@ -177,6 +177,28 @@ def test_sensitivity_is_a_line_of_each_case(project):
     ]
 
 
+@pytest.mark.parametrize("odd", ["x.log() - torch.inf", "x.double()"])
+def test_what_has_no_size_is_told_by_its_place(project, odd):
+    project.write(
+        f"""
+        class Agent(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layer = torch.nn.Linear(2, 3)
+
+            def forward(self, x):
+                x = self.layer(x)
+                return {odd} if torch.compiler.is_compiling() else x
+
+        @pytest.mark.compiled_equivalence(observation=Box((2,)), phases="rollout")
+        def test_agent():
+            return Agent()
+        """
+    )
+    (row,) = (line for line in report_of(project.check()) if line.startswith("test_policy.py::test_agent["))
+    assert re.search(r" differs +\d+ +output(\[0, 0\])? ", row), row
+
+
 def test_notes_are_in_the_report(project):
     project.write(
         """
