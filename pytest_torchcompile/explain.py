@@ -161,6 +161,7 @@ class _Explaining:
         The proof is of the graph, or of the `whole` case where no single graph shows the difference.
         """
         graphs = self._try("the graph", lambda: captured(case, options, self.budget)) or []
+        script = functools.partial(whole, options)
         if any(graph.takes_sizes for graph in graphs):
             options = dataclasses.replace(options, dynamic=True)
         place = self._try("the submodule", lambda: find_module(case, options, self.budget))
@@ -170,7 +171,7 @@ class _Explaining:
         if graph is not None:
             self._note(lines=graph.lines)
         of_graph = [lambda: self._graph_script(graph, options)] if graph else []
-        self.prove([*of_graph, lambda: whole(options)])
+        self.prove([*of_graph, script])
         self._narrow(graph.part if graph else case, stage, options)
 
     def _graph_script(self, graph: Graph, options: CheckOptions) -> Script:

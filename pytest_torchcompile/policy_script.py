@@ -12,6 +12,7 @@ import functools
 import io
 import os
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -27,6 +28,9 @@ from pytest_torchcompile.proof import COMPARISON, CantWrite, Script, compile_arg
 from pytest_torchcompile.recipes import Recipe
 from pytest_torchcompile.results import Difference
 from pytest_torchcompile.story import Kind, Manner, Move, Story, told
+
+LARGEST = 2**30
+"""Bytes of weights that a folder may hold."""
 
 Step = dict[str, Any]
 """What the script does next, as a literal; see `_BODY`."""
@@ -49,7 +53,7 @@ def case_script(
     """
     update = pair.phase == "update"
     bound = pair.arguments(recipe, wide=False)
-    steps = _Told(pairs=[pair], what="one call")
+    steps = _Steps(pairs=[pair], what="one call")
     steps.call(pair, bound, train=update, grad=update, seed=recipe.seed, compare=True)
     return _script(case, steps, differences, options)
 
@@ -73,32 +77,31 @@ def story_script(
         CantWrite: if a script could not import the factory, or make the same moves.
     """
     methods = dict.fromkeys(move.method for move in story if move.method)
-    steps = _Told(pairs=[lives.by_name[method] for method in methods] or [lives.first], what=told(story))
-    life = lives.eager
+    steps = _Steps(pairs=[lives.by_name[method] for method in methods] or [lives.first], what=told(story))
     for moves in (story[-1:], story):
-        life.begin({})
-        if steps.steps:
-            steps.write(life.weights())
+        lives.eager.begin({})
+        if steps.all:
+            steps.write(lives.eager.weights())
         for number, move in enumerate(moves, start=1):
             _tell(steps, lives, move, compare=number == len(moves))
     return _script(case, steps, differences, options)
 
 
 @dataclasses.dataclass(kw_only=True)
-class _Told:
+class _Steps:
     """What a script does, in the making.
 
     Args:
         pairs: the methods that it calls.
         what: the same in words.
-        steps: see `_BODY`.
+        all: see `_BODY`.
         inputs: of the calls.
         weights: those that are written.
     """
 
     pairs: list[Pair]
     what: str
-    steps: list[Step] = dataclasses.field(default_factory=list)
+    all: list[Step] = dataclasses.field(default_factory=list)
     inputs: list[Any] = dataclasses.field(default_factory=list)
     weights: list[dict[str, torch.Tensor]] = dataclasses.field(default_factory=list)
 
@@ -115,20 +118,24 @@ class _Told:
     ) -> None:
         how = {"train": train, "grad": grad, "seed": seed, "under": under}
         step = {"do": "call", "compare": compare, "method": pair.method.name, "inputs": len(self.inputs)}
-        self.steps.append(step | how)
+        self.all.append(step | how)
         self.inputs.append((bound.args, bound.kwargs))
 
     def write(self, weights: dict[str, torch.Tensor]) -> None:
-        self.steps.append({"do": "write", "compare": False, "weights": len(self.weights)})
+        """Raises `CantWrite` where they get too large."""
+        size = sum(tensor.nbytes for tensor in weights.values())
+        if size * (len(self.weights) + 1) > LARGEST:
+            raise CantWrite(f"the weights of each move, {size / 2**20:.0f} MiB, are too many for a folder")
+        self.all.append({"do": "write", "compare": False, "weights": len(self.weights)})
         self.weights.append(weights)
 
 
-def _tell(told: _Told, lives: Lives, move: Move, *, compare: bool) -> None:
+def _tell(steps: _Steps, lives: Lives, move: Move, *, compare: bool) -> None:
     """Make a move in eager, and have the script make it too."""
     if move.method:
         pair = lives.by_name[move.method]
         learns = move.kind is Kind.LEARN
-        told.call(
+        steps.call(
             pair,
             pair.arguments(move.recipe(pair.tree), wide=False),
             train=learns or move.manner is Manner.TRAINING,
@@ -138,49 +145,51 @@ def _tell(told: _Told, lives: Lives, move: Move, *, compare: bool) -> None:
             under=move.manner.name.lower() if move.manner in (Manner.AUTOCAST, Manner.INFERENCE) else "",
         )
     else:
-        told.steps.append({"do": "checkpoint", "compare": compare})
+        steps.all.append({"do": "checkpoint", "compare": compare})
     lives.eager.play(move)
     if move.changes_weights:
-        told.write(lives.eager.weights())
+        steps.write(lives.eager.weights())
 
 
-def _script(case: str, told: _Told, differences: tuple[Difference, ...], options: CheckOptions) -> Script:
-    first = told.pairs[0]
+def _script(case: str, steps: _Steps, differences: tuple[Difference, ...], options: CheckOptions) -> Script:
+    first = steps.pairs[0]
     deployed = first.twins.deployed
-    draws = any(pair.draws for pair in told.pairs)
+    draws = any(pair.draws for pair in steps.pairs)
     if isinstance(first.twins.eager, Holder):
         raise CantWrite("the policy is no torch.nn.Module itself")
     if deployed and draws:
         raise CantWrite("it comes compiled and draws, so that its random numbers are others by design")
-    tensors = {"inputs": told.inputs, "weights": told.weights}
-    _require_loadable(tensors)
+    _require_loadable(steps.inputs)
     own = {"observe": first.declaration.observe, "reset": first.declaration.reset}
-    adapters = {pair.method.name: pair.method.adapter for pair in told.pairs if pair.method.adapter}
+    adapters = {pair.method.name: pair.method.adapter for pair in steps.pairs if pair.method.adapter}
     make = _named(first.factory)
     head = _HEAD.format(
         case=case,
-        what=told.what,
+        what=steps.what,
         module=make[0],
         path=[*_users_path()],
         own={"make": make} | {name: _named(f) for name, f in own.items() if f is not None},
         adapters={name: _named(function) for name, function in adapters.items()},
-        names={pair.method.name: pair.binding.positional for pair in told.pairs},
+        names={pair.method.name: pair.binding.positional for pair in steps.pairs},
         compile=None if deployed else compile_arguments(options, draws=draws),
-        steps="\n".join(f"    {step!r}," for step in told.steps),
+        steps="\n".join(f"    {step!r}," for step in steps.all),
         allowed={d.path: d.allowed for d in differences},
         overwritten=any(d.problem == "overwritten" for d in differences),
         raises=any(d.problem == "exception" for d in differences),
         factory_seed=options.seed,
         threads=torch.get_num_threads(),
     )
-    return Script(source=head + _BODY.replace("COMPARISON", COMPARISON.strip()), tensors=tensors)
+    return Script(
+        source=head + _BODY.replace("COMPARISON", COMPARISON.strip()),
+        tensors={"inputs": steps.inputs, "weights": steps.weights},
+    )
 
 
-def _require_loadable(tensors: dict[str, Any]) -> None:
-    """Return if a script can load the tensors, which torch does of plain containers only."""
+def _require_loadable(inputs: list[Any]) -> None:
+    """Return if a script can load the inputs, which torch does of plain containers only."""
     file = io.BytesIO()
     try:
-        torch.save(tensors, file)
+        torch.save(inputs, file)
         file.seek(0)
         torch.load(file, weights_only=True)
     except Exception as error:
@@ -189,8 +198,9 @@ def _require_loadable(tensors: dict[str, Any]) -> None:
 
 def _users_path() -> Iterator[str]:
     """Where the user's own modules are found, beside those that are installed."""
+    installed = tuple(map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib")))
     for entry in dict.fromkeys(map(os.path.abspath, sys.path)):
-        if os.path.isdir(entry) and not entry.startswith((sys.prefix, sys.base_prefix)):
+        if os.path.isdir(entry) and not entry.startswith(installed):
             yield entry
 
 
@@ -200,6 +210,8 @@ Origin = tuple[Callable[..., Any], dict[str, Any]]
 
 def _origin(function: Any) -> Origin:
     if isinstance(function, functools.partial):
+        if function.args:
+            raise CantWrite("the factory is a partial with positional arguments; give them by name")
         inner, keywords = _origin(function.func)
         return inner, keywords | function.keywords
     return function, {}

@@ -325,3 +325,12 @@ def test_a_factory_that_a_script_can_not_import(agents: Any, factory: Any, why: 
     found = proof_of(factory(agents), tmp_path)
     assert found.proof == ""
     assert any(why in remark for remark in found.remarks), found.remarks
+
+
+def test_weights_that_are_too_large_for_a_folder(
+    agents: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pytest_torchcompile.policy_script.LARGEST", 100)
+    found = proof_of(agents.Linear, tmp_path, phase="lifecycle", backend="with_stale_weights")
+    assert found.proof == ""
+    assert any("the weights of each move, 0 MiB, are too many for a folder" in r for r in found.remarks)
