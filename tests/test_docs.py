@@ -65,10 +65,11 @@ def test_readme_snippets_pass_where_nothing_is_miscompiled(readme_project):
 
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="inductor needs a C++ compiler")
 @pytest.mark.skipif(not torch.__version__.startswith("2.13."), reason="the report is of torch 2.13")
-def test_readme_prints_the_report_that_pytest_prints(readme_project):
+def test_readme_prints_the_report_that_pytest_prints(readme_project, monkeypatch):
     command, *shown = re.search(r"```console\n\$ pytest (.*?)\n```", README, re.DOTALL)[1].splitlines()
     # A busy machine has not looked for everything within the minute that is the default.
-    output = run_pytest(readme_project, *command.split(), "--compile-explain-seconds=600")
+    monkeypatch.setenv("PYTEST_ADDOPTS", "--compile-explain-seconds=600")
+    output = run_pytest(readme_project, *command.split())
     printed = [_without_numbers(line) for line in output.splitlines()]
     for line in shown:
         start, cut, _ = _without_numbers(line).partition(" ...")
