@@ -262,7 +262,7 @@ before = resident()
 threading.Thread(target=watch, daemon=True).start()
 (result,) = check_equivalence(
     Large, observation=Box((8,)), phases="{phase}", examples=5, batch=4, shrink_seconds=1.0,
-    backend={backend}, reference="{reference}",
+    backend={backend}, reference="{reference}", explain_seconds=0,
 )
 top = peak[0] - before
 gc.collect(); time.sleep(0.05)
