@@ -10,7 +10,7 @@ from torch import fx
 
 from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.place import Graph
-from pytest_torchcompile.proof import COMPARISON, CantWrite, Script, compile_arguments
+from pytest_torchcompile.proof import COMMON, CantWrite, Script, compile_arguments
 from pytest_torchcompile.results import Difference
 
 
@@ -36,12 +36,13 @@ def graph_script(
     imports = "\n".join(_import(name, value) for name, value in sorted(code.globals.items()))
     source = _TEMPLATE.format(
         case=case,
-        comparison=COMPARISON.strip(),
+        common=COMMON.strip(),
         lines="\n".join(f"    {line}" for line in graph.lines) or "    unknown",
         imports=imports,
         code=textwrap.indent(code.src.strip(), "    "),
         compile=", ".join(f"{name}={value!r}" for name, value in arguments.items()),
         allowed={d.path: d.allowed for d in differences},
+        backend=options.backend,
         raises=any(d.problem == "exception" for d in differences),
         phase=graph.part.pair.phase,
         grads=[bool(getattr(value, "requires_grad", False)) for value in graph.part.args],
@@ -137,11 +138,12 @@ def call(function, args):
     return {{path: value.detach().clone() for path, value in found.items()}}
 
 
-{comparison}
+{common}
 
 
 def main():
     print("torch", torch.__version__)
+    require_known({backend!r})
     torch.set_num_threads({threads})
     saved = torch.load(pathlib.Path(__file__).with_name("tensors.pt"), weights_only=True)
     graph = Graph(saved["constants"])

@@ -6,25 +6,19 @@ row, a lifecycle, and what comes compiled. It needs what the user's own file imp
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import functools
 import io
-import os
-import sys
-import sysconfig
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
 
 from pytest_torchcompile.holders import Holder
+from pytest_torchcompile.importable import named, users_path
 from pytest_torchcompile.lives import Lives
 from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.pair import Pair
 from pytest_torchcompile.policy import Arguments
-from pytest_torchcompile.proof import COMPARISON, CantWrite, Script, compile_arguments
+from pytest_torchcompile.proof import COMMON, CantWrite, Script, compile_arguments
 from pytest_torchcompile.recipes import Recipe
 from pytest_torchcompile.results import Difference
 from pytest_torchcompile.story import Kind, Manner, Move, Story, told
@@ -162,14 +156,14 @@ def _script(case: str, steps: _Steps, differences: tuple[Difference, ...], optio
     _require_loadable(steps.inputs)
     own = {"observe": first.declaration.observe, "reset": first.declaration.reset}
     adapters = {pair.method.name: pair.method.adapter for pair in steps.pairs if pair.method.adapter}
-    make = _named(first.factory)
+    make = named(first.factory)
     head = _HEAD.format(
         case=case,
         what=steps.what,
         module=make[0],
-        path=[*_users_path()],
-        own={"make": make} | {name: _named(f) for name, f in own.items() if f is not None},
-        adapters={name: _named(function) for name, function in adapters.items()},
+        path=[*users_path()],
+        own={"make": make} | {name: named(f) for name, f in own.items() if f is not None},
+        adapters={name: named(function) for name, function in adapters.items()},
         names={pair.method.name: pair.binding.positional for pair in steps.pairs},
         compile=None if deployed else compile_arguments(options, draws=draws),
         steps="\n".join(f"    {step!r}," for step in steps.all),
@@ -180,7 +174,7 @@ def _script(case: str, steps: _Steps, differences: tuple[Difference, ...], optio
         threads=torch.get_num_threads(),
     )
     return Script(
-        source=head + _BODY.replace("COMPARISON", COMPARISON.strip()),
+        source=head + _BODY.replace("COMMON", COMMON.strip()),
         tensors={"inputs": steps.inputs, "weights": steps.weights},
     )
 
@@ -194,53 +188,6 @@ def _require_loadable(inputs: list[Any]) -> None:
         torch.load(file, weights_only=True)
     except Exception as error:
         raise CantWrite(f"the inputs can't be saved for a script: {type(error).__name__}") from None
-
-
-def _users_path() -> Iterator[str]:
-    """Where the user's own modules are found, beside those that are installed."""
-    installed = tuple(map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib")))
-    for entry in dict.fromkeys(map(os.path.abspath, sys.path)):
-        if os.path.isdir(entry) and not entry.startswith(installed):
-            yield entry
-
-
-Origin = tuple[Callable[..., Any], dict[str, Any]]
-"""A function, and the arguments that it is given by name."""
-
-
-def _origin(function: Any) -> Origin:
-    if isinstance(function, functools.partial):
-        if function.args:
-            raise CantWrite("the factory is a partial with positional arguments; give them by name")
-        inner, keywords = _origin(function.func)
-        return inner, keywords | function.keywords
-    return function, {}
-
-
-def _named(function: Any) -> tuple[str, str, bool, dict[str, Any]]:
-    """A function as a script can import it: module, qualified name, whether a new instance has it, arguments.
-
-    Raises:
-        CantWrite: if it can't.
-    """
-    inner, keywords = _origin(function)
-    if isinstance(inner, nn.Module):
-        raise CantWrite("the policy was given as a module; give a function that makes it")
-    module, name = getattr(inner, "__module__", "") or "", getattr(inner, "__qualname__", "")
-    if not name or "<" in name or module == "__main__":
-        where = "a lambda" if "<lambda>" in name else "made inside a function or a script"
-        raise CantWrite(f"{name or inner!r} is {where}; a script can import what has a name in a module")
-    for keyword, value in keywords.items():
-        if not _is_literal(value):
-            raise CantWrite(f"{name} is given {keyword}, a {type(value).__name__} that no script can have")
-    return module, name, hasattr(inner, "__self__"), keywords
-
-
-def _is_literal(value: Any) -> bool:
-    try:
-        return bool(ast.literal_eval(repr(value)) == value)
-    except (ValueError, SyntaxError):
-        return False
 
 
 _HEAD = '''"""Compiled differs from eager: {case}
@@ -391,7 +338,7 @@ class Side:
         return {f"gradient of {name}": g for name, g in zip(leaves, gradients) if g is not None}
 
 
-COMPARISON
+COMMON
 
 
 def tried(side, step, saved):
@@ -407,6 +354,8 @@ def main():
     sys.path[:0] = PATH
     saved = torch.load(pathlib.Path(__file__).with_name("tensors.pt"), weights_only=True)
     eager, compiled = Side(compiled=False), Side(compiled=True)
+    if COMPILE is not None:
+        require_known(COMPILE["backend"])
     compiled.policy.load_state_dict(eager.policy.state_dict())
     wrong, kept = [], []
     for number, step in enumerate(STEPS):

@@ -142,7 +142,13 @@ def compile_arguments(options: CheckOptions, *, draws: bool) -> dict[str, Any]:
     return {name: value for name, value in said.items() if value is not None}
 
 
-COMPARISON = '''
+COMMON = '''
+def require_known(backend):
+    """Exit if torch has no such backend, whose exception would pass for one of compiled code."""
+    if backend not in torch.compiler.list_backends(exclude_tags=()):
+        sys.exit(f"the backend {backend!r} is registered by a module that this script does not import")
+
+
 def differs(eager, compiled, allowed):
     """Whether a tensor differs by more than was allowed to it."""
     if compiled is None or eager.shape != compiled.shape or eager.dtype != compiled.dtype:
@@ -155,4 +161,4 @@ def differs(eager, compiled, allowed):
     distance = torch.where(both, (mine - theirs).abs(), 0.0)
     return bool(odd.any()) or bool((distance > allowed).any())
 '''
-"""Source of the comparison that a script makes."""
+"""Source of what every script does."""

@@ -22,6 +22,14 @@ from pytest_torchcompile.reports.failure import failure_text
 FAULT = "cpp.inject_relu_bug_TESTING_ONLY"
 """Inductor's own, for tests of its tools; as an option of torch.compile it is in the script as well."""
 
+PROVING = {
+    "observation": Box((8,)),
+    "batch": 4,
+    "examples": 0,
+    "nonfinite": False,
+    "explain_seconds": 100,
+}
+
 
 class Rectified(nn.Module):
     def __init__(self) -> None:
@@ -41,17 +49,8 @@ def nothing_narrowed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def proven(folder: Path, phase: str = "rollout", **arguments: Any) -> CheckResult:
-    options = {
-        "observation": Box((8,)),
-        "backend": "inductor",
-        "batch": 4,
-        "examples": 0,
-        "nonfinite": False,
-        "explain_seconds": 100,
-        "proof": str(folder),
-        "options": {FAULT: "accuracy"},
-    }
-    result = check(Rectified, phase, **options | arguments)
+    options = {"backend": "inductor", "proof": str(folder), "options": {FAULT: "accuracy"}}
+    result = check(Rectified, phase, **PROVING | options | arguments)
     assert result.verdict is Verdict.DIFFERS, failure_text(result)
     return result
 
@@ -196,6 +195,16 @@ def over_earlier_outputs(graph, inputs):
         return tuple(memory.setdefault(out.shape, out.clone()).copy_(out) for out in outputs)
     return run
 
+@register_backend
+def off_by_one(graph, inputs):
+    return lambda *args: tuple(out + 1 for out in graph(*args))
+
+@register_backend
+def raising(graph, inputs):
+    def run(*args):
+        raise ValueError("no such kernel")
+    return run
+
 class Broken(nn.Module):
     def __init__(self, width=4):
         super().__init__()
@@ -243,16 +252,8 @@ def agents(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 def proof_of(factory: Any, folder: Path, **arguments: Any) -> Any:
-    options = {
-        "observation": Box((8,)),
-        "backend": "wrong_after_a_sine",
-        "batch": 4,
-        "examples": 0,
-        "nonfinite": False,
-        "explain_seconds": 100,
-        "proof": str(folder / "proofs"),
-    }
-    result = check(factory, **options | arguments)
+    options = {"backend": "wrong_after_a_sine", "proof": str(folder / "proofs")}
+    result = check(factory, **PROVING | options | arguments)
     assert result.verdict is Verdict.DIFFERS, failure_text(result)
     assert result.explanation is not None
     return result.explanation
@@ -276,6 +277,17 @@ def assert_shows(found: Any, backend: str) -> None:
 @pytest.mark.parametrize("phase", ["rollout", "update"])
 def test_a_script_of_two_graphs(agents: Any, phase: str, tmp_path: Path) -> None:
     assert_shows(proof_of(agents.Broken, tmp_path, phase=phase), "wrong_after_a_sine")
+
+
+def test_a_backend_that_only_the_users_module_knows(agents: Any, tmp_path: Path) -> None:
+    """The script of the graph, in which it is unknown, raises: that is no difference."""
+    found = proof_of(agents.Linear, tmp_path, backend="off_by_one")
+    assert_shows(found, "off_by_one")
+    assert "agents_of_a_user" in Path(found.proof, "repro.py").read_text()
+
+
+def test_a_script_of_an_exception(agents: Any, tmp_path: Path) -> None:
+    assert_shows(proof_of(agents.Broken, tmp_path, backend="raising"), "raising")
 
 
 def test_a_script_of_an_adapter(agents: Any, tmp_path: Path) -> None:
