@@ -1,6 +1,8 @@
 """Models without a test file: ``--compile-model`` and tables in pyproject.toml."""
 
 import shlex
+import subprocess
+import sys
 
 import pytest
 
@@ -92,6 +94,15 @@ def test_one_that_differs_fails_and_its_command_reruns_it(project, tables, argum
     assert command[:2] == ["pytest", "--compile-check"]
     again = project.pytest(*command[1:])
     assert verdicts(result) == verdicts(again) == {item: "differs"}
+
+
+def test_one_that_differs_has_a_script(project):
+    (project.path / "agents.py").write_text(WRONG_ONCE_COMPILED)
+    project.check(*FLAGS, "--compile-phases=rollout", "--compile-explain-seconds=60")
+    (script,) = (project.path / ".compile-failures").glob("*/repro.py")
+    done = subprocess.run([sys.executable, script], cwd="/", capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.splitlines()[-1] == "compiled differs from eager"
 
 
 def test_selecting_by_id_keyword_and_marker(project, tables):
