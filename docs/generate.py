@@ -12,7 +12,7 @@ import re
 
 import pytest_torchcompile
 from pytest_torchcompile.options import OPTIONS
-from pytest_torchcompile.spaces import Spec, Wrapped
+from pytest_torchcompile.specs.spaces import Spec, Wrapped
 
 HERE = pathlib.Path(__file__).parent
 PAGES = [HERE / "reference.md", HERE / "libraries.md"]

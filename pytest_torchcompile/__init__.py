@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from pytest_torchcompile.deploy import Compilation, compilation_of, compile_checked
     from pytest_torchcompile.direct import CompiledPolicy, assert_equivalent, compile_policy
     from pytest_torchcompile.errors import CompileCheckError, CompileFailed, NotEquivalent, UsageError
-    from pytest_torchcompile.outputs import register_output
+    from pytest_torchcompile.generation.strategies import observations
+    from pytest_torchcompile.policies.outputs import register_output
     from pytest_torchcompile.results import (
         Capture,
         CheckResult,
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
         Speedup,
         Verdict,
     )
-    from pytest_torchcompile.spaces import (
+    from pytest_torchcompile.specs.spaces import (
         Box,
         Constant,
         Discrete,
@@ -40,8 +41,7 @@ if TYPE_CHECKING:
         Tokens,
         Wrapped,
     )
-    from pytest_torchcompile.speed import NotTimed, measure_speedup
-    from pytest_torchcompile.strategies import observations
+    from pytest_torchcompile.timing.speed import NotTimed, measure_speedup
 
 __version__ = "0.1.0"
 
@@ -50,7 +50,7 @@ _HOMES = {
     "deploy": ("Compilation", "compilation_of", "compile_checked"),
     "direct": ("CompiledPolicy", "assert_equivalent", "compile_policy"),
     "errors": ("CompileCheckError", "CompileFailed", "NotEquivalent", "UsageError"),
-    "outputs": ("register_output",),
+    "policies.outputs": ("register_output",),
     "results": (
         "Capture",
         "CheckResult",
@@ -61,7 +61,7 @@ _HOMES = {
         "Speedup",
         "Verdict",
     ),
-    "spaces": (
+    "specs.spaces": (
         "Box",
         "Constant",
         "Discrete",
@@ -76,8 +76,8 @@ _HOMES = {
         "Tokens",
         "Wrapped",
     ),
-    "speed": ("NotTimed", "measure_speedup"),
-    "strategies": ("observations",),
+    "timing.speed": ("NotTimed", "measure_speedup"),
+    "generation.strategies": ("observations",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -5,24 +5,34 @@ from __future__ import annotations
 import argparse
 import pathlib
 import sys
+import traceback
 from collections.abc import Sequence
 
-from pytest_torchcompile.compare import compare, rules_of
 from pytest_torchcompile.errors import UsageError
+from pytest_torchcompile.reports.baseline import compare, rules_of
 from pytest_torchcompile.reports.comparison import comparison_markdown
-from pytest_torchcompile.reports.document import merge, read
+from pytest_torchcompile.reports.document import merge
+from pytest_torchcompile.reports.reading import read
 from pytest_torchcompile.reports.views import VIEWS, require_view, write
 
 USAGE_ERROR = 2
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the exit status is 1 where ``compare --fail-on`` finds something worse, else 0."""
+    """Run a command.
+
+    Returns:
+        The exit status: 1 where ``compare`` finds something worse, 2 where it could not be found out, else 0.
+    """
     given = _parser().parse_args(arguments)
     try:
         status: int = given.run(given)
     except UsageError as error:
         print(f"{_PROGRAM}: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    except Exception:
+        # Python's own status for it would be 1, which says that something got worse.
+        traceback.print_exc()
         return USAGE_ERROR
     return status
 
@@ -43,7 +53,8 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="METRIC:THRESHOLD",
-        help="exit with 1 if a case is surely worse, such as speedup:10%%",
+        help="exit with 1 if a case is surely worse in this too, such as speedup:10%%; without it a verdict "
+        "that got worse counts",
     )
     comparing.add_argument(
         "--output", metavar="FILE", help="write the Markdown there, not to standard output"
@@ -67,10 +78,19 @@ def _compare(given: argparse.Namespace) -> int:
     reports = compare(read(given.base), read(given.head))
     text = comparison_markdown(reports, rules)
     if given.output:
-        pathlib.Path(given.output).write_text(text, encoding="utf-8")
+        _write(text, given.output)
     else:
-        print(text, end="")
-    return 1 if reports.regressions(rules) else 0
+        # A terminal need not know every letter; what it does not know is no reason to fail.
+        encoding = sys.stdout.encoding or "utf-8"
+        print(text.encode(encoding, "backslashreplace").decode(encoding), end="")
+    return 1 if reports.nothing_was_checked or reports.regressions(rules) else 0
+
+
+def _write(text: str, path: str) -> None:
+    try:
+        pathlib.Path(path).write_text(text, encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--output can't write {path!r}: {error}") from None
 
 
 def _merge(given: argparse.Namespace) -> int:

@@ -8,26 +8,37 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from pytest_torchcompile.budgets import exceeded
-from pytest_torchcompile.capture import Progress, silent
-from pytest_torchcompile.declaration import Declaration
-from pytest_torchcompile.explain import explain, explain_draws, explain_story
-from pytest_torchcompile.freshness import frozen
-from pytest_torchcompile.isolation import isolated
-from pytest_torchcompile.lifecycle import LifecycleProtocol
-from pytest_torchcompile.lives import Lives
+from pytest_torchcompile.beyond.remarks import Beyond, concluded, look_beyond, look_beyond_life
+from pytest_torchcompile.checking.case import CheckProtocol
+from pytest_torchcompile.checking.freshness import frozen
+from pytest_torchcompile.checking.pair import Pair
+from pytest_torchcompile.checking.sampling import compare_samples
+from pytest_torchcompile.compiling.budgets import exceeded
+from pytest_torchcompile.explaining.explanation import explain, explain_draws, explain_story
+from pytest_torchcompile.lifecycle.protocol import LifecycleProtocol
+from pytest_torchcompile.lifecycle.sides import LifecycleSides
 from pytest_torchcompile.options import LIFECYCLE, PHASES, CheckOptions
-from pytest_torchcompile.pair import Pair
-from pytest_torchcompile.policy import Method, as_methods
-from pytest_torchcompile.protocol import CheckProtocol
-from pytest_torchcompile.rejection import with_rejection
+from pytest_torchcompile.policies.declaration import Declaration
+from pytest_torchcompile.policies.methods import Method, as_methods
+from pytest_torchcompile.policies.twins import Factory
 from pytest_torchcompile.results import CheckResult, Difference, Explanation, Speedup
-from pytest_torchcompile.sampling import compare_samples
-from pytest_torchcompile.speed import NotTimed, seconds_to_time, time_pair
+from pytest_torchcompile.runtime.isolation import isolated
+from pytest_torchcompile.runtime.progress import Progress, silent
 from pytest_torchcompile.texts import raised_text
-from pytest_torchcompile.twins import Factory
+from pytest_torchcompile.timing.speed import NotTimed, seconds_to_time, time_pair
+
+MAKING = "making the policy"
+BEYOND = "what was not declared"
+EXPLAINING = "explaining what differs"
+
+
+class Timed(NamedTuple):
+    """The speedup of a case, or why there is none though it was to be timed."""
+
+    speedup: Speedup | None = None
+    untimed: str = ""
 
 
 def check_equivalence(
@@ -132,29 +143,23 @@ def check_case(
         declaration: what was said of the policy; its inputs are shared out among its methods.
         options: see `check_equivalence`.
         name: tells this case apart in Hypothesis' database.
-        progress: told when a compile begins and ends.
+        progress: told what is done, such as a compile.
         time: times the two sides if they were found equal.
     """
     with isolated(options.threads):
-        pair = Pair(
-            factory,
-            method,
-            phase,
-            declaration=declaration,
-            options=options,
-            progress=progress,
-        )
-        protocol = CheckProtocol(pair, options)
+        progress.step(MAKING)
+        pair = Pair(factory, method, phase, declaration=declaration, options=options, progress=progress)
         try:
-            result = protocol.run(name or method.name)
-            if time is not None and result.verdict.passed:
-                result = _timed(result, pair, time)
-            if phase == "rollout" and result.verdict.passed:
-                result = with_rejection(result, pair, options)
-            result = _with_context(result, options)
-            return dataclasses.replace(result, explanation=_why(pair, protocol, options, name or result.case))
+            protocol = CheckProtocol(pair, options)
+            found = protocol.run(name or method.name)
+            timed = _timed(pair, time, progress) if time and found.verdict.passed else Timed()
+            progress.step(BEYOND)
+            beyond = look_beyond(pair, options) if found.verdict.passed else Beyond()
+            progress.step(EXPLAINING)
+            explanation = _why(pair, protocol, options, name or found.case)
         finally:
             pair.restore()
+    return _result(concluded(found, beyond, options), options, timed, explanation)
 
 
 def check_lifecycle(
@@ -167,15 +172,20 @@ def check_lifecycle(
 ) -> CheckResult:
     """Check one compiled object through acting, learning and loading; the arguments are `check_case`'s."""
     with isolated(options.threads):
-        lives = Lives(factory, declaration, options, progress)
+        progress.step(MAKING)
+        sides = LifecycleSides(factory, declaration, options, progress)
         try:
-            protocol = LifecycleProtocol(lives, options)
-            result = dataclasses.replace(protocol.run(name or LIFECYCLE), settings=options.settings())
-            return dataclasses.replace(
-                result, explanation=_why_lifecycle(lives, protocol, options, name or result.case)
-            )
+            protocol = LifecycleProtocol(sides, options)
+            found = protocol.run(name or LIFECYCLE)
+            progress.step(BEYOND)
+            beyond = look_beyond_life(sides, options) if found.verdict.passed else Beyond()
+            progress.step(EXPLAINING)
+            explanation = _why_lifecycle(sides, protocol, options, name or found.case)
         finally:
-            lives.end()
+            sides.end()
+    return dataclasses.replace(
+        concluded(found, beyond, options), settings=options.settings(), explanation=explanation
+    )
 
 
 def _why(pair: Pair, protocol: CheckProtocol, options: CheckOptions, name: str) -> Explanation | None:
@@ -192,7 +202,7 @@ def _why(pair: Pair, protocol: CheckProtocol, options: CheckOptions, name: str) 
 
 
 def _why_lifecycle(
-    lives: Lives, protocol: LifecycleProtocol, options: CheckOptions, name: str
+    sides: LifecycleSides, protocol: LifecycleProtocol, options: CheckOptions, name: str
 ) -> Explanation | None:
     """Why a lifecycle differs, if it does and somebody asks."""
 
@@ -203,21 +213,30 @@ def _why_lifecycle(
     if not options.explain_seconds:
         return None
     if protocol.failure is not None:
-        return explain_story(lives, protocol.failure, options, name)
+        return explain_story(sides, protocol.failure, options, name)
     return explain_draws(protocol.frozen, still, options, name) if protocol.frozen else None
 
 
-def _with_context(result: CheckResult, options: CheckOptions) -> CheckResult:
-    """The result with the budgets that it exceeds, and the settings that it was found under."""
-    return dataclasses.replace(
-        result, exceeded=exceeded(result.capture, options), settings=options.settings()
-    )
-
-
-def _timed(result: CheckResult, pair: Pair, time: Callable[[Pair], Speedup]) -> CheckResult:
+def _timed(pair: Pair, time: Callable[[Pair], Speedup], progress: Progress) -> Timed:
+    """The speedup of a case that passed, or why it can't be timed."""
+    progress.step("timing")
     try:
-        return dataclasses.replace(result, speedup=time(pair))
+        return Timed(speedup=time(pair))
     except NotTimed as reason:
-        return dataclasses.replace(result, untimed=str(reason))
+        return Timed(untimed=str(reason))
     except Exception as error:
-        return dataclasses.replace(result, untimed=f"timing raised {raised_text(error)}")
+        return Timed(untimed=f"timing raised {raised_text(error)}")
+
+
+def _result(
+    concluded: CheckResult, options: CheckOptions, timed: Timed, explanation: Explanation | None
+) -> CheckResult:
+    """The record of a case: what was concluded, with its figures and the settings that it was found under."""
+    return dataclasses.replace(
+        concluded,
+        speedup=timed.speedup if concluded.verdict.passed else None,
+        untimed=timed.untimed,
+        exceeded=exceeded(concluded.capture, options),
+        settings=options.settings(),
+        explanation=explanation,
+    )

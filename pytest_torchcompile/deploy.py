@@ -19,20 +19,21 @@ from typing import Any, TypeVar
 from torch import nn
 
 from pytest_torchcompile import internals
-from pytest_torchcompile.calls import Side
-from pytest_torchcompile.capture import Recorder, compile_function, failure_text
 from pytest_torchcompile.check import check_methods
-from pytest_torchcompile.declaration import Declaration
+from pytest_torchcompile.compiling.capture import Recorder, compile_function, failure_text
 from pytest_torchcompile.errors import CompileFailed, NotEquivalent, UsageError
-from pytest_torchcompile.holders import Holder, is_holder, policy_of
-from pytest_torchcompile.isolation import isolated
+from pytest_torchcompile.generation.recipes import random_recipe
 from pytest_torchcompile.options import PHASES, CheckOptions
-from pytest_torchcompile.policy import Method, as_methods, bind, input_tree
-from pytest_torchcompile.recipes import random_recipe
+from pytest_torchcompile.policies.calls import Side
+from pytest_torchcompile.policies.declaration import Declaration
+from pytest_torchcompile.policies.holders import Holder, is_holder, policy_of
+from pytest_torchcompile.policies.methods import Method, as_methods, bind, input_tree
+from pytest_torchcompile.policies.state import ModuleState
+from pytest_torchcompile.policies.twins import comes_compiled
 from pytest_torchcompile.reports import failure
 from pytest_torchcompile.results import CheckResult, Verdict, versions
-from pytest_torchcompile.state import ModuleState
-from pytest_torchcompile.twins import comes_compiled
+from pytest_torchcompile.runtime.autocast import autocasting
+from pytest_torchcompile.runtime.isolation import isolated
 
 _log = logging.getLogger("pytest_torchcompile")
 
@@ -297,7 +298,14 @@ def _warm_up(model: nn.Module, declaration: Declaration, options: CheckOptions, 
     for method in as_methods(declaration.methods) if times else ():
         binding = bind(method, model, tree)
         state = ModuleState(model, parameters=True)
-        side = Side(method.of(model), model, names=binding.positional, state=state, reset=declaration.reset)
+        side = Side(
+            method.of(model),
+            model,
+            names=binding.positional,
+            state=state,
+            reset=declaration.reset,
+            cast=autocasting(options.autocast, model),
+        )
         try:
             for phase, batch, _ in itertools.product(phases, options.batch, range(times)):
                 recipe = random_recipe(binding.tree, batch, options.seed)

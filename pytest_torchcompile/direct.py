@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn
 
@@ -11,26 +10,31 @@ import torch
 from torch import nn
 
 from pytest_torchcompile import internals
-from pytest_torchcompile.calls import Around, Outcome, Side
-from pytest_torchcompile.capture import Recorder, failure_text, why_not_compiled
-from pytest_torchcompile.declaration import Declaration
+from pytest_torchcompile.checking.evidence import Evidence
+from pytest_torchcompile.checking.known_causes import OTHER_NUMBERS, rounding_cause
+from pytest_torchcompile.checking.pair import Pair
+from pytest_torchcompile.checking.stops import Stop, require_repeated
+from pytest_torchcompile.comparing.float64 import widened
+from pytest_torchcompile.comparing.measure import Tolerance
+from pytest_torchcompile.comparing.references import References, references
+from pytest_torchcompile.comparing.tolerance import Judgement, judge
+from pytest_torchcompile.compiling.capture import Recorder, failure_text, why_not_compiled
 from pytest_torchcompile.errors import CompileFailed, NotEquivalent, UsageError
-from pytest_torchcompile.holders import Holder, is_holder
-from pytest_torchcompile.isolation import isolated
-from pytest_torchcompile.known import OTHER_NUMBERS, rounding_cause
-from pytest_torchcompile.measure import Tolerance
+from pytest_torchcompile.generation.recipes import random_recipe
 from pytest_torchcompile.options import PHASES, REFERENCES, CheckOptions
-from pytest_torchcompile.pair import Pair
-from pytest_torchcompile.policy import as_methods
-from pytest_torchcompile.recipes import random_recipe
+from pytest_torchcompile.policies.calls import Around, Outcome, Side
+from pytest_torchcompile.policies.declaration import Declaration
+from pytest_torchcompile.policies.holders import Holder, is_holder
+from pytest_torchcompile.policies.methods import as_methods
+from pytest_torchcompile.policies.outputs import NamedValues
+from pytest_torchcompile.policies.snapshots import copied, map_tensors
+from pytest_torchcompile.policies.state import ModuleState, unequal_numbers
+from pytest_torchcompile.policies.twins import Factory
 from pytest_torchcompile.reports import failure
 from pytest_torchcompile.results import Capture, CheckResult, Verdict
-from pytest_torchcompile.rounding import Floor, rounding_floors, widened
-from pytest_torchcompile.state import copied, map_tensors
+from pytest_torchcompile.runtime.isolation import isolated
+from pytest_torchcompile.specs.trees import declared
 from pytest_torchcompile.texts import raised_text
-from pytest_torchcompile.tolerance import Judgement, judge
-from pytest_torchcompile.trees import declared
-from pytest_torchcompile.twins import Factory
 
 
 class CompiledPolicy:
@@ -64,7 +68,7 @@ class CompiledPolicy:
         """Return if eager takes these inputs; otherwise its exception is the one to tell."""
         self.eager(*map_tensors(copied, args), **map_tensors(copied, kwargs))
 
-    def fail(self, error: Exception) -> NoReturn:
+    def fail(self, error: BaseException) -> NoReturn:
         """Raise `error`, as `CompileFailed` if it came out of the compiler."""
         if not self._pair.recorder.is_compile_failure(error):
             raise error
@@ -104,7 +108,7 @@ class _InPhase:
         if self.side.model is not None:
             self.side.model.train(self._phase == "update")
         with self.side.around(), torch.set_grad_enabled(self._phase == "update"):
-            return self.side.function(*self.side.leading, *args, **kwargs)
+            return self.side.invoke(args, kwargs)
 
 
 def compile_policy(
@@ -136,7 +140,7 @@ def compile_policy(
     Raises:
         CompileFailed: if torch.compile raises; under pytest the plugin makes it a skip.
         NotEquivalent: if nothing was compiled.
-        UsageError: if the declaration and the module don't fit, or eager raises.
+        UsageError: if the declaration and the module don't fit, or eager raises, or does not repeat itself.
 
     Example:
         >>> import torch
@@ -172,6 +176,10 @@ def compile_policy(
             raise UsageError(
                 f"eager raises {raised_text(expected.error)} on inputs declared as {declared(pair.tree)}"
             ) from expected.error
+        try:
+            require_repeated(expected, pair.eager_again(recipe), Tolerance())
+        except Stop as stop:
+            raise UsageError(stop.reason) from None
         error = pair.run(pair.compiled, recipe).error
         pair.restore()
     policy = CompiledPolicy(pair, merged)
@@ -198,7 +206,8 @@ def assert_equivalent(
 
     Args:
         eager: the reference: a module, a bound method, a function, or ``policy.eager``.
-        compiled: the candidate; it may share its module with `eager`, whose state is put back.
+        compiled: the candidate; it may share its module with `eager`, whose state is put back. Where one of
+            the two is a function that is no method, what they leave in attributes is not compared.
         args: inputs; each side gets copies.
         phase: ``rollout`` (eval, no grad) or ``update`` (train, gradients).
         atol: allowed absolute difference where eager is small.
@@ -208,7 +217,8 @@ def assert_equivalent(
         kwargs: further inputs.
 
     Raises:
-        NotEquivalent: an AssertionError that names the output, the index, both values, what was allowed.
+        NotEquivalent: an AssertionError that names the output, the index, both values, what was allowed; or
+            says why nothing was shown: eager does not repeat itself, compiled runs eager, nothing was finite.
         CompileFailed: if the call needs a compile and it fails.
 
     Example:
@@ -225,8 +235,13 @@ def assert_equivalent(
     with isolated():
         try:
             judgement, notes = once.judged(Tolerance(atol=atol, rtol=rtol), reference)
+            nothing = once.nothing_shown(judgement)
+        except Stop as stop:
+            raise NotEquivalent(f"{_name(compiled)}-{phase}: {stop.reason}") from None
         finally:
             once.restore()
+    if not judgement.differences and nothing:
+        raise NotEquivalent(f"{_name(compiled)}-{phase}: {nothing}")
     if judgement.differences:
         raise NotEquivalent(
             failure.failure_text(
@@ -258,22 +273,36 @@ class _Once:
     ) -> None:
         self._eager = side_of(eager, lambda: torch.compiler.set_stance("force_eager"))
         self._compiled = side_of(compiled, internals.eager_random_numbers)
+        self._compiled.is_compiled = True
         self._comes_compiled = internals.is_compiled(compiled)
         self._recorder = Recorder(self._compiled.model or nn.Module())
         self._args = args
         self._kwargs = kwargs
         self._phase = phase
         self._seed = seed
+        self._counters = {
+            side: {} if side.state is None else side.state.counters()
+            for side in (self._eager, self._compiled)
+        }
+        self._expected = Outcome()
+        self._changed = False
+        self._ran_compiled = False
 
     def _run(self, side: Side, under: Around, wide: bool = False) -> Outcome:
         convert = widened if wide else copied
-        return side.call(
+        if side.state is not None:
+            side.state.set_counters(self._counters[side])
+        outcome = side.call(
             map_tensors(convert, self._args),
             map_tensors(convert, dict(self._kwargs)),
             phase=self._phase,
             seed=self._seed,
             under=under,
         )
+        if self._eager.state is None or self._compiled.state is None:
+            # A function leads to no attributes, whatever it calls.
+            outcome.state, outcome.left = NamedValues(), {}
+        return outcome
 
     def _rerun(self, under: Around = contextlib.nullcontext, wide: bool = False) -> Outcome:
         return self._run(self._eager, under, wide)
@@ -284,24 +313,64 @@ class _Once:
         Raises:
             CompileFailed: if the compiler does; what eager raises is raised as it is.
         """
-        expected = self._rerun()
-        if expected.error is not None:
-            raise expected.error
-        actual = self._run(self._compiled, self._recorder.watching)
+        expected = self._repeated(tolerance)
+        actual = self._run(self._compiled, self._watching)
         if actual.error is not None and self._recorder.is_compile_failure(actual.error):
             raise CompileFailed(failure_text(actual.error)) from actual.error
 
-        def judge_by(floors: Callable[[], Iterator[Floor]] | None) -> Judgement:
-            return judge(expected, actual, tolerance, floors)
+        def judge_by(asked: References | None) -> Judgement:
+            return judge(expected, actual, tolerance, asked, small=True)
 
-        floors = functools.partial(rounding_floors, expected, self._rerun)
-        judgement = judge_by(floors if reference == "float64" else None)
+        asked = references(expected, self._eager, self._rerun)
+        judgement = judge_by(asked if reference == "float64" else None)
         compiled_before = self._comes_compiled and not self._recorder.compile_s
         if compiled_before and any(d.problem == "random state" for d in judgement.differences):
             return judgement, (OTHER_NUMBERS,)
-        if judgement.differences and reference == "eager" and not judge_by(floors).differences:
+        if judgement.differences and reference == "eager" and not judge_by(asked).differences:
             return judgement, (rounding_cause(self._rerun),)
         return judgement, ()
+
+    def _repeated(self, tolerance: Tolerance) -> Outcome:
+        """What eager leaves behind, twice alike but for Python's numbers, which are then not compared.
+
+        Raises:
+            Stop: if it does not repeat itself; what it raises is raised as it is.
+        """
+        expected = self._rerun()
+        if expected.error is not None:
+            raise expected.error
+        self._changed = self._eager.state is not None and self._eager.state.changed()
+        again = self._rerun()
+        unlike = unequal_numbers(expected.state, again.state) if again.error is None else []
+        for state in (self._eager.state, self._compiled.state):
+            if unlike and state is not None:
+                state.unrepeatable.update(unlike)
+        self._expected = self._rerun() if unlike else expected
+        require_repeated(self._expected, self._rerun() if unlike else again, tolerance)
+        return self._expected
+
+    @contextlib.contextmanager
+    def _watching(self) -> Iterator[None]:
+        with self._recorder.watching(), internals.compiled_code_run() as ran:
+            yield
+            self._ran_compiled |= ran()
+
+    def nothing_shown(self, judgement: Judgement) -> str:
+        """Why what agreed shows nothing; empty if it shows something."""
+        evidence = Evidence()
+        # One call can't tell a number that is always the same from one that is computed.
+        number = any(value is not None for value in self._expected.outputs.plain.values())
+        number |= not judgement.finite.isdisjoint(self._expected.outputs.tensors)
+        evidence.add(self._expected, judgement, degenerate=False, changed=self._changed or number)
+        verdict, reason = evidence.verdict()
+        if not verdict.passed:
+            return reason
+        if self._ran_compiled or self._recorder.capture(set()).graphs:
+            return ""
+        return (
+            f"what was given as compiled ran no compiled code ({internals.why_disabled() or 'it is eager'}); "
+            f"give torch.compile(model), or torch.compile(model.act) of a method other than forward"
+        )
 
     def restore(self) -> None:
         """Leave the modules as they were found."""
@@ -320,15 +389,18 @@ def side_of(function: Any, around: Around) -> Side:
     if isinstance(function, _InPhase):
         # By position, as the other side may be any callable.
         side = function.side
-        return Side(side.function, side.model, leading=side.leading, around=side.around)
+        return Side(side.function, side.model, leading=side.leading, around=side.around, cast=side.cast)
     if not callable(function):
         raise UsageError(f"{function!r} is not callable; give a module, a bound method or a function")
-    return Side(function, internals.module_of(function) or _holder_of(function), around=around)
+    model = internals.module_of(function) or _holder_of(function)
+    # The caller's own weights are at stake, whoever writes to them.
+    state = None if model is None else ModuleState(model, parameters=True)
+    return Side(function, model, around=around, state=state)
 
 
 def _holder_of(function: Any) -> Holder | None:
     """The policy whose method `function` is, compiled or not, if it holds modules but is none."""
-    owner = getattr(getattr(function, "_torchdynamo_orig_callable", function), "__self__", None)
+    owner = internals.owner_of(function)
     return Holder(owner) if is_holder(owner) else None
 
 

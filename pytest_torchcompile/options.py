@@ -1,8 +1,8 @@
 """The one table of options.
 
 Marker arguments, command line flags, ini settings and the reference in ``docs/`` are all read off
-the fields of `CheckOptions`, so that they can't disagree. Validation of a single value lives here;
-where a value came from is known to the caller, who names it as the *source* in the message.
+the fields of `CheckOptions`, so that they can't disagree. What a single value may be says `values`;
+where it came from is known to the caller, who names it as the *source* in the message.
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ import importlib.util
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from pytest_torchcompile import values
 from pytest_torchcompile.errors import UsageError
 
 PHASES = ("rollout", "update")
 LIFECYCLE = "lifecycle"
 """The case in which one compiled object goes through both phases, and what lies between."""
 REFERENCES = ("float64", "eager")
+BEYOND = ("remark", "fail", "off")
+AUTOCAST = ("bfloat16", "float16")
 
 
 def _option(default: Any, accepts: Callable[[Any], Any], expected: str, help: str) -> Any:
@@ -26,116 +29,6 @@ def _option(default: Any, accepts: Callable[[Any], Any], expected: str, help: st
     return dataclasses.field(
         default=default, metadata={"accepts": accepts, "expected": expected, "help": help}
     )
-
-
-def _boolean(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    words = {"true": True, "yes": True, "on": True, "1": True}
-    words |= {"false": False, "no": False, "off": False, "0": False}
-    if isinstance(value, str) and value.lower() in words:
-        return words[value.lower()]
-    raise ValueError(value)
-
-
-LARGEST_SEED = 2**63 - 1
-"""The largest that torch.manual_seed takes as such."""
-
-
-def _integer(at_least: int, at_most: int = LARGEST_SEED) -> Callable[[Any], int]:
-    def accept(value: Any) -> int:
-        if isinstance(value, bool) or (not isinstance(value, str) and int(value) != value):
-            raise ValueError(value)
-        if not at_least <= int(value) <= at_most:
-            raise ValueError(value)
-        return int(value)
-
-    return accept
-
-
-def _number(at_least: float, at_most: float = float("inf")) -> Callable[[Any], float]:
-    def accept(value: Any) -> float:
-        if isinstance(value, bool) or not at_least <= float(value) <= at_most:
-            raise ValueError(value)
-        return float(value)
-
-    return accept
-
-
-LEAST_SAMPLES = 100
-"""Fewer draws could hardly ever show a difference."""
-
-
-def _samples(value: Any) -> int:
-    count = _integer(0)(value)
-    if 0 < count < LEAST_SAMPLES:
-        raise ValueError(value)
-    return count
-
-
-def _optional(accept: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    def accept_or_none(value: Any) -> Any:
-        unset = value is None or (isinstance(value, str) and value.lower() in ("", "none"))
-        return None if unset else accept(value)
-
-    return accept_or_none
-
-
-def _choices(names: tuple[str, ...]) -> Callable[[Any], str]:
-    def accept(value: Any) -> str:
-        if value not in names:
-            raise ValueError(value)
-        return str(value)
-
-    return accept
-
-
-def _several(accept: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
-    def accept_all(value: Any) -> tuple[Any, ...]:
-        if isinstance(value, str):
-            value = value.replace(",", " ").split()
-        elif not isinstance(value, Iterable):
-            value = (value,)
-        items = tuple(accept(item) for item in value)
-        if not items:
-            raise ValueError(value)
-        return tuple(dict.fromkeys(items))
-
-    return accept_all
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise ValueError(value)
-    return value
-
-
-def _backend(value: Any) -> Any:
-    return value if callable(value) else _text(value)
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    if isinstance(value, str):
-        pairs = (pair.partition("=") for pair in value.replace(",", " ").split())
-        parsed = {name: _literal(text) for name, equals, text in pairs if equals}
-        if len(parsed) != len(value.replace(",", " ").split()):
-            raise ValueError(value)
-        return parsed
-    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
-        raise TypeError(value)
-    return dict(value)
-
-
-def _literal(text: str) -> Any:
-    import ast
-
-    words = {"true": True, "false": False, "none": None}
-    if text.lower() in words:
-        return words[text.lower()]
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,153 +45,190 @@ class CheckOptions:
 
     backend: Any = _option(
         "inductor",
-        _backend,
+        values.backend,
         "the name of a torch.compile backend or a backend function",
         "torch.compile's backend",
     )
     mode: str | None = _option(
-        None, _optional(_text), "a torch.compile mode such as 'max-autotune'", "torch.compile's mode"
+        None,
+        values.optional(values.text),
+        "a torch.compile mode such as 'max-autotune'",
+        "torch.compile's mode",
     )
     dynamic: bool | None = _option(
-        None, _optional(_boolean), "true, false or none", "torch.compile's dynamic"
+        None, values.optional(values.boolean), "true, false or none", "torch.compile's dynamic"
     )
     fullgraph: bool = _option(
-        False, _boolean, "true or false", "torch.compile's fullgraph: a graph break fails to compile"
+        False, values.boolean, "true or false", "torch.compile's fullgraph: a graph break fails to compile"
     )
     options: dict[str, Any] | None = _option(
         None,
-        _optional(_mapping),
+        values.optional(values.mapping),
         "a dict, or 'name=value name=value'",
         "torch.compile's options for inductor",
     )
     phases: tuple[str, ...] = _option(
         (*PHASES, LIFECYCLE),
-        _several(_choices((*PHASES, LIFECYCLE))),
+        values.several(values.choices((*PHASES, LIFECYCLE))),
         "some of 'rollout' (eval, no grad), 'update' (train, gradients) and 'lifecycle' (one compiled object "
         "through acting, learning, loading)",
         "the phases to check",
     )
     batch: tuple[int, ...] = _option(
         (4, 7, 1, 33),
-        _several(_integer(1)),
+        values.several(values.integer(1)),
         "positive integers",
-        "batch sizes of the fixed examples; drawn ones lie between the smallest and the largest",
+        "batch sizes of the fixed examples; drawn ones lie between the smallest and the largest. Those at "
+        "which compilers change their code are tried once each: between these, or up to 1024 if not given",
     )
     examples: int | None = _option(
         None,
-        _optional(_integer(0)),
+        values.optional(values.integer(0)),
         "an integer >= 0",
         "examples drawn by Hypothesis after the fixed ones (50, or what the loaded Hypothesis profile says)",
     )
+    autocast: str | None = _option(
+        None,
+        values.optional(values.choices(AUTOCAST)),
+        "'bfloat16', 'float16' or none",
+        "the policy acts and learns under torch.autocast to this dtype, on both sides and in all phases",
+    )
     nonfinite: bool = _option(
-        True, _boolean, "true or false", "include an example with a NaN and one with an infinity"
+        True, values.boolean, "true or false", "include an example with a NaN and one with an infinity"
     )
     steps: int = _option(
         3,
-        _integer(0),
+        values.integer(0),
         "an integer >= 0",
         "optimizer steps in a row that the lifecycle takes on both sides, to compare where training leads",
     )
     seed: int = _option(
-        0, _integer(0), "an integer >= 0", "seed of the weights, the fixed examples and the samplers"
+        0, values.integer(0), "an integer >= 0", "seed of the weights, the fixed examples and the samplers"
     )
     atol: float = _option(
-        1e-5, _number(0.0), "a number >= 0", "allowed absolute difference where |eager| is small"
+        1e-5, values.number(0.0), "a number >= 0", "allowed absolute difference where |eager| is small"
     )
     rtol: float = _option(
-        1e-5, _number(0.0), "a number >= 0", "allowed difference relative to |eager| where it is large"
+        1e-5, values.number(0.0), "a number >= 0", "allowed difference relative to |eager| where it is large"
     )
     reference: str = _option(
         "float64",
-        _choices(REFERENCES),
+        values.choices(REFERENCES),
         "'float64' or 'eager'",
         "float64: excuse differences no larger than eager's own rounding, and show the float64 value; "
         "eager: compare with eager alone",
     )
+    beyond: str = _option(
+        "remark",
+        values.choices(BEYOND),
+        "'remark', 'fail' or 'off'",
+        "what becomes of a difference found beyond what was declared, such as on inputs outside the specs or "
+        "under autocast: a remark, a failure; with off nobody looks",
+    )
+    copies: bool = _option(
+        False,
+        values.boolean,
+        "true or false",
+        "the policy is deep-copied once it is compiled, as for a target network: a copy that would go on "
+        "calling the original's weights fails the lifecycle",
+    )
     samples: int = _option(
         0,
-        _samples,
-        f"0 or an integer >= {LEAST_SAMPLES}",
+        values.samples,
+        f"0 or an integer >= {values.LEAST_SAMPLES}",
         "draws by which to compare the distributions of a method that samples, compiled as it is deployed, "
         "without eager's random numbers; 0 for not at all",
     )
     sensitivity: bool = _option(
         False,
-        _boolean,
+        values.boolean,
         "true or false",
         "report which share of the parameters had a gradient, and of the outputs varied, over the examples",
     )
     min_coverage: float = _option(
         0.0,
-        _number(0.0, 1.0),
+        values.number(0.0, 1.0),
         "a number from 0 to 1",
         "least share of the parameters used by eager that the compiled graphs must take",
     )
+    min_coverage_work: float = _option(
+        0.0,
+        values.number(0.0, 1.0),
+        "a number from 0 to 1",
+        "least share of eager's products, convolutions, attention and recurrent kernels, by floating-point "
+        "operations, that must run in compiled graphs",
+    )
     strict: bool = _option(
-        False, _boolean, "true or false", "a compile failure fails the test instead of skipping it"
+        False, values.boolean, "true or false", "a compile failure fails the test instead of skipping it"
     )
     isolate: bool = _option(
         False,
-        _boolean,
+        values.boolean,
         "true or false",
         "check each case of a marked test in a process of its own, so that a crash fails that case alone "
         "(pytest-xdist's workers are such processes already)",
     )
     shrink_seconds: float = _option(
-        60.0, _number(0.0), "a number of seconds", "how long to spend on making a failing example smaller"
+        60.0,
+        values.number(0.0),
+        "a number of seconds",
+        "how long to spend on making a failing example smaller",
     )
     max_seconds: float = _option(
         300.0,
-        _number(0.0),
+        values.number(0.0),
         "a number of seconds",
         "how long a case may compile before no new example is drawn; a single compile that takes longer is "
         "stopped, and counts as failed",
     )
     max_graph_breaks: int | None = _option(
-        None, _optional(_integer(0)), "an integer >= 0", "fail a case that has more graph breaks"
+        None, values.optional(values.integer(0)), "an integer >= 0", "fail a case that has more graph breaks"
     )
     max_recompiles: int | None = _option(
         None,
-        _optional(_integer(0)),
+        values.optional(values.integer(0)),
         "an integer >= 0",
         "fail a case that recompiles more often, once it was called with a batch of at least 2; a batch "
-        "that varies, a batch of 1 and each memory layout cost one",
+        "that varies, a batch of 1 and each memory layout (3 to 6) cost one",
     )
     max_compile_seconds: float | None = _option(
-        None, _optional(_number(0.0)), "a number of seconds", "fail a case that spends more on compiling"
+        None,
+        values.optional(values.number(0.0)),
+        "a number of seconds",
+        "fail a case that spends more on compiling",
     )
     explain_seconds: float = _option(
         60.0,
-        _number(0.0),
+        values.number(0.0),
         "a number of seconds",
         "how long to look for the compiler stage and the submodule of a difference; 0 for not at all",
     )
     proof: str | None = _option(
         None,
-        _optional(_text),
+        values.optional(values.text),
         "a folder",
         "where to put a script that shows a difference without pytest, in a folder for each case "
         "(.compile-failures in pytest's root; none for the functions); none for nowhere",
     )
     benchmark_seconds: float | None = _option(
         None,
-        _optional(_number(0.0)),
+        values.optional(values.number(0.0)),
         "a number of seconds",
         "how long to time eager against compiled, 0 for not at all (5 s for a marked test; the functions "
         "time if this or min_speedup is given)",
     )
     benchmark_batch: int | None = _option(
-        None, _optional(_integer(1)), "an integer >= 1", "batch size to time (the first of batch)"
+        None, values.optional(values.integer(1)), "an integer >= 1", "batch size to time (the first of batch)"
     )
     min_speedup: float | None = _option(
         None,
-        _optional(_number(0.0)),
+        values.optional(values.number(0.0)),
         "a number",
         "fail if the whole interval of the speedup lies below this",
     )
     threads: int | None = _option(
         None,
-        _optional(_integer(1)),
+        values.optional(values.integer(1)),
         "an integer >= 1",
         "torch threads while a check runs, on both sides (the process's own number, as it would train: "
         "inductor writes other code for one thread than for several)",
@@ -309,8 +239,8 @@ class CheckOptions:
         """Options in which later layers win; each layer is its source, for messages, and its values."""
         merged: dict[str, Any] = {}
         sources: dict[str, str] = {}
-        for source, values in layers:
-            for name, value in values.items():
+        for source, given in layers:
+            for name, value in given.items():
                 merged[name] = validated(name, value, source)
                 sources[name] = source
         result = cls(**merged)
@@ -322,6 +252,10 @@ class CheckOptions:
         """Where the value of an option came from."""
         sources: dict[str, str] = getattr(self, "_sources", {})
         return sources.get(name, "default")
+
+    def is_set(self, name: str) -> bool:
+        """Whether somebody set an option, be it to its default."""
+        return self.source(name) != "default" or getattr(self, name) != OPTIONS[name].default
 
     def _reject_contradictions(self) -> None:
         def said(name: str) -> str:
@@ -354,7 +288,7 @@ class CheckOptions:
         return {name: getattr(self, name) for name in _SETTINGS}
 
 
-_SETTINGS = ("mode", "dynamic", "fullgraph", "atol", "rtol", "reference", "seed")
+_SETTINGS = ("mode", "dynamic", "fullgraph", "autocast", "atol", "rtol", "reference", "beyond", "seed")
 
 
 def _name_of(function: Any) -> str:
@@ -371,7 +305,7 @@ def boolean(value: Any, source: str) -> bool:
         UsageError: if it is none, naming `source`.
     """
     try:
-        return _boolean(value)
+        return values.boolean(value)
     except ValueError:
         raise UsageError(f"{source} is {value!r}; accepted: true or false") from None
 

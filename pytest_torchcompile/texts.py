@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import traceback
+import unicodedata
 from collections.abc import Iterable
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
@@ -19,6 +20,11 @@ def first_line(error: BaseException) -> str:
     """``Type: first line`` of an exception."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0]:.300}" if lines else type(error).__name__
+
+
+def is_of_ours(filename: str) -> bool:
+    """Whether a source file is this package's."""
+    return filename.startswith(_PACKAGE)
 
 
 def raised_text(error: BaseException) -> str:
@@ -41,6 +47,42 @@ def line_of(filename: str, line: int | str | None) -> str:
     return f"{shortest(filename)}:{line}"
 
 
+_SHOWN_AS_CODES = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+"""Unicode's categories of control and format characters, surrogates, line and paragraph separators."""
+
+
+def visible(text: str) -> str:
+    r"""`text` with each character that a terminal or browser obeys instead of showing as its escape code.
+
+    These are control characters, among them the escape of terminals, marks that change the direction of
+    writing, and surrogates, which no file can hold. A newline stays.
+
+    Example:
+        >>> print(visible("red: \x1b[31m, reversed: \u202e"))
+        red: \x1b[31m, reversed: \u202e
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(map(_visible, text.replace("\r\n", "\n")))
+
+
+def one_line(text: str) -> str:
+    """`text` on a single line, `visible`: no part of it can pass for a line of the report's own."""
+    return " ".join(visible(text).split())
+
+
+def _visible(character: str) -> str:
+    if character == "\n" or unicodedata.category(character) not in _SHOWN_AS_CODES:
+        return character
+    return character.encode("unicode_escape").decode("ascii")
+
+
 def shortest(path: str) -> str:
     """A path relative to the working directory where that is shorter."""
     return min(path, os.path.relpath(path), key=len)
+
+
+def share(part: int, whole: int) -> str:
+    """A percentage that says 0 % and 100 % only of none and all."""
+    rounded = round(100 * part / whole)
+    return f"{min(max(rounded, 1), 99) if 0 < part < whole else rounded} %"

@@ -4,6 +4,7 @@ torch is imported here, before pytester takes its first snapshot of ``sys.module
 imported while it runs pytest in process, and torch can't be imported twice.
 """
 
+import hypothesis
 import pytest
 import torch
 
@@ -14,3 +15,13 @@ pytest_plugins = ["pytester"]
 def _the_same_weights_in_any_order():
     """Which tests ran before, and how much they drew, decides about no test: pytest-randomly seeds no torch."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _own_hypothesis_profile():
+    """No examples of other tests or earlier runs, whose cases have the same names; the same draws in each run."""
+    hypothesis.settings.register_profile("before", parent=hypothesis.settings.default)
+    hypothesis.settings.register_profile("tests", database=None, derandomize=True)
+    hypothesis.settings.load_profile("tests")
+    yield
+    hypothesis.settings.load_profile("before")

@@ -18,24 +18,25 @@ import torch
 
 import pytest_torchcompile
 from pytest_torchcompile import Capture, CheckResult, UsageError, Verdict, __main__
-from pytest_torchcompile.compare import METRICS
+from pytest_torchcompile.reports.baseline import METRICS
 from pytest_torchcompile.reports.views import VIEWS
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+GUIDE = (ROOT / "docs" / "guide.md").read_text()
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()
 LIBRARIES = (ROOT / "docs" / "libraries.md").read_text()
 REPORTS = (ROOT / "docs" / "reports.md").read_text()
 WORKFLOW = (ROOT / "examples" / "ci" / "github-actions.yml").read_text()
-CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
 
-SNIPPETS = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", README, re.DOTALL))
+SNIPPETS = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", README + GUIDE, re.DOTALL))
 MODULES = sorted(m.name for m in pkgutil.walk_packages(pytest_torchcompile.__path__, "pytest_torchcompile."))
 
 
 @pytest.fixture
 def readme_project(tmp_path):
-    """A project made of the README's files and its configuration."""
+    """A project made of the files that README and guide show, and of their configuration."""
     for name, text in SNIPPETS.items():
         (tmp_path / name).write_text(text)
     settings = next(t for t in re.findall(r"```toml\n(.*?)```", README, re.DOTALL) if "ini_options" in t)
@@ -52,8 +53,8 @@ def run_pytest(directory: pathlib.Path, *arguments: str) -> str:
     ).stdout
 
 
-def test_each_python_block_of_the_readme_is_a_named_file():
-    assert README.count("```python") == len(SNIPPETS)
+def test_each_python_block_is_a_named_file():
+    assert (README + GUIDE).count("```python") == len(SNIPPETS)
 
 
 def test_readme_snippets_pass_where_nothing_is_miscompiled(readme_project):
@@ -68,7 +69,7 @@ def test_readme_snippets_pass_where_nothing_is_miscompiled(readme_project):
 def test_readme_prints_the_report_that_pytest_prints(readme_project, monkeypatch):
     command, *shown = re.search(r"```console\n\$ pytest (.*?)\n```", README, re.DOTALL)[1].splitlines()
     # A busy machine has not looked for everything within the minute that is the default.
-    monkeypatch.setenv("PYTEST_ADDOPTS", "--compile-explain-seconds=600")
+    monkeypatch.setenv("PYTEST_ADDOPTS", "--compile-explain-seconds=600 --compile-shrink-seconds=600")
     output = run_pytest(readme_project, *command.split())
     printed = [_without_numbers(line) for line in output.splitlines()]
     for line in shown:
@@ -116,8 +117,11 @@ def test_all_public_names_are_listed():
 
 
 def test_the_architecture_names_every_module():
-    modules = (ROOT / "pytest_torchcompile").glob("[!_]*.py")
-    assert [path.name for path in modules if f"`{path.name}`" not in CONTRIBUTING] == []
+    """Each in the section of its folder, those beside the folders before the first."""
+    top, *sections = re.split(r"^### `(\w+)/`", ARCHITECTURE, flags=re.MULTILINE)
+    texts = {"pytest_torchcompile": top, **dict(zip(sections[::2], sections[1::2], strict=True))}
+    modules = (ROOT / "pytest_torchcompile").rglob("[!_]*.py")
+    assert [str(path) for path in modules if f"`{path.name}`" not in texts[path.parent.name]] == []
 
 
 def test_all_metrics_and_forms_of_a_report_are_listed():
@@ -131,7 +135,9 @@ def test_all_metrics_and_forms_of_a_report_are_listed():
     assert {".json", ".md", ".html", ".ratios.json"} == set(VIEWS)
 
 
-@pytest.mark.parametrize("text", [README, REPORTS, WORKFLOW], ids=["README", "reports", "workflow"])
+@pytest.mark.parametrize(
+    "text", [README, GUIDE, REPORTS, WORKFLOW], ids=["README", "guide", "reports", "workflow"]
+)
 def test_the_flags_that_are_shown_exist(text):
     shown = set(re.findall(r"--(?:no-)?compile-[a-z-]+", text))
     printed = subprocess.run(
@@ -142,7 +148,9 @@ def test_the_flags_that_are_shown_exist(text):
 
 def test_the_commands_that_are_shown_are_understood(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    shown = re.findall(r"python -m pytest_torchcompile (\w+ [^`\n]+)", "\n".join([README, REPORTS, WORKFLOW]))
+    shown = re.findall(
+        r"python -m pytest_torchcompile (\w+ [^`\n]+)", "\n".join([README, GUIDE, REPORTS, WORKFLOW])
+    )
     assert len(shown) >= 4
     for command in shown:
         with pytest.raises(UsageError, match="can't be read as a report"):
@@ -152,7 +160,7 @@ def test_the_commands_that_are_shown_are_understood(tmp_path, monkeypatch):
 
 def test_links_lead_somewhere():
     pages = {"README.md": README, "docs/reference.md": REFERENCE, "docs/libraries.md": LIBRARIES}
-    pages |= {"docs/reports.md": REPORTS}
+    pages |= {"docs/reports.md": REPORTS, "docs/guide.md": GUIDE, "docs/architecture.md": ARCHITECTURE}
     for document, text in ((ROOT / name, text) for name, text in pages.items()):
         for target in re.findall(r"\]\((?!http)([^)#]+)", text):
             assert (document.parent / target).exists(), f"{document.name}: {target}"

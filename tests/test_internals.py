@@ -1,19 +1,21 @@
 """Contracts with torch and Hypothesis: each private name that we use still means what we take it for.
 
 A new release that moves a name, or keeps it and means something else, fails here first, and here it is
-plain which function of ``internals.py`` or ``search.py`` has to be mended.
+plain which function of ``internals/`` or ``search.py`` has to be mended.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import cProfile
 import logging
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
+from unittest.mock import MagicMock
 
 import hypothesis
 import pytest
@@ -21,6 +23,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.testing._internal.two_tensor import TwoTensor
 
 from pytest_torchcompile import internals
 
@@ -54,19 +57,59 @@ def test_every_function_of_the_module_has_a_contract_here() -> None:
     assert missing == []
 
 
-def test_private_names_of_torch_stand_in_that_module_only() -> None:
+def test_private_names_of_torch_stand_in_that_folder_only() -> None:
     """Apart from strings and comments; `_modules`, `_buffers` and `_version` are nn.Module's and Tensor's."""
-    root = os.path.dirname(internals.__file__)
+    mine = os.path.dirname(internals.__file__)
     private = re.compile(r"\btorch\._[a-z]|from torch\._|import torch\._|\._dynamo\b|\._inductor\b")
     found = []
-    for folder, _, files in os.walk(root):
+    for folder, _, files in os.walk(os.path.dirname(mine)):
         for name in files:
-            path = os.path.join(folder, name)
-            if name.endswith(".py") and os.path.basename(path) != "internals.py":
-                with open(path, encoding="utf-8") as file:
+            if name.endswith(".py") and folder != mine:
+                with open(os.path.join(folder, name), encoding="utf-8") as file:
                     code = [line.partition("#")[0] for line in file if '"' not in line and "``" not in line]
                 found += [f"{name}: {line.strip()}" for line in code if private.search(line)]
     assert found == []
+    with open(os.path.join(mine, "graphs.py"), encoding="utf-8") as file:
+        assert private.search(file.read()), "the folder has some, or nothing was looked at"
+
+
+def test_what_torch_compile_sets_on_the_module_that_it_wraps_is_known() -> None:
+    model = Policy()
+    before = set(vars(model))
+    torch.compile(model, backend="eager")
+    assert set(vars(model)) - before == internals.COMPILED_MARKS
+
+
+def test_code_that_was_compiled_before_is_seen_to_run() -> None:
+    model = Policy()
+    compiled = torch.compile(model, backend="eager")
+    compiled(torch.ones(3, 8))
+    for function, runs in ((compiled, True), (model, False)):
+        with internals.compiled_code_run() as ran:
+            function(torch.ones(3, 8))
+        assert ran() is runs
+
+
+def test_a_profile_goes_on_after_it() -> None:
+    model = Policy()
+    profile = cProfile.Profile()
+    with profile:
+        with internals.compiled_code_run():
+            pass
+        model(torch.ones(3, 8))
+    assert "forward" in {code.co_name for code, *_ in profile.getstats() if not isinstance(code, str)}
+
+
+def test_a_view_made_under_no_grad_has_no_history() -> None:
+    weight = torch.ones(3, requires_grad=True)
+    made = weight * 2
+    with torch.no_grad():
+        view = made.view(-1)
+    assert view.requires_grad, "which is why it has to be asked"
+    assert not internals.has_history(view)
+    assert internals.has_history(weight)
+    assert internals.has_history(made)
+    assert not internals.has_history(torch.ones(3))
 
 
 # --- compiles -------------------------------------------------------------------------------------
@@ -194,9 +237,9 @@ class Runs:
         self.graphs: list[int] = []
         self.values: list[list[Any]] = []
 
-    def __call__(self, graph: int, values: Iterable[Any]) -> None:
-        self.graphs.append(graph)
-        self.values.append(list(values))
+    def __call__(self, call: internals.GraphCall) -> None:
+        self.graphs.append(call.graph)
+        self.values.append(list(call.values))
 
     def took(self, tensor: torch.Tensor) -> bool:
         return any(value is tensor for values in self.values for value in values)
@@ -235,6 +278,31 @@ def test_a_second_module_of_the_class_runs_the_same_graph_with_its_own_parameter
     assert set(second.graphs) == set(first.graphs)
     assert second.took(other.layer.weight)
     assert not second.took(one.layer.weight)
+
+
+def test_a_graph_is_told_as_dynamo_made_it() -> None:
+    """A backend that rewrites its own does not change what is told; each node knows its line."""
+    calls: list[internals.GraphCall] = []
+
+    def emptied(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        original = copy.deepcopy(graph)
+        for node in reversed(graph.graph.nodes):
+            if node.op == "output":
+                node.args = ((),)
+            elif node.op != "placeholder":
+                graph.graph.erase_node(node)
+        graph.recompile()
+        return original
+
+    model = Policy()
+    with internals.graphs_run(calls.append):
+        expected = torch.compile(model, backend=emptied)(torch.ones(3, 8))
+    (call,) = calls
+    assert isinstance(call, internals.GraphCall)
+    (found,) = call.module(*call.args)
+    assert torch.equal(found, expected)
+    lines = {internals.user_line(node.meta.get("stack_trace")) for node in call.module.graph.nodes}
+    assert any("test_internals.py:" in (line or "") for line in lines)
 
 
 def test_eager_runs_no_graph() -> None:
@@ -335,7 +403,7 @@ def test_settings_of_inductor_hold_in_the_body() -> None:
 
 
 def test_every_setting_that_is_tried_is_one_of_inductors() -> None:
-    from pytest_torchcompile.stages import SETTINGS
+    from pytest_torchcompile.explaining.stages import SETTINGS
 
     with internals.inductor_settings({name: value for name, (value, _) in SETTINGS.items()}):
         pass
@@ -532,6 +600,46 @@ def test_the_options_of_inductor() -> None:
 # --- compiled objects -----------------------------------------------------------------------------
 
 
+class MakesUp(dict[str, Any]):
+    __getattr__ = dict.get
+
+
+class Missing(dict[str, Any]):
+    __getattr__ = dict.__getitem__
+
+
+@pytest.mark.parametrize(
+    "value", [MakesUp(), Missing(), MagicMock(), MagicMock(spec=nn.Module)], ids=lambda v: type(v).__name__
+)
+def test_an_object_that_makes_up_attributes_is_not_compiled(value: Any) -> None:
+    assert not internals.is_compiled(value)
+    assert internals.module_of(value) is None
+    assert internals.owner_of(value) is value
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API:UserWarning")
+def test_what_a_subclass_of_tensors_holds() -> None:
+    class Tagged(torch.Tensor):
+        pass
+
+    tagged = torch.ones(2).as_subclass(Tagged)
+    assert internals.inner_tensors(tagged) is None
+    assert not internals.hides_elements(tagged)
+    masked = torch.masked.masked_tensor(torch.ones(2), torch.tensor([True, False]))
+    assert internals.inner_tensors(masked) is None
+    assert internals.hides_elements(masked)
+    both = TwoTensor(torch.ones(2), torch.zeros(2))
+    held = internals.inner_tensors(both)
+    assert held is not None
+    assert [tensor.tolist() for tensor in held.values()] == [[1.0, 1.0], [0.0, 0.0]]
+
+
+def test_what_a_transform_is_the_inverse_of() -> None:
+    transform = torch.distributions.AffineTransform(1.0, 2.0)
+    assert internals.inverted_transform(transform.inv) is transform
+    assert internals.inverted_transform(transform) is None
+
+
 def compiled_in_place() -> nn.Module:
     model = Policy()
     model.compile(backend="eager")
@@ -543,6 +651,7 @@ def test_what_has_been_compiled_is_known_as_such() -> None:
     assert not internals.is_compiled(model)
     assert not internals.is_compiled(model.forward)
     assert not internals.is_compiled(torch.relu)
+    assert not internals.is_compiled(torch.compiler.disable(model.forward))
     assert not internals.is_compiled(3)
     assert internals.is_compiled(torch.compile(model, backend="eager"))
     assert internals.is_compiled(compiled_in_place())
@@ -567,6 +676,30 @@ def test_the_module_that_a_method_belongs_to() -> None:
 
 
 # --- exceptions -----------------------------------------------------------------------------------
+
+
+def test_the_object_whose_method_is_compiled() -> None:
+    model = nn.Linear(2, 2)
+    assert internals.compiled_owner(torch.compile(model.forward, backend="eager")) is model
+    for other in (model, model.forward, torch.relu, torch.compile(torch.relu, backend="eager"), 3):
+        assert internals.compiled_owner(other) is None
+
+
+def test_late_hooks_are_ignored_unless_they_are_guarded() -> None:
+    def hooked() -> list[int]:
+        torch.compiler.reset()
+        model, called = nn.Sequential(nn.Linear(2, 2)), []
+        compiled = torch.compile(model, backend="eager")
+        compiled(torch.zeros(1, 2))
+        model[0].register_forward_hook(lambda *_: called.append(1))
+        compiled(torch.zeros(1, 2))
+        return called
+
+    assert internals.ignores_late_hooks()
+    assert not hooked()
+    with torch._dynamo.config.patch(skip_nnmodule_hook_guards=False):
+        assert not internals.ignores_late_hooks()
+        assert hooked()
 
 
 def test_the_place_where_dynamo_gave_up() -> None:
@@ -708,6 +841,29 @@ def test_arguments_that_an_operator_writes_to_or_returns_views_of() -> None:
     assert internals.aliased_arguments(aten.add_.Tensor) == (frozenset({0}), frozenset({"self"}))
     assert internals.aliased_arguments(aten.view.default) == (frozenset({0}), frozenset({"self"}))
     assert internals.aliased_arguments(aten.add.out)[1] == frozenset({"out"})
+    assert internals.written_arguments(aten.view.default) == (frozenset(), frozenset())
+    assert internals.written_arguments(aten.add_.Tensor) == (frozenset({0}), frozenset({"self"}))
+    assert internals.written_arguments(aten._foreach_add_.Scalar)[1] == frozenset({"self"})
+    assert internals.returns_view(aten.view.default)
+    assert internals.returns_view(aten.as_strided.default)
+    assert not internals.returns_view(aten.add.Tensor)
+    assert not internals.returns_view(aten.add_.Tensor)
+
+
+def test_what_an_operator_was_given_under_a_name() -> None:
+    total, x = torch.ops.aten.sum.dim_IntList, torch.ones(2, 3)
+    assert internals.argument(total, (x, [1]), {}, "dim") == [1]
+    assert internals.argument(total, (x,), {"dim": [0]}, "dim") == [0]
+    assert internals.argument(total, (x, [1]), {}, "keepdim") is False
+    assert internals.argument(total, (x, [1]), {}, "nothing of this name") is None
+
+
+def test_elementwise_operators_are_tagged() -> None:
+    aten = torch.ops.aten
+    for operator in (aten.add.Tensor, aten.tanh.default, aten.mul_.Tensor, aten._foreach_add.List):
+        assert internals.is_pointwise(operator)
+    for operator in (aten.mm.default, aten.sum.default, aten.cumsum.default, aten._foreach_norm.Scalar):
+        assert not internals.is_pointwise(operator)
 
 
 @pytest.mark.parametrize(
@@ -834,3 +990,51 @@ def test_a_call_put_in_the_place_of_a_modules_own() -> None:
     assert not internals.is_compiled(copy.deepcopy(module))
     internals.set_compiled_call(module, None)
     assert not internals.is_compiled(module)
+
+
+# --- counting work --------------------------------------------------------------------------------
+
+
+def test_fake_tensors_have_shapes_and_no_numbers() -> None:
+    model, state = Policy(), torch.get_rng_state()
+    with internals.fake_tensors() as fake:
+        found = model(fake.from_tensor(torch.ones(3, 8)) + torch.randn(8))
+        model.layer.bias.data.add_(found.sum())
+    assert found.shape == (3, 4)
+    assert type(found) is not torch.Tensor
+    assert torch.equal(torch.get_rng_state(), state)
+    assert type(model.layer.bias.data) is torch.Tensor
+
+
+def test_a_view_has_the_storage_of_what_it_views() -> None:
+    tensor = torch.ones(3, 4)
+    with internals.fake_tensors() as fake:
+        unreal = fake.from_tensor(tensor)
+    for one in (tensor, unreal):
+        assert internals.storage_key(one) == internals.storage_key(one.T) == internals.storage_key(one[1:])
+        assert internals.storage_key(one) != 0
+    assert internals.storage_key(tensor) != internals.storage_key(tensor.clone())
+    assert internals.storage_key(torch.eye(2).to_sparse()) == 0
+
+
+def test_a_backward_pass_is_known_as_such() -> None:
+    seen: list[bool] = []
+    x = torch.ones(2, requires_grad=True)
+    x.register_hook(lambda gradient: seen.append(internals.in_backward()))
+    assert not internals.in_backward()
+    x.sum().backward()
+    assert seen == [True]
+    assert not internals.in_backward()
+
+
+def test_recurrent_modules_are_captured_where_they_are_allowed() -> None:
+    rnn, x = nn.GRU(3, 4), torch.ones(2, 1, 3)
+    runs = Runs()
+    with internals.graphs_run(runs):
+        torch.compile(rnn, backend="eager")(x)
+        before = runs.took(rnn.weight_ih_l0)
+        torch.compiler.reset()
+        with internals.allowed_rnns():
+            torch.compile(rnn, backend="eager")(x)
+    assert not before
+    assert runs.took(rnn.weight_ih_l0)

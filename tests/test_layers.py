@@ -1,11 +1,13 @@
 """The rooms of the package: what may import what, read off the source, and torch out of idle pytest runs.
 
-The rule is in CONTRIBUTING: pytest only under ``plugin/``; nothing heavy at module level of what the
-plugin imports at start-up; imports go strictly down.
+The rule is in docs/architecture.md: pytest only under ``plugin/``; nothing heavy at module level of what
+the plugin imports at start-up; imports go down the folders, and only to the modules that a folder's
+``__init__.py`` names as those that others use.
 """
 
 import ast
 import pathlib
+import re
 import subprocess
 import sys
 import textwrap
@@ -20,6 +22,13 @@ ENTRY_POINT = f"{PACKAGE}.plugin.hooks"
 HEAVY = ("hypothesis", "numpy", "torch")
 # What only gathers names for users and is imported by nobody.
 FRONT = PACKAGE
+# From the bottom: each folder, and each module beside them, imports what stands before it.
+ORDER = (
+    *("errors", "texts", "values", "options", "results"),
+    *("internals", "specs", "runtime", "generation", "policies", "comparing", "compiling"),
+    *("checking", "lifecycle", "beyond", "explaining", "reports"),
+    *("direct", "timing", "check", "deploy", "__main__", "plugin"),
+)
 
 
 class Imports(ast.NodeVisitor):
@@ -63,12 +72,16 @@ class Package:
     def __init__(self, root, name=PACKAGE):
         self.name = name
         self.modules = {}
+        self.docs = {}
         for path in sorted(root.rglob("*.py")):
             parts = [name, *path.relative_to(root).with_suffix("").parts]
             is_package = parts[-1] == "__init__"
             module = ".".join(parts[:-1] if is_package else parts)
             self.modules[module] = Imports(module, is_package)
-            self.modules[module].visit(ast.parse(path.read_text()))
+            tree = ast.parse(path.read_text())
+            self.modules[module].visit(tree)
+            if is_package:
+                self.docs[module] = ast.get_docstring(tree) or ""
 
     def _module_of(self, imported):
         """The module of this package that an imported name belongs to; None for others'."""
@@ -117,6 +130,62 @@ class Package:
 
         return next(filter(None, (walk(module, []) for module in self.modules)), [])
 
+    def _room(self, module):
+        """The folder, or the module beside the folders, that a module belongs to."""
+        return module.removeprefix(self.name).lstrip(".").partition(".")[0]
+
+    def _door(self, room):
+        """The modules of a folder that others may import: the folder itself, unless its docstring names them."""
+        named = self.docs[f"{self.name}.{room}"].partition("Other folders use")[2]
+        modules = re.findall(r"`(\w+)`", named.partition(".")[0])
+        return {f"{self.name}.{room}.{module}" for module in modules} or {f"{self.name}.{room}"}
+
+    def wrong_ways(self):
+        """Imports up the folders, or past a folder's door, a sentence each."""
+        found = []
+        for module in self.modules:
+            room = self._room(module)
+            if not room:
+                continue
+            if room not in ORDER:
+                found.append(f"{module} has no place in ORDER of tests/test_layers.py")
+                continue
+            for other in sorted(self.below(module)):
+                target = self._room(other)
+                if target == room or not target:
+                    continue
+                if ORDER.index(target) > ORDER.index(room):
+                    found.append(f"{module} imports {other}: {target} may import {room}, not the other way")
+                elif f"{self.name}.{target}" in self.docs and other not in self._door(target):
+                    found.append(
+                        f"{module} imports {other}, which {target}/__init__.py does not name among the modules "
+                        f"that other folders use"
+                    )
+        return found
+
+    def unused_doors(self):
+        """Modules that a folder names for others, and that none of them imports."""
+        used = {other for m in self.modules for other in self.below(m) if self._room(m) != self._room(other)}
+        rooms = [name.rpartition(".")[2] for name in self.docs if name != self.name]
+        return sorted(set().union(*(self._door(room) for room in rooms if room != "plugin")) - used)
+
+    def room_graph(self):
+        """Which folder imports which, in both cases without what it also reaches by way of another."""
+        above = {room: set() for room in ORDER}
+        for module in self.modules:
+            if self._room(module):
+                above[self._room(module)] |= {self._room(other) for other in self.below(module)}
+        above = {room: found - {room, ""} for room, found in above.items()}
+        reached = {}
+        for room in ORDER:
+            reached[room] = above[room].union(*(reached[other] for other in above[room]))
+        return {
+            (room, other)
+            for room in ORDER
+            for other in above[room]
+            if not any(other in reached[between] for between in above[room] - {other})
+        }
+
     def violations(self):
         """Every break of the rule, a sentence each."""
         found = []
@@ -130,6 +199,7 @@ class Package:
         for module in sorted(self.at_start(f"{self.name}.plugin.hooks")):
             for other in sorted(self.others(module, later=False) & set(HEAVY)):
                 found.append(f"{module} imports {other} when the plugin starts")
+        found += self.wrong_ways()
         if self.circle():
             found.append(f"a circle: {' -> '.join(self.circle())}")
         return found
@@ -139,6 +209,17 @@ def test_the_rule_holds():
     assert Package(ROOT).violations() == []
 
 
+def test_what_a_folder_names_for_others_they_use():
+    assert Package(ROOT).unused_doors() == []
+
+
+def test_the_map_in_the_documentation_is_true():
+    text = (ROOT.parent / "docs" / "architecture.md").read_text()
+    drawn = set(re.findall(r"^    (\w+) --> (\w+)$", text, re.MULTILINE))
+    everybody = {"errors", "texts", "values", "options", "results", "__main__"}
+    assert drawn == {edge for edge in Package(ROOT).room_graph() if not everybody & set(edge)}
+
+
 def test_the_package_is_read_completely():
     """A rule that sees no module holds for nothing."""
     package = Package(ROOT)
@@ -146,15 +227,15 @@ def test_the_package_is_read_completely():
     assert f"{PACKAGE}.errors" in package.below(ENTRY_POINT)
     assert f"{PACKAGE}.check" in package.below(f"{PACKAGE}.plugin.cases")
     assert f"{PACKAGE}.check" not in package.at_start(ENTRY_POINT)
-    assert "torch" in package.others(f"{PACKAGE}.calls")
+    assert "torch" in package.others(f"{PACKAGE}.policies.calls")
     assert "pytest" in package.others(ENTRY_POINT)
 
 
-def test_private_names_of_torch_stay_in_one_module():
+def test_private_names_of_torch_stay_in_one_folder():
     """``torch._x`` and names from such modules: only where a test watches them."""
     found = []
     for path in sorted(ROOT.rglob("*.py")):
-        if path.name != "internals.py":
+        if path.parent.name != "internals":
             imports = Imports("x", is_package=False)
             imports.visit(ast.parse(path.read_text()))
             private = [n for n in imports.at_once | imports.later if n.startswith("torch.") and "._" in n]
@@ -221,6 +302,24 @@ BREACHES = {
         {"check.py": "from .plugin.hooks import run\n"},
         "pytest_torchcompile.check imports pytest_torchcompile.plugin.hooks, which lies above it",
     ),
+    "up the folders": (
+        {"specs/__init__.py": "", "specs/spaces.py": "from pytest_torchcompile import check\n"},
+        "pytest_torchcompile.specs.spaces imports pytest_torchcompile.check: "
+        "check may import specs, not the other way",
+    ),
+    "past a door": (
+        {
+            "specs/__init__.py": '"""Specs.\n\nOther folders use `trees`.\n"""\n',
+            "specs/spaces.py": "",
+            "check.py": "from pytest_torchcompile.specs import spaces\n",
+        },
+        "pytest_torchcompile.check imports pytest_torchcompile.specs.spaces, which specs/__init__.py "
+        "does not name among the modules that other folders use",
+    ),
+    "a folder without a place": (
+        {"things/__init__.py": ""},
+        "pytest_torchcompile.things has no place in ORDER of tests/test_layers.py",
+    ),
     "a circle": (
         {"results.py": "def f():\n    from pytest_torchcompile.check import g\n"},
         "a circle: pytest_torchcompile.check -> pytest_torchcompile.results -> pytest_torchcompile.check",
@@ -252,7 +351,7 @@ SPY = """
     import sys
 
     def pytest_unconfigure():
-        heavy = ("hypothesis", "torch", "pytest_torchcompile.check", "pytest_torchcompile.strategies")
+        heavy = ("hypothesis", "torch", "pytest_torchcompile.check", "pytest_torchcompile.generation.strategies")
         print("HEAVY:", *(name for name in heavy if name in sys.modules))
         print("PLUGIN:", "pytest_torchcompile.plugin.hooks" in sys.modules)
 """
@@ -306,7 +405,7 @@ def test_the_spy_sees_torch(tmp_path):
 
 def test_the_spy_sees_the_library(tmp_path):
     found = idle_run(tmp_path, test_strategies="from pytest_torchcompile import observations")
-    assert found["HEAVY"].split() == ["hypothesis", "torch", "pytest_torchcompile.strategies"]
+    assert found["HEAVY"].split() == ["hypothesis", "torch", "pytest_torchcompile.generation.strategies"]
 
 
 def test_importing_the_package_imports_nothing_heavy():

@@ -84,10 +84,13 @@ def test_the_options() -> None:
     """Marker arguments, command line flags and ini settings are read off these."""
     assert sorted(OPTIONS) == [
         "atol",
+        "autocast",
         "backend",
         "batch",
         "benchmark_batch",
         "benchmark_seconds",
+        "beyond",
+        "copies",
         "dynamic",
         "examples",
         "explain_seconds",
@@ -98,6 +101,7 @@ def test_the_options() -> None:
         "max_recompiles",
         "max_seconds",
         "min_coverage",
+        "min_coverage_work",
         "min_speedup",
         "mode",
         "nonfinite",
@@ -187,6 +191,8 @@ def test_the_verdicts() -> None:
         "not compiled": False,
         "compile failed": False,
         "eager failed": False,
+        "skipped": False,
+        "crashed": False,
     }
 
 
@@ -211,6 +217,7 @@ def test_the_fields_of_a_result() -> None:
         "example",
         "capture",
         "notes",
+        "remarks",
         "backend",
         "speedup",
         "untimed",

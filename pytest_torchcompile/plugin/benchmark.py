@@ -27,8 +27,8 @@ from pytest_torchcompile.plugin.options import MARKER
 from pytest_torchcompile.results import CheckResult, Speedup
 
 if TYPE_CHECKING:
+    from pytest_torchcompile.checking.pair import Pair
     from pytest_torchcompile.options import CheckOptions
-    from pytest_torchcompile.pair import Pair
 
 FIXTURE = "benchmark"
 DEFAULT_MAX_TIME_S = 1.0
@@ -83,7 +83,7 @@ def why_not_recorded(config: pytest.Config) -> str:
 
 def timing_of(item: pytest.Item, options: CheckOptions) -> tuple[Callable[[Pair], Speedup] | None, str]:
     """What times the item's case, or None and why not; no reason where no timing is wanted."""
-    from pytest_torchcompile.speed import SECONDS, seconds_to_time, time_pair
+    from pytest_torchcompile.timing.speed import SECONDS, seconds_to_time, time_pair
 
     ours = seconds_to_time(options, default=SECONDS)
     if not ours:

@@ -15,17 +15,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_torchcompile.declaration import listed
 from pytest_torchcompile.errors import CompileFailed, UsageError
 from pytest_torchcompile.options import LIFECYCLE
 from pytest_torchcompile.plugin import benchmark, gate, isolate, reporting
 from pytest_torchcompile.plugin.options import MARKER, Marked, merged, takes_value
-from pytest_torchcompile.plugin.progress import compiling
+from pytest_torchcompile.plugin.progress import watched
+from pytest_torchcompile.policies.declaration import listed
 from pytest_torchcompile.reports.failure import budget_text, failure_text, regression_text, slow_text
 from pytest_torchcompile.results import CheckResult, Verdict
+from pytest_torchcompile.texts import one_line, visible
 
 if TYPE_CHECKING:
-    from pytest_torchcompile.capture import Progress
+    from pytest_torchcompile.runtime.progress import Progress
 
 PROPERTY = "compile_check."
 """What the names of our report properties begin with; ``method-phase.field`` follows."""
@@ -156,15 +157,15 @@ def run(item: pytest.Item, case: Case, factory: Callable[[], Any]) -> None:
         warnings.simplefilter("ignore")
         import torch
 
-        from pytest_torchcompile.isolation import deferred_warnings
+        from pytest_torchcompile.runtime.isolation import deferred_warnings
 
         torch.compiler.reset()
 
     try:
-        with deferred_warnings() as emit_warnings, compiling(item) as progress:
+        with deferred_warnings() as emit_warnings, watched(item) as progress:
             check = functools.partial(_checked, item, case, marked, factory, progress)
             result = check()
-            is_handed_over = isolate.hand_over(result)
+            is_handed_over = isolate.hand_over(isolate.Ending(result=result))
             if not is_handed_over:
                 result = finish(item, result, check)
     except UsageError as error:
@@ -179,7 +180,7 @@ def _checked(
     item: pytest.Item, case: Case, marked: Marked, factory: Callable[[], Any], progress: Progress
 ) -> CheckResult:
     from pytest_torchcompile.check import check_case, check_lifecycle
-    from pytest_torchcompile.policy import as_methods
+    from pytest_torchcompile.policies.methods import as_methods
 
     declaration, options, name = marked.declaration, marked.options, item.nodeid
     if case.phase == LIFECYCLE:
@@ -240,11 +241,8 @@ def conclude_compile_failure(item: pytest.Item, call: pytest.CallInfo[None], fai
         record(item, failure.result)
     strict = failure.strict or merged(item.config, "", {}).strict
     outcome = pytest.fail.Exception if strict else pytest.skip.Exception
-    raised = (
-        outcome(f"compile failed: {failure}", pytrace=False)
-        if strict
-        else outcome(f"compile failed: {failure}")
-    )
+    text = visible(f"compile failed: {failure}")
+    raised = outcome(text, pytrace=False) if strict else outcome(text)
     call.excinfo = pytest.ExceptionInfo.from_exception(raised.with_traceback(failure.__traceback__))
 
 
@@ -259,16 +257,16 @@ def conclude(results: list[CheckResult], *, strict: bool, item: pytest.Item) -> 
     failed = [r for r in results if not r.verdict.passed and r not in skipped]
     slow = [r for r in results if r.speedup is not None and r.speedup.too_slow]
     costly = [r for r in results if r.verdict.passed and r.exceeded]
-    worse = [r for r in results if r.regressions]
+    worse = [r for r in results if r.regressions and r not in failed]
     if failed or slow or costly or worse:
         rerun = _rerun_command(item)
         texts = [failure_text(r, rerun) for r in failed] + [slow_text(r, rerun) for r in slow]
         texts += [budget_text(r, rerun) for r in costly]
         texts += [regression_text(r, rerun) for r in worse]
-        pytest.fail("\n\n".join(texts), pytrace=False)
+        pytest.fail(visible("\n\n".join(texts)), pytrace=False)
     if skipped:
         first = skipped[0]
-        pytest.skip(f"compile failed: {first.case}: {first.reason}")
+        pytest.skip(one_line(f"compile failed: {first.case}: {first.reason}"))
 
 
 def _rerun_command(item: pytest.Item) -> str:

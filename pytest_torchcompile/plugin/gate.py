@@ -12,11 +12,12 @@ import pytest
 from pytest_torchcompile.errors import UsageError
 from pytest_torchcompile.plugin import benchmark
 from pytest_torchcompile.plugin.options import session_option
-from pytest_torchcompile.reports.document import Plain, case_of_record, read, record_of
+from pytest_torchcompile.reports.document import Plain, case_of_record, record_of
+from pytest_torchcompile.reports.reading import read
 from pytest_torchcompile.results import CheckResult
 
 if TYPE_CHECKING:
-    from pytest_torchcompile.compare import Baseline, Comparison, Rules
+    from pytest_torchcompile.reports.baseline import Baseline, Comparison, Rules
 
 LATEST = "latest"
 _GATE = pytest.StashKey["Gate"]()
@@ -41,7 +42,7 @@ class Gate:
         self, nodeid: str, case: str, result: CheckResult, config: pytest.Config
     ) -> Comparison | None:
         """A result held against its baseline; None if there is none."""
-        from pytest_torchcompile.compare import compare_case
+        from pytest_torchcompile.reports.baseline import compare_case
 
         head = case_of_record(nodeid, record_of(result, case, benchmark.control_of(config)))
         base = self.baseline.of(head)
@@ -60,7 +61,7 @@ def open_gate(config: pytest.Config) -> None:
         if rules_given:
             raise UsageError(f"{rules_given[0][1]} needs a baseline: --compile-baseline=FILE or latest")
         return
-    from pytest_torchcompile.compare import Baseline, rules_of
+    from pytest_torchcompile.reports.baseline import Baseline, rules_of
 
     rules: dict[str, float] = {}
     for text, source in rules_given:
@@ -89,8 +90,10 @@ def judged(
         again: checks and times the case once more.
     """
     gate = item.config.stash.get(_GATE, None)
-    if gate is None or not result.verdict.passed:
+    if gate is None:
         return result
+    if not result.verdict.passed:
+        return _judged_by_verdict(item, case, result, gate)
     first = gate.compared(item.nodeid, case, result, item.config)
     if first is None:
         return dataclasses.replace(result, notes=(*result.notes, "not in the baseline"))
@@ -105,6 +108,19 @@ def judged(
     confirmed = second.regressions(gate.rules)
     sentences = tuple(sentence for metric, sentence in confirmed.items() if metric in suspected)
     return dataclasses.replace(_noted(result, second, gate.rules), regressions=sentences)
+
+
+def _judged_by_verdict(item: pytest.Item, case: str, result: CheckResult, gate: Gate) -> CheckResult:
+    """A result that did not pass: nothing was checked where the baseline was, or it failed anyway."""
+    compared = gate.compared(item.nodeid, case, result, item.config)
+    if compared is None or not gate.rules or not compared.verdict_got_worse:
+        return result
+    return dataclasses.replace(result, regressions=tuple(compared.regressions({}).values()))
+
+
+def is_strict(config: pytest.Config) -> bool:
+    """Whether what got worse than a baseline fails this session."""
+    return _GATE in config.stash and bool(config.stash[_GATE].rules)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,20 @@ from typing import Any
 import pytest
 
 from pytest_torchcompile.errors import CompileFailed, UsageError
-from pytest_torchcompile.plugin import benchmark, cases, gate, models, options, reporting, turns
+from pytest_torchcompile.plugin import (
+    benchmark,
+    cases,
+    died,
+    endings,
+    gate,
+    isolate,
+    models,
+    options,
+    reporting,
+    selection,
+    steps,
+    turns,
+)
 from pytest_torchcompile.plugin.fixtures import (
     CURRENT_ITEM,
     assert_equivalent,
@@ -43,6 +56,8 @@ def pytest_configure(config: pytest.Config) -> None:
         reporting.configure(config)
     except UsageError as error:
         raise pytest.UsageError(str(error)) from None
+    if isolate.is_single_case():
+        config.pluginmanager.register(isolate.OnlyCase(), "torchcompile-only-case")
     models.add_tables_to_testpaths(config)
     options.set_compile_cache(config)
     if not benchmark.why_not_timed(config):
@@ -60,11 +75,28 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         gate.open_gate(session.config)
     except UsageError as error:
         raise pytest.UsageError(str(error)) from None
+    died.begin(session.config)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    died.end(config)
+    turns.end(config)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
     gate.send(node.config, node.workerinput)
+    turns.expect(node.config, node.workerinput)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_handlecrashitem(crashitem: str, report: pytest.TestReport) -> None:
+    endings.note_crash(crashitem, report)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    selection.receive(node.config, getattr(node, "workeroutput", {}))
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
@@ -86,7 +118,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize(cases.CASE, found, ids=[case.id for case in found])
 
 
-@pytest.hookimpl(wrapper=True)
+@pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection_modifyitems(
     session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
 ) -> Generator[None, None, None]:
@@ -96,14 +128,22 @@ def pytest_collection_modifyitems(
         for item in items:
             if item.get_closest_marker(options.MARKER) is not None:
                 item.add_marker(skip)
+    before = list(items)
     with benchmark.counted_as_benchmarks(config, items):
-        return (yield)
+        result = yield
+    if options.enabled(config):
+        selection.seen(config, before, items)
+    return result
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     with turns.running(item.config):
-        return (yield)
+        steps.note(item.config, item.nodeid)
+        try:
+            return (yield)
+        finally:
+            steps.note(item.config, f"what ran after {item.nodeid}")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -127,13 +167,16 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 
 class _Entries:
-    """Receives what workers recorded; a plugin of its own, because this hook is not told the session."""
+    """Receives what workers recorded and what interrupts; a plugin, because its hooks are told no session."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         benchmark.receive(self._config, report)
+
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        endings.note_interrupt(self._config, excinfo.value)
 
 
 class _CompileFailures:
@@ -153,6 +196,7 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
+    endings.note(item, call, report)
     benchmark.send(item, report)
     reporting.attach(item, report)
     # A skip raised in here would be reported at a line of ours; the test's is the one of interest.

@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 
 from pytest_torchcompile.errors import UsageError
-from pytest_torchcompile.notation import read_spec
 from pytest_torchcompile.options import OPTIONS, unknown_name
 from pytest_torchcompile.plugin import cases
 from pytest_torchcompile.plugin.options import MARKER, Marked, session_option
+from pytest_torchcompile.specs.notation import read_spec
 from pytest_torchcompile.texts import raised_text
 
 FILE = "pyproject.toml"

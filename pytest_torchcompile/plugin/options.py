@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from pytest_torchcompile.declaration import ARGUMENTS, Declaration
 from pytest_torchcompile.errors import UsageError
 from pytest_torchcompile.options import OPTIONS, CheckOptions, boolean, unknown_name, validated
+from pytest_torchcompile.policies.declaration import ARGUMENTS, Declaration
 
 PROOFS = ".compile-failures"
 """The folder of the scripts that show failures, in pytest's root."""

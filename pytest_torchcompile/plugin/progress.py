@@ -1,51 +1,65 @@
-"""Tell the user that a case is compiling, once that takes longer than a moment."""
+"""What a case is at: for the user, once a compile takes longer than a moment, and in the process' file."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
+from pytest_torchcompile.plugin import steps
+from pytest_torchcompile.runtime.progress import Progress
 
 AFTER_S = 1.0
 
 
 @contextlib.contextmanager
-def compiling(item: pytest.Item) -> Iterator[Callable[[bool], None]]:
-    """Yields what to call when a compile begins (True) and ends (False).
+def watched(item: pytest.Item) -> Iterator[Progress]:
+    """The progress of a case's check, which is the body.
 
     A line is written, once for the item, when a compile takes longer than `AFTER_S`. Nothing is written by
     pytest-xdist's workers, which have no terminal, nor under ``-q``.
     """
-    reporter: Any = item.config.pluginmanager.get_plugin("terminalreporter")
-    capture: Any = item.config.pluginmanager.get_plugin("capturemanager")
-    timer: threading.Timer | None = None
-    written = reporter is None or reporter.verbosity < 0
+    progress = _Watched(item)
+    try:
+        yield progress
+    finally:
+        progress.stop()
+        steps.note(item.config, item.nodeid)
 
-    def write() -> None:
-        nonlocal written
-        written = True
-        shown = capture.global_and_fixture_disabled() if capture else contextlib.nullcontext()
-        with shown:
-            reporter.write_line(f"  compiling {item.name} ...")
 
-    def stop() -> None:
+class _Watched(Progress):
+    def __init__(self, item: pytest.Item) -> None:
+        self._item = item
+        self._step = ""
+        self._timer: threading.Timer | None = None
+        self._reporter: Any = item.config.pluginmanager.get_plugin("terminalreporter")
+        self._written = self._reporter is None or self._reporter.verbosity < 0
+
+    def compiling(self, begins: bool) -> None:
+        self.stop()
+        steps.note(self._item.config, self._item.nodeid, self._step + (", compiling" if begins else ""))
+        if begins and not self._written:
+            self._timer = threading.Timer(AFTER_S, self._write)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def step(self, what: str) -> None:
+        self._step = what
+        steps.note(self._item.config, self._item.nodeid, what)
+
+    def stop(self) -> None:
+        """Write no more of a compile that has begun."""
+        timer, self._timer = self._timer, None
         if timer is not None:
             timer.cancel()
             timer.join()
 
-    def progress(begins: bool) -> None:
-        nonlocal timer
-        stop()
-        timer = None
-        if begins and not written:
-            timer = threading.Timer(AFTER_S, write)
-            timer.daemon = True
-            timer.start()
-
-    try:
-        yield progress
-    finally:
-        stop()
+    def _write(self) -> None:
+        self._written = True
+        capture: Any = self._item.config.pluginmanager.get_plugin("capturemanager")
+        shown = capture.global_and_fixture_disabled() if capture else contextlib.nullcontext()
+        with shown:
+            self._reporter.write_line(f"  compiling {self._item.name} ...")

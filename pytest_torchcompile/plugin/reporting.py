@@ -14,19 +14,20 @@ from typing import Any
 import pytest
 
 from pytest_torchcompile.errors import UsageError
-from pytest_torchcompile.plugin import benchmark, isolate
+from pytest_torchcompile.plugin import benchmark, died, isolate, selection
 from pytest_torchcompile.plugin.options import MARKER, enabled, session_option
 from pytest_torchcompile.reports import github, terminal
 from pytest_torchcompile.reports.document import Plain, document_of, record_of
 from pytest_torchcompile.reports.views import require_view, write
 from pytest_torchcompile.results import CheckResult
+from pytest_torchcompile.texts import first_line, one_line
 
 NAME = "torchcompile-reporting"
 ATTRIBUTE = "compile_check"
 """Of a test report: the records of what was checked since the one before."""
 
 _RECORDS = pytest.StashKey[list[Plain]]()
-_PHASES = ("setup", "call", "teardown")
+_HAS_RESULT = pytest.StashKey[bool]()
 _MOST_CHARACTERS = 4000
 
 
@@ -34,11 +35,18 @@ def keep(item: pytest.Item, result: CheckResult, case: str) -> None:
     """Keep a result for the next report of the item."""
     record = record_of(result, case, benchmark.control_of(item.config))
     item.stash.setdefault(_RECORDS, []).append(record)
+    item.stash[_HAS_RESULT] = True
+
+
+def has_result(item: pytest.Item) -> bool:
+    """Whether something was kept of this run of the item."""
+    return item.stash.get(_HAS_RESULT, False)
 
 
 def forget(item: pytest.Item) -> None:
     """Drop what an earlier run of this item kept."""
     item.stash[_RECORDS] = []
+    item.stash[_HAS_RESULT] = False
 
 
 def attach(item: pytest.Item, report: pytest.TestReport) -> None:
@@ -47,6 +55,13 @@ def attach(item: pytest.Item, report: pytest.TestReport) -> None:
     if records:
         setattr(report, ATTRIBUTE, records)
         item.stash[_RECORDS] = []
+
+
+def keep_interrupted(config: pytest.Config, item: pytest.Item, record: Plain) -> None:
+    """Keep the record of an item of which there is no report, where this process collects."""
+    collector = config.pluginmanager.get_plugin(NAME)
+    if collector is not None:
+        collector.add_interrupted(item, record)
 
 
 def configure(config: pytest.Config) -> None:
@@ -77,8 +92,7 @@ class _Test:
     def add(self, report: pytest.TestReport) -> None:
         """Take what one phase of the test says."""
         self.records += getattr(report, ATTRIBUTE, [])
-        # A worker that crashed has sent nothing; what then speaks for the test has no keywords.
-        self.is_ours |= MARKER in report.keywords or report.when not in _PHASES
+        self.is_ours |= MARKER in report.keywords
         outcome = _outcome(report)
         if outcome != "passed" and self.outcome not in ("failed", "error"):
             self.outcome = outcome
@@ -118,10 +132,19 @@ class Reporting:
         self._document: Plain = {}
         self._unwritten: list[str] = []
 
+    def add_interrupted(self, item: pytest.Item, record: Plain) -> None:
+        """Take the record of an item that ended the session."""
+        path, line, _ = item.location
+        test = _Test(item.nodeid, path.replace(os.sep, "/"), (line or 0) + 1, [record], "failed")
+        self._tests["", item.nodeid] = test
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Collect; a setup begins a test anew, so that of one that is rerun the last run counts."""
-        key = (getattr(report, "worker_id", ""), report.nodeid)
-        if report.when == "setup" or key not in self._tests:
+        worker = getattr(report, "node", None)
+        # Of a worker that crashed pytest-xdist's report has not the name.
+        name = getattr(report, "worker_id", "") or (worker.gateway.id if worker is not None else "")
+        key = (name, report.nodeid)
+        if report.when not in ("call", "teardown") or key not in self._tests:
             path, line, _ = report.location
             self._tests[key] = _Test(report.nodeid, path.replace(os.sep, "/"), (line or 0) + 1)
         self._tests[key].add(report)
@@ -145,6 +168,8 @@ class Reporting:
                 write(self._document, path, source)
         if self._unwritten:
             session.exitstatus = pytest.ExitCode.USAGE_ERROR
+        elif not self._document["cases"] and selection.fails_without_cases(self._config):
+            session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
         if github.is_running(os.environ):
             with self._told():
                 github.add_to_summary(self._document, os.environ)
@@ -155,16 +180,32 @@ class Reporting:
         try:
             yield
         except UsageError as error:
-            self._unwritten.append(str(error))
+            self._unwritten.append(one_line(str(error)))
+        except Exception as error:
+            self._unwritten.append(f"a report can't be made, which is a defect of ours: {first_line(error)}")
 
     def _is_worth_writing(self) -> bool:
         """Whether something was to be checked, or was; or an earlier report would be replaced by nothing."""
         asked = enabled(self._config) and not self._config.option.collectonly
         return asked or bool(self._document["cases"])
 
+    def _write_why_nothing_was_checked(self, terminalreporter: Any) -> None:
+        for sentence in selection.near_misses(self._config):
+            terminalreporter.write_line(sentence, red=True)
+        if selection.fails_without_cases(self._config):
+            terminalreporter.write_line(
+                f"the session fails: it is strict and nothing narrowed it, yet no test is marked {MARKER}",
+                red=True,
+            )
+
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """Write the table and name the files; on GitHub annotate the failures."""
-        terminal.write_summary(terminalreporter, self._document)
+        if self._is_worth_writing():
+            terminal.write_summary(terminalreporter, self._document)
+            if not self._document["cases"]:
+                self._write_why_nothing_was_checked(terminalreporter)
+        for sentence in died.told(self._config):
+            terminalreporter.write_line(sentence, red=True)
         if self._paths:
             terminalreporter.write_line(f"compile report: {', '.join(path for path, _ in self._paths)}")
         for error in self._unwritten:

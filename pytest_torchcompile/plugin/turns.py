@@ -1,15 +1,16 @@
 """Taking turns under pytest-xdist: one worker of a host times while the others run no test.
 
 Timings of tests that run side by side say nothing. So each worker holds a lock of its own while it runs a
-test, and who times waits until it has everybody's. The locks are empty files in the folder for temporary
-ones, hence a host's: workers of other hosts, whose locks nobody takes here, don't wait. The system releases
-those of a worker that crashes.
+test, and who times waits until it has everybody's. The locks are empty files in a folder of the run, among
+temporary ones, hence a host's: workers of other hosts, whose locks nobody takes here, don't wait. The system
+releases those of a worker that crashes. The controller deletes the folder at the end, that of its own host.
 """
 
 from __future__ import annotations
 
 import contextlib
 import pathlib
+import shutil
 import tempfile
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -69,6 +70,7 @@ class Turns:
 _TEST = ".test"
 """What the names of the locks end with that are held during a test."""
 _TURNS = pytest.StashKey[Turns]()
+_EXPECTED = pytest.StashKey[pathlib.Path]()
 
 
 def begin(config: pytest.Config) -> None:
@@ -76,8 +78,34 @@ def begin(config: pytest.Config) -> None:
     given: dict[str, Any] | None = getattr(config, "workerinput", None)
     if given is None:
         return
-    directory = pathlib.Path(tempfile.gettempdir()) / f"pytest-torchcompile-{given['testrunuid']}"
-    config.stash[_TURNS] = Turns(directory, given["workerid"])
+    config.stash[_TURNS] = Turns(_folder(given), given["workerid"])
+
+
+def _folder(workerinput: dict[str, Any]) -> pathlib.Path:
+    """That of a run, by what a worker is given."""
+    return pathlib.Path(tempfile.gettempdir()) / f"pytest-torchcompile-{workerinput['testrunuid']}"
+
+
+def worker_file(config: pytest.Config) -> pathlib.Path | None:
+    """`worker_file_of` this process, None if it is no worker."""
+    given: dict[str, Any] | None = getattr(config, "workerinput", None)
+    return None if given is None else worker_file_of(given)
+
+
+def worker_file_of(workerinput: dict[str, Any]) -> pathlib.Path:
+    """The file of a worker for what it is doing, which the controller reads if it dies on the same host."""
+    return _folder(workerinput) / f"{workerinput['workerid']}.steps"
+
+
+def expect(config: pytest.Config, workerinput: dict[str, Any]) -> None:
+    """In the controller, remember the folder that a worker is going to make."""
+    config.stash[_EXPECTED] = _folder(workerinput)
+
+
+def end(config: pytest.Config) -> None:
+    """In the controller, once its workers have ended, delete their folder."""
+    if _EXPECTED in config.stash:
+        shutil.rmtree(config.stash[_EXPECTED], ignore_errors=True)
 
 
 def running(config: pytest.Config) -> contextlib.AbstractContextManager[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pytest_torchcompile.compare import DEFAULT_RULES, METRICS, Comparison, Reports, Rules
+from pytest_torchcompile.reports.baseline import DEFAULT_RULES, METRICS, Comparison, Reports, Rules
 from pytest_torchcompile.reports.markdown import SIGNS, code, escaped, fitted, row
 from pytest_torchcompile.texts import some
 
@@ -24,7 +24,11 @@ def comparison_markdown(reports: Reports, rules: Rules) -> str:
 
 def _lines(reports: Reports, rules: Rules) -> Iterator[str]:
     worse = reports.regressions(rules)
-    unequal = [c for c in reports.comparisons if c.base.result.verdict is not c.head.result.verdict]
+    unequal = [
+        c
+        for c in reports.comparisons
+        if c.base.result.verdict is not c.head.result.verdict and not c.verdict_got_worse
+    ]
     yield from ("## Compiled against eager, compared with the baseline", "")
     yield f"**{_count(reports, worse, unequal)}**"
     yield ""
@@ -47,6 +51,8 @@ def _lines(reports: Reports, rules: Rules) -> Iterator[str]:
 
 
 def _count(reports: Reports, worse: dict[str, list[str]], unequal: list[Comparison]) -> str:
+    if reports.nothing_was_checked:
+        return "0 cases: nothing was checked"
     texts = [f"{len(reports.comparisons)} compared", f"{len(worse)} worse"]
     if unequal:
         texts.append(f"{len(unequal)} with another verdict")

@@ -17,10 +17,9 @@ import os
 import pathlib
 import platform
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from pytest_torchcompile.errors import UsageError
 from pytest_torchcompile.results import (
     Capture,
     CheckResult,
@@ -34,7 +33,6 @@ from pytest_torchcompile.results import (
 
 FORMAT = "pytest-torchcompile report"
 VERSION = 1
-SCHEMA = pathlib.Path(__file__).with_name("report.schema.json")
 
 _PLACE = re.compile(r"(?P<file>[^\s()\"']+\.py):(?P<line>\d+)")
 
@@ -58,6 +56,7 @@ def record_of(result: CheckResult, case: str, control: Speedup | None = None) ->
         "case": case,
         **result.as_dict(),
         "coverage": capture.coverage,
+        "coverage_work": capture.coverage_work,
         "sources": _sources((*capture.breaks, *capture.recompiles)),
         "machine": machine() | {"control": None if control is None else control.figures()},
     }
@@ -118,10 +117,10 @@ def document_of(items: Iterable[Plain], unchecked: Iterable[Plain] = ()) -> Plai
         items: records, each with ``nodeid``, ``file``, ``line``, ``outcome`` and ``message`` of its test.
         unchecked: tests that came to no result, the same of each.
     """
-    document = _empty()
+    document = empty()
     for item in items:
         item = dict(item)
-        key = _add_machine(document["machines"], item.pop("machine"))
+        key = add_machine(document["machines"], item.pop("machine"))
         identity = case_id(item["nodeid"], item["case"])
         document["cases"].append({"id": identity, "machine": key, **item})
     document["cases"].sort(key=lambda case: (case["id"], case["machine"]))
@@ -135,7 +134,8 @@ def _without_result(tests: Iterable[Plain], cases: Iterable[Plain]) -> list[Plai
     return [test for test in tests if test["nodeid"] not in checked]
 
 
-def _empty() -> Plain:
+def empty() -> Plain:
+    """A document without cases."""
     from pytest_torchcompile import __version__
 
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -148,7 +148,7 @@ def case_id(nodeid: str, case: str) -> str:
     return nodeid if nodeid.endswith(f"{case}]") else f"{nodeid} ({case})"
 
 
-def _add_machine(machines: dict[str, Plain], described: Plain) -> str:
+def add_machine(machines: dict[str, Plain], described: Plain) -> str:
     """The name of a machine among `machines`, where it is added if it isn't there.
 
     A control is timed once in a process, so that the records before it have none.
@@ -164,12 +164,12 @@ def _add_machine(machines: dict[str, Plain], described: Plain) -> str:
 
 def merge(documents: Iterable[Plain]) -> Plain:
     """One document of several; of a case that ran twice on one machine the later is kept."""
-    merged = _empty()
+    merged = empty()
     cases: dict[tuple[str, str], Plain] = {}
     unchecked: dict[str, Plain] = {}
     for document in sorted(documents, key=lambda document: str(document["created"])):
         names = {
-            name: _add_machine(merged["machines"], described)
+            name: add_machine(merged["machines"], described)
             for name, described in document["machines"].items()
         }
         for case in document["cases"]:
@@ -185,72 +185,6 @@ def merge(documents: Iterable[Plain]) -> Plain:
 def written(document: Plain) -> str:
     """The document as JSON."""
     return json.dumps(document, indent=1, allow_nan=False) + "\n"
-
-
-def read(path: str | os.PathLike[str]) -> Plain:
-    """A document, or what there is of one in a file of pytest-benchmark's that holds our entries.
-
-    Raises:
-        UsageError: if the file can't be read or is neither.
-    """
-    try:
-        content = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{os.fspath(path)} can't be read as a report: {error}") from None
-    if isinstance(content, dict) and content.get("format") == FORMAT:
-        if content.get("version") != VERSION:
-            raise UsageError(
-                f"{os.fspath(path)} is a report of version {content.get('version')}, this plugin reads "
-                f"version {VERSION}; write it again with this plugin"
-            )
-        return content
-    if isinstance(content, dict) and isinstance(content.get("benchmarks"), list):
-        return _of_benchmarks(content)
-    raise UsageError(
-        f"{os.fspath(path)} is no report; accepted: a .json that --compile-report wrote, or a file of "
-        f"pytest-benchmark's that holds our entries"
-    )
-
-
-_COMPILED = "[compiled]"
-
-
-def _of_benchmarks(content: Plain) -> Plain:
-    """The cases among pytest-benchmark's entries; what `extra_info` does not hold is missing."""
-    info = content.get("machine_info") or {}
-    document = _empty() | {"created": str(content.get("datetime", ""))}
-    for entry in content["benchmarks"]:
-        extra, name = entry.get("extra_info") or {}, str(entry.get("fullname", ""))
-        if not name.endswith(_COMPILED) or "verdict" not in extra:
-            continue
-        described = {
-            "host": str(info.get("node", "")),
-            "system": f"{info.get('system', '')} {info.get('machine', '')}",
-            "processor": str((info.get("cpu") or {}).get("brand_raw", "")),
-            "cpus": int((info.get("cpu") or {}).get("count", 1)),
-            "accelerator": "",
-            "threads": extra["threads"],
-            "python": str(info.get("python_version", "")),
-            "torch": extra["torch"],
-            "control": None,
-        }
-        # The capture of an entry is its counts, whose texts are in reports only.
-        capture = {name: extra[name] for name in ("graphs", "compile_s", "from_cache")}
-        capture |= {name: [""] * extra[name] for name in ("breaks", "recompiles")}
-        params = entry.get("params") or {}
-        case = {"method": str(params.get("method", "")), "phase": str(params.get("phase", ""))}
-        document["cases"].append(
-            {
-                "id": name.removesuffix(_COMPILED),
-                "machine": _add_machine(document["machines"], described),
-                **case,
-                "verdict": extra["verdict"],
-                "backend": extra["backend"],
-                "capture": capture,
-                "speedup": extra,
-            }
-        )
-    return document
 
 
 # --- reading a document ---------------------------------------------------------------------------
@@ -290,12 +224,17 @@ class Case:
     @property
     def values(self) -> Plain:
         """The figures of the table's row."""
-        return {**self.result.row(), **self.speedup}
+        return {**self.speedup, **self.result.row()}
 
 
 def cases_of(document: Plain) -> list[Case]:
     """The cases of a document."""
     return [_case(case, document["machines"][case["machine"]]) for case in document["cases"]]
+
+
+def remarks_of(cases: Iterable[Case]) -> int:
+    """How many different remarks the cases have; what is torch's own is the same for each."""
+    return len({remark for case in cases for remark in case.result.remarks})
 
 
 def case_of_record(nodeid: str, record: Plain) -> Case:
@@ -308,7 +247,7 @@ def _case(case: Plain, described: Plain) -> Case:
         "verdict": Verdict(case["verdict"]),
         "worst": _difference(case["worst"]) if case.get("worst") else None,
         "differences": tuple(map(_difference, case.get("differences", ()))),
-        "capture": Capture(**_known(Capture, case["capture"])),
+        "capture": Capture(**_known(Capture, case.get("capture", {}))),
         "deviations": tuple(map(_deviation, case.get("deviations", ()))),
         "speedup": None,
     }
@@ -329,11 +268,24 @@ def _case(case: Plain, described: Plain) -> Case:
 
 
 def _difference(data: Plain) -> Difference:
-    return Difference(**_known(Difference, data))
+    return Difference(**_sized(_known(Difference, data)) | {"grid": _grid(data.get("grid", ()))})
+
+
+def _grid(rows: Sequence[Sequence[float | None]]) -> tuple[tuple[float, ...], ...]:
+    """The picture of a difference, with the largest for what is infinite; empty if it is no rectangle."""
+    largest = max((cell for row in rows for cell in row if cell is not None), default=0.0) or 1.0
+    if len({len(row) for row in rows}) != 1 or not rows[0]:
+        return ()
+    return tuple(tuple(largest if cell is None else cell for cell in row) for row in rows)
 
 
 def _deviation(data: Plain) -> Deviation:
-    return Deviation(**_known(Deviation, data) | {"verdict": Verdict(data["verdict"])})
+    return Deviation(**_sized(_known(Deviation, data)) | {"verdict": Verdict(data["verdict"])})
+
+
+def _sized(data: Plain) -> Plain:
+    """`data` with what JSON can't hold: a difference that was written as null is infinite."""
+    return {n: math.inf if v is None and n in ("difference", "allowed") else v for n, v in data.items()}
 
 
 def _known(kind: type[Any], data: Plain) -> Plain:

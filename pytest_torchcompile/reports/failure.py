@@ -19,6 +19,7 @@ _HEADLINES = {
     Verdict.NOT_COMPILED: "not compiled",
     Verdict.COMPILE_FAILED: "compile failed",
     Verdict.EAGER_FAILED: "eager failed",
+    Verdict.CRASHED: "crashed",
 }
 
 
@@ -51,6 +52,8 @@ def problem_text(case: Case) -> str:
     values, texts = case.values, []
     if not case.result.verdict.passed:
         texts.append(failure_text(case.result))
+        if not case.result.examples and case.message and case.result.reason not in case.message:
+            texts.append(case.message)
     if values.get("min_speedup", 0) > values.get("speedup_high", math.inf):
         texts.append(f"too slow: {speedup_text(values)}, min_speedup={values['min_speedup']}")
     texts += case.result.regressions
@@ -122,6 +125,11 @@ def difference_lines(difference: Difference) -> list[str]:
         lines.append(
             f"    difference  {difference.difference:.3g}{ulps}, allowed {difference.allowed:.3g}{floor}"
         )
+    if difference.problem == "scale":
+        lines.append(
+            f"    scale       as a whole it is off by a factor of 1 +- {difference.difference:.3g}, allowed "
+            f"{difference.allowed:.3g}; rounding scales eager by {difference.floor:.2g}"
+        )
     if difference.chance is not None:
         lines.append(
             f"    chance      {difference.chance:.2g} if both draw alike; a difference below "
@@ -134,16 +142,23 @@ def difference_lines(difference: Difference) -> list[str]:
 
 
 def capture_line(capture: Capture) -> str:
-    """``1 graph, 8 of 8 parameters, 0 breaks (fullgraph), 2 recompiles, 1.2 s compiling``."""
+    """``1 graph, 6 of 8 parameters, 71% of the work, 1 break, 2 recompiles, 1.2 s compiling``."""
     used = len(capture.parameters) + len(capture.left_eager)
     parts = [
         _count(capture.graphs, "graph"),
         f"{len(capture.parameters)} of {used} parameters" if used else "no parameters used",
+        *_work(capture),
         _count(len(capture.breaks), "break") + (" (fullgraph)" if capture.fullgraph else ""),
         _count(len(capture.recompiles), "recompile"),
         f"{capture.compile_s:.1f} s compiling",
     ]
     return ", ".join(parts)
+
+
+def _work(capture: Capture) -> list[str]:
+    """The share of the work, where it is not all of it."""
+    share = capture.coverage_work
+    return [] if share in (None, 1.0) else [f"{share:.0%} of the work"]
 
 
 def _context_lines(result: CheckResult, rerun: str) -> list[str]:
@@ -155,6 +170,7 @@ def _context_lines(result: CheckResult, rerun: str) -> list[str]:
     if result.capture != Capture():
         lines.append(f"  captured  {capture_line(result.capture)}")
     lines += _listed("break", result.capture.breaks)
+    lines += [f"  remark    {remark}" for remark in result.remarks]
     lines += [f"  note      {note}" for note in result.notes]
     if result.explanation is not None:
         lines += explanation_lines(result.explanation)

@@ -11,13 +11,21 @@ from pytest_torchcompile.reports.document import Case, Plain, cases_of
 from pytest_torchcompile.reports.failure import problem_text
 from pytest_torchcompile.reports.markdown import markdown
 from pytest_torchcompile.results import Verdict
+from pytest_torchcompile.texts import visible
 
 MOST_ANNOTATIONS = 10
 """GitHub shows as many errors of one step, and drops the others in silence."""
 MOST_SUMMARY_BYTES = 1024 * 1024
 """A step's summary that is larger is not shown at all."""
 _MOST_LINES = 12
-_FIRST = (Verdict.DIFFERS, Verdict.NOT_COMPILED, Verdict.EAGER_FAILED, Verdict.COMPILE_FAILED)
+_FIRST = (
+    Verdict.DIFFERS,
+    Verdict.CRASHED,
+    Verdict.NOT_COMPILED,
+    Verdict.EAGER_FAILED,
+    Verdict.COMPILE_FAILED,
+    Verdict.SKIPPED,
+)
 
 
 def is_running(environment: Mapping[str, str]) -> bool:
@@ -55,7 +63,7 @@ def _importance(case: Case) -> int:
 
 
 def _data(text: str) -> str:
-    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    return visible(text).replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
 def _property(text: str) -> str:

@@ -8,15 +8,17 @@ import jinja2
 from markupsafe import Markup
 
 from pytest_torchcompile.reports import plots, table
-from pytest_torchcompile.reports.document import Case, Plain, cases_of
+from pytest_torchcompile.reports.document import Case, Plain, cases_of, remarks_of
 from pytest_torchcompile.reports.failure import capture_line, problem_text
 from pytest_torchcompile.reports.markdown import machine_text
 from pytest_torchcompile.results import Verdict
+from pytest_torchcompile.texts import visible
 
 _KINDS = {
     Verdict.EQUAL: "good",
     Verdict.WITHIN_ROUNDING: "good",
     Verdict.COMPILE_FAILED: "warn",
+    Verdict.SKIPPED: "warn",
 }
 
 
@@ -29,21 +31,27 @@ def html(document: Plain) -> str:
         loader=jinja2.PackageLoader("pytest_torchcompile.reports", ""),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     return environment.get_template("report.html.j2").render(
         document=document,
-        count=table.count(verdicts),
+        count=table.count(verdicts, remarks_of(cases)),
         tiles=[(v.value, verdicts.count(v), kind_of(v)) for v in Verdict if v in verdicts],
         headings=table.headings(timed=timed),
         texts=table.TEXTS,
         cases=[_part(number, case, timed) for number, case in enumerate(cases, 1)],
-        remarks=table.remarks((case.id, case.values) for case in cases),
+        sentences=table.sentences((case.id, case.values) for case in cases),
         machines=[machine_text(name, machine) for name, machine in document["machines"].items()],
         speedups=Markup(plots.speedups(cases)),
         compile_times=Markup(plots.compile_times(cases)),
     )
+
+
+def _shown(value: Any) -> Any:
+    """What the page shows of a value; what is markup already was made by us."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def kind_of(verdict: Verdict) -> str:

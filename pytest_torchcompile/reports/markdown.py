@@ -6,9 +6,10 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from pytest_torchcompile.reports import table
-from pytest_torchcompile.reports.document import Case, Plain, cases_of
+from pytest_torchcompile.reports.document import Case, Plain, cases_of, remarks_of
 from pytest_torchcompile.reports.failure import problem_text
 from pytest_torchcompile.results import Verdict
+from pytest_torchcompile.texts import one_line, visible
 
 SIGNS = {
     Verdict.EQUAL: "✅",
@@ -17,12 +18,14 @@ SIGNS = {
     Verdict.DIFFERS: "❌",
     Verdict.NOT_COMPILED: "❌",
     Verdict.EAGER_FAILED: "❌",
+    Verdict.SKIPPED: "⚠️",
+    Verdict.CRASHED: "❌",
 }
 _CUT = "\n\n*Cut here to fit: the rest is in the files of `--compile-report`.*\n"
 
 
 def markdown(document: Plain, *, most_bytes: int | None = None) -> str:
-    """The document as GitHub's Markdown: the count, what failed, the table, the remarks.
+    """The document as GitHub's Markdown: the count, what failed, the table, the sentences below it.
 
     Args:
         document: see `document_of`.
@@ -56,7 +59,12 @@ def _closed(lines: list[str]) -> list[str]:
 def _lines(document: Plain) -> Iterator[str]:
     cases = cases_of(document)
     verdicts = [case.result.verdict for case in cases]
-    yield from ("## Compiled against eager", "", f"**{escaped(table.count(verdicts))}**", "")
+    yield from (
+        "## Compiled against eager",
+        "",
+        f"**{escaped(table.count(verdicts, remarks_of(cases)))}**",
+        "",
+    )
     failed = [case for case in cases if case.failed]
     for case in failed:
         yield from (
@@ -70,8 +78,8 @@ def _lines(document: Plain) -> Iterator[str]:
     if cases:
         yield from _table(cases)
         yield ""
-    for remark in table.remarks((case.id, case.values) for case in cases):
-        yield f"* {escaped(remark)}"
+    for sentence in table.sentences((case.id, case.values) for case in cases):
+        yield f"* {escaped(sentence)}"
     yield ""
     for name, machine in document["machines"].items():
         yield f"* {escaped(machine_text(name, machine))}"
@@ -113,9 +121,9 @@ def row(cells: Iterable[str]) -> str:
 
 
 def escaped(text: str) -> str:
-    """`text` as it stands, whatever Markdown or HTML would make of it."""
+    """`text` on one line as it stands, whatever Markdown or HTML would make of it."""
     special = r"[!\"#$&'*<>?@\[\\\]^_`{|}~]"
-    return re.sub(special, lambda match: f"&#{ord(match[0])};", " ".join(text.split()))
+    return re.sub(special, lambda match: f"&#{ord(match[0])};", one_line(text))
 
 
 def code(text: str) -> str:
@@ -127,4 +135,4 @@ def fenced(text: str) -> Sequence[str]:
     """The lines of a code block that `text` can't end."""
     longest = max(map(len, re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
-    return (f"{fence}text", *text.splitlines(), fence)
+    return (f"{fence}text", *visible(text).splitlines(), fence)

@@ -13,6 +13,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from pytest_torchcompile.reports.document import Case
 from pytest_torchcompile.results import MARGIN, Deviation, Verdict
+from pytest_torchcompile.texts import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,7 +48,7 @@ def deviations(case: Case) -> str:
     found = case.result.deviations
     if not found:
         return ""
-    return _svg(3.0, lambda axes: _draw_deviations(axes, found), case.id)
+    return _svg(3.0, lambda axes: _draw_deviations(axes, found), visible(case.id))
 
 
 def _draw_deviations(axes: Axes, found: Sequence[Deviation]) -> None:
@@ -102,7 +103,9 @@ def picture(case: Case) -> str:
     grid = case.result.differences[0].grid if case.result.differences else ()
     if len(grid) < 2:
         return ""
-    return _svg(0.4 + 0.2 * len(grid), lambda axes: _draw_picture(axes, grid), f"picture of {case.id}")
+    return _svg(
+        0.4 + 0.2 * len(grid), lambda axes: _draw_picture(axes, grid), f"picture of {visible(case.id)}"
+    )
 
 
 def _draw_picture(axes: Axes, grid: Sequence[Sequence[float]]) -> None:
@@ -167,9 +170,8 @@ _LONGEST_NAME = 60
 
 
 def _name_rows(axes: Axes, cases: Sequence[Case]) -> None:
-    names = [
-        case.id if len(case.id) <= _LONGEST_NAME else f"...{case.id[3 - _LONGEST_NAME :]}" for case in cases
-    ]
+    names = [visible(case.id) for case in cases]
+    names = [name if len(name) <= _LONGEST_NAME else f"...{name[3 - _LONGEST_NAME :]}" for name in names]
     axes.set_yticks(range(len(cases)), names)
     axes.set_ylim(len(cases) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)

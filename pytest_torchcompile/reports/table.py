@@ -1,4 +1,4 @@
-"""The row of a case, the remarks below the rows and their count, in the words of every view."""
+"""The row of a case, the sentences below the rows and their count, in the words of every view."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ HEADINGS = (
 )
 TEXTS = (0, 1, 3, 9)
 """The columns that hold text; the others hold numbers."""
+
+_NOTHING_COMPILED = (Verdict.NOT_COMPILED, Verdict.COMPILE_FAILED, Verdict.EAGER_FAILED, Verdict.CRASHED)
+"""Of these it is no news that something ran eager."""
 
 
 def headings(*, timed: bool) -> tuple[str, ...]:
@@ -77,42 +80,62 @@ def is_timed(values: Mapping[str, Any]) -> bool:
     return "speedup" in values
 
 
-def remarks(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> list[str]:
-    """Why cases were excused or skipped, and what was noticed; failures are told elsewhere.
+def sentences(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> list[str]:
+    """Why cases were excused or skipped, remarks, and what was noticed; failures are told elsewhere.
 
     Args:
         rows: the name and the values of each.
     """
     found: dict[str, list[str]] = collections.defaultdict(list)
     for name, values in rows:
-        if values["verdict"] in (Verdict.WITHIN_ROUNDING, Verdict.COMPILE_FAILED):
+        if values["verdict"] in (
+            Verdict.WITHIN_ROUNDING,
+            Verdict.COMPILE_FAILED,
+            Verdict.SKIPPED,
+            Verdict.CRASHED,
+        ):
             found[f"{values['verdict']}: {values['reason']}"].append(name)
+        if values.get("left_eager") and Verdict(values["verdict"]) not in _NOTHING_COMPILED:
+            found[values["left_eager"]].append(name)
         if values.get("untimed"):
             found[f"not timed: {values['untimed']}"].append(name)
         if values.get("sensitivity"):
             found[values["sensitivity"]].append(name)
+        for remark in filter(None, values["remarks"].split(NOTE_SEPARATOR)):
+            found[f"remark: {remark}"].append(name)
         for note in filter(None, values["notes"].split(NOTE_SEPARATOR)):
             found[note].append(name)
     return [
-        f"{names[0] if len(names) == 1 else f'{len(names)} cases'}: {remark}"
-        for remark, names in found.items()
+        f"{names[0] if len(names) == 1 else f'{len(names)} cases'}: {sentence}"
+        for sentence, names in found.items()
     ]
 
 
 def nothing_was_checked(verdicts: Iterable[str]) -> bool:
-    """Whether every case failed to compile."""
-    return set(verdicts) == {Verdict.COMPILE_FAILED}
+    """Whether there is no case but such that were skipped or failed to compile."""
+    return set(verdicts) <= {Verdict.COMPILE_FAILED, Verdict.SKIPPED}
 
 
-def count(verdicts: Iterable[str]) -> str:
-    """``3 cases: 2 equal, 1 differs``, or the line that can't be overlooked if nothing was checked."""
+def count(verdicts: Iterable[str], remarks: int = 0) -> str:
+    """``3 cases: 2 equal, 1 differs; 1 remark``, or the line that can't be overlooked if nothing was checked.
+
+    Args:
+        verdicts: of all cases.
+        remarks: how many different remarks the cases have.
+    """
     counts = collections.Counter(verdicts)
     total = counts.total()
     cases = f"{total} case{'' if total == 1 else 's'}"
     text = ", ".join(f"{counts[verdict]} {verdict.value}" for verdict in Verdict if counts[verdict])
+    if not counts:
+        return "0 cases: nothing was checked"
     if nothing_was_checked(counts):
-        return f"NOTHING WAS CHECKED: {text} of {cases}"
-    return f"{cases}: {text}" if text else cases
+        return f"NOTHING WAS CHECKED: {text} of {cases}{_remarks(remarks)}"
+    return f"{cases}: {text}{_remarks(remarks)}"
+
+
+def _remarks(number: int) -> str:
+    return f"; {number} remark{'' if number == 1 else 's'}" if number else ""
 
 
 def control_text(control: Mapping[str, Any]) -> str:

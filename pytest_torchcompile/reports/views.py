@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import pathlib
@@ -72,5 +73,7 @@ def write(document: Plain, path: str | os.PathLike[str], source: str) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         unfinished.write_text(text, encoding="utf-8")
         unfinished.replace(file)
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        with contextlib.suppress(OSError, ValueError):
+            unfinished.unlink(missing_ok=True)
         raise UsageError(f"{source} can't write {os.fspath(path)!r}: {error}") from None

@@ -1,4 +1,7 @@
-"""``python -m tests.faults --seeds 20``: how many faults are caught, how many controls reported."""
+"""``python -m tests.faults --seeds 20``: how many faults are caught, how many controls reported.
+
+With ``--fresh`` the faults of `faults.fresh` and the correct policies of `faults.correct`.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import argparse
 import sys
 
 from .catalogue import CONTROLS, FAULTS
+from .fresh.tally import main as fresh
 from .run import run, summary
 
 
@@ -15,7 +19,14 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=1, help="how many seeds")
     parser.add_argument("--first", type=int, default=0, help="the first of them, so that processes can share")
     parser.add_argument("--only", default="", help="entries whose class or name contains this")
+    parser.add_argument("--fresh", action="store_true", help="the fresh faults and the correct policies")
+    parser.add_argument(
+        "--backend", default="aot_eager", help="what compiles the correct policies of --fresh"
+    )
+    parser.add_argument("--long", action="store_true", help="with those of --fresh that compile for minutes")
     arguments = parser.parse_args()
+    if arguments.fresh:
+        return fresh(arguments)
 
     missed, runs = [], []
     for seed in range(arguments.first, arguments.first + arguments.seeds):

@@ -31,6 +31,11 @@ def fails(result: CheckResult) -> bool:
     return result.verdict in (Verdict.DIFFERS, Verdict.NOT_COMPILED)
 
 
+def beyond(word: str) -> Callable[[CheckResult], bool]:
+    """The check passes, as it has to, and has a remark with this word: nobody declared what the fault needs."""
+    return lambda result: result.verdict.passed and any(word in remark for remark in result.remarks)
+
+
 def is_not_compiled(result: CheckResult) -> bool:
     """The check says that what was called proves nothing."""
     return result.verdict is Verdict.NOT_COMPILED
@@ -481,7 +486,7 @@ MODE = [
     ),
 ]
 
-_autocast = _recorded("only with autocast", LIFECYCLE)
+_autocast = _recorded("only with autocast", LIFECYCLE, caught=beyond("autocast"))
 
 
 def _autocast_on() -> bool:
@@ -500,6 +505,17 @@ AUTOCAST = [
     _autocast("float32", p.TOWER, backend=_under_autocast(lambda o: o.float())),
     _autocast("zeros", p.CONVOLUTIONAL, backend=_under_autocast(torch.zeros_like)),
     _autocast("negative", p.GATED, backend=_under_autocast(lambda o: -o)),
+    *(
+        _autocast(
+            f"a fifth too large in {phase}, declared",
+            p.MLP,
+            backend=_under_autocast(lambda o: o * 1.2),
+            declaration={**p.MLP.declaration, "autocast": "bfloat16"},
+            phase=phase,
+            caught=fails,
+        )
+        for phase in (ROLLOUT, UPDATE, LIFECYCLE)
+    ),
 ]
 
 # --- exceptions and calls -------------------------------------------------------------------------
@@ -528,7 +544,8 @@ class Spreading(nn.Module):
         self.layer = nn.Linear(8, 4)
 
     def drawn(self, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
-        return torch.normal(mean, std)
+        # Given the mean, torch.normal() would give it a gradient of zeros.
+        return mean + torch.normal(torch.zeros_like(mean), std)
 
     def forward(self, x: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
         return self.drawn(self.layer(x), std)
@@ -555,9 +572,9 @@ CHOOSING = Policy(Choosing, CHOSEN)
 SPREADING = Policy(Spreading, {"observation": p.VECTOR, "inputs": {"std": Box((4,), low=0)}})
 CAREFUL = Policy(Careful, p.MLP.declaration)
 
-_swallowed = _recorded("a swallowed exception")
+_swallowed = _recorded("a swallowed exception", caught=beyond("not declared"))
 SWALLOWED = [
-    _swallowed("NaN", CAREFUL, lambda self, right, x: None, method="guard"),
+    _swallowed("NaN", CAREFUL, lambda self, right, x: None, method="guard", caught=fails),
     _swallowed("a size too many", p.MLP, lambda self, right, x: right(x[:, :8])),
     _swallowed("a channel too many", p.TOWER, lambda self, right, x: right(x[..., :5])),
     _swallowed("float64", p.MLP, backend=lambda: backends.lenient(_single)),
@@ -761,6 +778,7 @@ _rejecting = {"NaN": CAREFUL, "an index": CHOOSING, "a negative deviation": SPRE
 
 CORRECT = [
     *(_control(name, policy) for name, policy in p.POLICIES.items()),
+    _control("autocast", p.MLP, declaration={**p.MLP.declaration, "autocast": "bfloat16"}),
     *(_control(f"{name}, which both reject", policy) for name, policy in _rejecting.items()),
 ]
 RIGHT_BACKENDS = [

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import statistics
 import time
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 
-from pytest_torchcompile import CheckResult, check_equivalence
+from pytest_torchcompile import CheckResult, Verdict, check_equivalence
 
 from .catalogue import LIFECYCLE, ROLLOUT, UPDATE, Entry, fails
 
@@ -28,18 +30,20 @@ class Run:
         seed: of weights, examples and draws.
         found: the result that shows the fault; None if none does.
         seconds: until then, from the first compile on.
+        excused: how many examples were taken for rounding until then.
+        unjudged: the first result that says neither that the entry is right nor that it is wrong.
     """
 
     entry: Entry
     seed: int
     found: CheckResult | None
     seconds: float
+    excused: int = 0
+    unjudged: CheckResult | None = None
 
 
-def check(
-    entry: Entry, seed: int, phases: Iterable[str] = PHASES, examples: int | None = None
-) -> Iterator[CheckResult]:
-    """The results of one entry on fresh code, phase by phase, under default settings."""
+def check(entry: Entry, seed: int, phases: Iterable[str] = PHASES, **options: Any) -> Iterator[CheckResult]:
+    """The results of one entry on fresh code, phase by phase, under default settings but for `options`."""
     for phase in phases:
         torch.compiler.reset()
         yield from check_equivalence(
@@ -48,17 +52,35 @@ def check(
             backend=entry.backend(),
             phases=phase,
             seed=seed,
-            examples=examples,
-            **AFTER_IT_IS_FOUND,
+            **(AFTER_IT_IS_FOUND | options),
         )
 
 
-def run(entry: Entry, seed: int, *, control: bool = False) -> Run:
+def run(
+    entry: Entry,
+    seed: int,
+    *,
+    control: bool = False,
+    phases: Iterable[str] = PHASES,
+) -> Run:
     """Check an entry until something shows it; of a control, until something is wrong."""
     begun = time.perf_counter()
     shows = fails if control else entry.caught
-    found = next((result for result in check(entry, seed) if shows(result)), None)
-    return Run(entry, seed, found, time.perf_counter() - begun)
+    found, unjudged, excused = None, None, 0
+    for result in check(entry, seed, phases):
+        excused += excused_until_found(result)
+        if shows(result):
+            found = result
+            break
+        if not result.verdict.passed and unjudged is None:
+            unjudged = result
+    return Run(entry, seed, found, time.perf_counter() - begun, excused, unjudged)
+
+
+def excused_until_found(result: CheckResult) -> int:
+    """How many examples of a case were within rounding before the first that differs."""
+    before = itertools.takewhile(lambda one: one.verdict is not Verdict.DIFFERS, result.deviations)
+    return sum(one.verdict is Verdict.WITHIN_ROUNDING for one in before)
 
 
 def summary(runs: Iterable[Run]) -> list[str]:

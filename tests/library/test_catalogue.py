@@ -13,6 +13,7 @@ from faults import __main__ as command
 from faults import policies
 from faults.catalogue import CONTROLS, CORRECT, FAULTS, HARD, LIFECYCLE, Entry
 from faults.run import PHASES, Run, check, summary
+from small_checks import sampled, thorough
 
 from pytest_torchcompile.reports.failure import failure_text
 
@@ -41,11 +42,7 @@ KINDS = {
 FAST = {"examples": 4}
 
 
-def named(entries: list[Entry]) -> list[object]:
-    return [pytest.param(entry, id=f"{entry.kind}: {entry.name}") for entry in entries]
-
-
-@pytest.mark.parametrize("entry", named([*FAULTS]))
+@pytest.mark.parametrize("entry", sampled(FAULTS, 2))
 def test_faults(entry: Entry) -> None:
     results = list(check(entry, 0, [entry.phase]))
     caught = [result for result in results if entry.caught(result)]
@@ -54,13 +51,26 @@ def test_faults(entry: Entry) -> None:
         assert entry.path in {difference.path for difference in caught[0].differences}
 
 
-@pytest.mark.parametrize("entry", named(CORRECT))
-def test_controls(entry: Entry) -> None:
-    for result in check(entry, 0, PHASES, **FAST):
+@pytest.mark.parametrize(
+    ("entry", "phase"),
+    [
+        pytest.param(
+            entry,
+            phase,
+            id=f"{entry.name}-{phase}",
+            marks=() if number % len(PHASES) == turn else thorough,
+        )
+        for number, entry in enumerate(CORRECT)
+        for turn, phase in enumerate(PHASES)
+    ],
+)
+def test_controls(entry: Entry, phase: str) -> None:
+    """Each in each phase, of which one in turns is not left to `thorough`."""
+    for result in check(entry, 0, [phase], **FAST):
         assert result.verdict.passed, failure_text(result)
 
 
-@pytest.mark.parametrize("entry", named(HARD))
+@pytest.mark.parametrize("entry", HARD, ids=[entry.name for entry in HARD])
 def test_the_life_of_controls(entry: Entry) -> None:
     """Their phases are checked in test_controls.py."""
     (result,) = check(entry, 0, [LIFECYCLE], **FAST)

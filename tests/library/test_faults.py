@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from checking import assert_differs, assert_passes
-from checking import check as check_any
 from faults import backends
+from small_checks import assert_differs, assert_passes
+from small_checks import check as check_any
 from torch import nn
 from torch.nn import functional as F
 
@@ -104,7 +104,7 @@ FAULTS = {
         lambda on, x, p, v: (p + 1e-3 * on * (x.abs() > 1e3).any(1)[:, None], v)
     ),
     "only inputs all zero": Fault(lambda on, x, p, v: (p + 1e-3 * on * (x == 0).all(1)[:, None], v)),
-    "only inputs not contiguous": Fault(
+    "only inputs in another layout": Fault(
         lambda on, x, p, v: (p + (2e-5 * on if not x.is_contiguous() else 0), v)
     ),
     "a list for a tuple": Fault(lambda on, x, p, v: [p, v] if on else (p, v), "output", "structure"),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from checking import assert_passes, check
+from small_checks import assert_passes, check
 from torch import nn
 
 from pytest_torchcompile import Box, CheckResult, Verdict

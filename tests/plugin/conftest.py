@@ -2,8 +2,9 @@
 
 import contextlib
 
-import hypothesis
 import pytest
+
+from pytest_torchcompile.generation import recipes
 
 from .project import Lasting, Project
 
@@ -14,13 +15,9 @@ with contextlib.suppress(ImportError):
 
 
 @pytest.fixture(autouse=True)
-def _own_hypothesis_profile():
-    """Examples that don't depend on earlier runs: inner ones share this process' database otherwise."""
-    hypothesis.settings.register_profile("before", parent=hypothesis.settings.default)
-    hypothesis.settings.register_profile("inner", database=None, derandomize=True)
-    hypothesis.settings.load_profile("inner")
-    yield
-    hypothesis.settings.load_profile("before")
+def dense_inputs(monkeypatch):
+    """Inputs lie dense in memory: what they add is half of a check's time, and the library's tests are about it."""
+    monkeypatch.setattr(recipes, "in_other_memory", lambda *arguments: ([], []))
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ TIMED = "--compile-benchmark-seconds=0.05 --compile-phases=rollout,update"
 
 @pytest.fixture(autouse=True)
 def _few_pairs(monkeypatch):
-    monkeypatch.setattr("pytest_torchcompile.timing.PAIRS", (5, 6))
+    monkeypatch.setattr("pytest_torchcompile.timing.blocks.PAIRS", (5, 6))
     # pytest-benchmark goes by it, and these tests may themselves run under pytest-xdist.
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
 
@@ -139,7 +139,7 @@ def test_the_report_has_the_speedup_and_the_control(timed):
 
 @pytest.mark.parametrize(("high", "noisy"), [(1.02, False), (1.3, True)])
 def test_a_control_that_misses_one_is_told(timed, monkeypatch, high, noisy):
-    from pytest_torchcompile import speed
+    from pytest_torchcompile.timing import speed
 
     def time_pair(pair, options, *, control=False, **_):
         return Speedup(
@@ -153,7 +153,7 @@ def test_a_control_that_misses_one_is_told(timed, monkeypatch, high, noisy):
 
 
 def test_the_control_is_timed_once(timed, monkeypatch):
-    from pytest_torchcompile import speed
+    from pytest_torchcompile.timing import speed
 
     controls = []
     original = speed.time_pair
@@ -251,7 +251,7 @@ def test_min_rounds(timed):
     ],
 )
 def test_max_time_is_for_each_side(timed, monkeypatch, ours, theirs, seconds):
-    from pytest_torchcompile import speed
+    from pytest_torchcompile.timing import speed
 
     seen = []
 

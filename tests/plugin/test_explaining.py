@@ -40,7 +40,8 @@ def test_stage_and_place(project):
     result.assert_outcomes(failed=1)
     text = failure(result)
     assert "  stage     dynamo\n" in text
-    assert "  place     Distracted.get_value itself: 1 module inside it agrees, compiled alone\n" in text
+    asked = "where the policy's own code asks whether it is being compiled"
+    assert f"  place     test_policy.py:4, {asked}\n" in text
 
 
 def test_no_time_no_words(project):
@@ -52,7 +53,7 @@ def test_no_time_no_words(project):
 
 @pytest.fixture
 def nothing_narrowed(monkeypatch):
-    monkeypatch.setattr("pytest_torchcompile.explain.narrow", lambda *arguments: [])
+    monkeypatch.setattr("pytest_torchcompile.explaining.explanation.narrow", lambda *arguments: [])
 
 
 def test_the_script_lies_in_pytests_root(project, nothing_narrowed, monkeypatch):
@@ -68,7 +69,14 @@ def test_the_script_lies_in_pytests_root(project, nothing_narrowed, monkeypatch)
     assert done.returncode == 1
 
 
-@pytest.mark.parametrize("factory", ["test_agent", "TestAgent.test_agent", "test_agent[3]"])
+@pytest.mark.parametrize(
+    "factory",
+    [
+        pytest.param("test_agent", marks=pytest.mark.thorough),
+        pytest.param("TestAgent.test_agent", marks=pytest.mark.thorough),
+        "test_agent[3]",
+    ],
+)
 def test_a_script_that_imports_the_factory(project, factory):
     """Of what dynamo makes of Python no graph is a proof."""
     source = DISTRACTED.replace("def test_agent()", "def test_agent(width)") if "[" in factory else DISTRACTED
@@ -190,11 +198,13 @@ def test_a_crash_in_a_process_of_its_own(project):
     result = project.check("--compile-isolate", "--junitxml=report.xml", "test_policy.py")
     result.assert_outcomes(passed=1, failed=2)
     crashed, wrong = failures(result).values()
-    assert crashed.startswith("the process of this case was killed by SIGSEGV: compiled code, or the policy")
+    killed = "the process of this case was killed by SIGSEGV (last step: example 1, compiled call)"
+    assert f"\n  {killed}: compiled code, or the policy" in crashed
     assert "test_policy.py" in crashed
     assert wrong.startswith("compiled differs from eager: forward, rollout phase, backend shifted\n")
     assert "--compile-isolate" in wrong
     assert verdicts(result) == {
+        "test_policy.py::test_crashing[forward-rollout]": "crashed",
         "test_policy.py::test_sound[forward-rollout]": "equal",
         "test_policy.py::test_wrong[forward-rollout]": "differs",
     }
@@ -224,6 +234,5 @@ def test_what_goes_wrong_before_the_check(project):
     )
     result = project.check()
     result.assert_outcomes(failed=1)
-    text = failure(result)
-    assert "ended with status 1 and without a result" in text
-    assert "the factory raised RuntimeError: no weights" in text
+    assert "the factory raised RuntimeError: no weights" in failure(result)
+    assert list(verdicts(result).values()) == ["eager failed"]

@@ -45,12 +45,12 @@ def test_one_compiled_policy_for_all_examples_of_given(project):
             note("compiled for the module")
             return compile_policy(Agent, "get_value", observation=Box((2,)), backend="eager")
 
-        @settings(max_examples=5)
+        @settings(max_examples=5, deadline=None)
         @given(x=observations(Box((2,)), batch=(1, 4)))
         def test_good(good, assert_equivalent, x):
             assert_equivalent(good.eager, good, x)
 
-        @settings(max_examples=5)
+        @settings(max_examples=5, deadline=None)
         @given(data=st.data())
         def test_fixture(good, assert_equivalent, observations, data):
             x = data.draw(observations(Box((2,)), batch=4))
@@ -65,7 +65,7 @@ def test_one_compiled_policy_for_all_examples_of_given(project):
         def wrong(compile_policy):
             return compile_policy(Agent, "get_value", observation=Box((2,)), backend=below)
 
-        @settings(max_examples=50, phases=[Phase.generate, Phase.shrink])
+        @settings(max_examples=50, deadline=None, phases=[Phase.generate, Phase.shrink])
         @given(x=observations(Box((2,)), batch=(1, 4)))
         def test_wrong(wrong, assert_equivalent, x):
             assert_equivalent(wrong.eager, wrong, x)

@@ -1,6 +1,7 @@
 """A baseline: what got worse fails if it does so twice; what can't be compared is said."""
 
 import json
+import re
 
 import pytest
 
@@ -46,7 +47,7 @@ def speeds(project, monkeypatch):
             ratio=ratio, interval=interval, quiet=ratio, eager_s=(ratio,) * 5, compiled_s=(1.0,) * 5
         )
 
-    monkeypatch.setattr("pytest_torchcompile.speed.time_pair", time_pair)
+    monkeypatch.setattr("pytest_torchcompile.timing.speed.time_pair", time_pair)
     return found
 
 
@@ -128,7 +129,9 @@ def test_more_graphs_fail_also_where_the_baseline_is_not(agent):
     arguments = (BASELINE, "--compile-fail-on=graphs", "--compile-fail-on=breaks,recompiles:1")
     result = agent.check(*arguments)
     result.assert_outcomes(failed=1)
-    assert "graphs 1 -> 2, allowed 0 more" in failure(result)
+    told = re.search(r"graphs (\d+) -> (\d+), allowed 0 more", failure(result))
+    assert told
+    assert int(told[2]) == int(told[1]) + 1
     (agent.path / "elsewhere").mkdir()
     tx = "--tx=2*popen//chdir=elsewhere"
     parallel = agent.subprocess(*arguments, "-n0", "--dist=load", tx, f"--rootdir={agent.path}")
@@ -141,7 +144,7 @@ import time
 
 def sleeping(gm, example_inputs):
     note("compiled")
-    time.sleep(1.2 if {when} else 0)
+    time.sleep(4 if {when} else 0)
     return gm.forward
 
 @pytest.mark.compiled_equivalence(
@@ -168,7 +171,8 @@ def test_compile_time_is_measured_again_without_a_cache(agent, monkeypatch, when
     agent.write(SLEEPING.format(when=when))
 
     def quick(case):
-        case["capture"]["compile_s"] = 0.05
+        # A busy machine takes a second for a graph.
+        case["capture"]["compile_s"] = 1.5
         case["backend"] = "sleeping"
 
     edited(agent, quick)
@@ -228,6 +232,26 @@ def test_a_difference_is_a_difference_and_not_compared(agent):
     assert "baseline" not in failure(result).partition("rerun")[0]
 
 
+@pytest.mark.parametrize(
+    ("rules", "outcome"),
+    [((), "skipped"), (("--compile-fail-on=graphs",), "failed")],
+    ids=["no rule", "a rule"],
+)
+def test_what_can_no_longer_be_compiled_got_worse(agent, rules, outcome):
+    agent.write(AGENT.format(more=", backend=broken"))
+    result = agent.check(BASELINE, *rules)
+    result.assert_outcomes(**{outcome: 1})
+    if rules:
+        assert "\n  verdict equal -> compile failed" in failure(result)
+
+
+def test_a_session_without_a_case_got_worse(agent):
+    agent.write("def test_agent(): pass")
+    assert agent.check(BASELINE).ret == 0
+    assert agent.check(BASELINE, "--compile-fail-on=verdict").ret == pytest.ExitCode.TESTS_FAILED
+    assert agent.check(BASELINE, "--compile-fail-on=verdict", "test_policy.py").ret == 0
+
+
 # --- circumstances --------------------------------------------------------------------------------
 
 
@@ -262,6 +286,11 @@ def test_a_case_that_is_not_in_the_baseline_is_named(agent):
         ([BASELINE, "--compile-fail-on=sped"], "--compile-fail-on got unknown metric 'sped' (did you mean"),
         (["--compile-baseline=no.json"], "no.json can't be read as a report"),
         (
+            ["--compile-baseline=zero.json"],
+            "zero.json can't be read as a report: cases[0].speedup has no",
+        ),
+        (["--compile-baseline=deep.json"], "deep.json can't be read as a report: its data is nested"),
+        (
             ["--compile-baseline=latest", "--benchmark-storage=none"],
             "--compile-baseline=latest found nothing",
         ),
@@ -272,6 +301,9 @@ def test_a_case_that_is_not_in_the_baseline_is_named(agent):
     ],
 )
 def test_what_is_wrong_is_told_before_anything_runs(agent, arguments, sentence):
+    (agent.path / "deep.json").write_text("[" * 10_000)
+    (agent.path / "zero.json").write_text((agent.path / "base.json").read_text())
+    edited(agent, lambda case: case.update(speedup={"speedup": 0}), name="zero.json")
     result = agent.check(*arguments)
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert any(line.startswith(f"ERROR: {sentence}") for line in result.stderr.lines + result.outlines)

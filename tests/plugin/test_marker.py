@@ -331,7 +331,10 @@ def test_skipif_and_xfail_work_on_marked_tests(project):
     result = project.check("-rsx")
     result.assert_outcomes(skipped=1, xfailed=1)
     result.stdout.fnmatch_lines(["SKIPPED [[]1[]] test_policy.py:4: not here"])
-    assert verdicts(result) == {"test_policy.py::test_known_fault[forward-rollout]": "differs"}
+    assert verdicts(result) == {
+        "test_policy.py::test_skipped[forward-rollout]": "skipped",
+        "test_policy.py::test_known_fault[forward-rollout]": "differs",
+    }
 
 
 def test_a_mended_xfail_tells(project):

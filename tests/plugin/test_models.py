@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from pytest_torchcompile import Box, Discrete, LegalMask, State, UsageError
-from pytest_torchcompile.notation import read_spec
+from pytest_torchcompile.specs.notation import read_spec
 
 from .project import failure, failures, verdicts
 

@@ -49,6 +49,7 @@ OUTCOMES = {
         ("wrong", "differs", "failed"),
         ("known", "differs", "xfailed"),
         ("broken", "compile failed", "skipped"),
+        ("raises", "eager failed", "failed"),
     )
     for method in ("get_value", "get_logits")
 }
@@ -65,7 +66,6 @@ HAND = {
     }.items()
     for case in cases
 }
-UNCHECKED = [f"test_policy.py::test_raises[{method}-rollout]" for method in ("get_logits", "get_value")]
 REPORT = "--compile-report=report.json"
 
 
@@ -92,8 +92,9 @@ def outcomes(document):
 def assert_complete(project):
     document = report_of(project)
     assert outcomes(document) == OUTCOMES | HAND
-    assert sorted(test["nodeid"] for test in document["unchecked"]) == UNCHECKED
-    assert all("no weights" in test["message"] for test in document["unchecked"])
+    assert document["unchecked"] == []
+    raised = [case for case in document["cases"] if case["verdict"] == "eager failed"]
+    assert all("no weights" in case["message"] for case in raised)
 
 
 def test_every_case_is_in_the_report_once(written):
@@ -103,7 +104,12 @@ def test_every_case_is_in_the_report_once(written):
 
 @pytest.mark.parametrize(
     "arguments",
-    [("-n2",), ("-n2", "--dist=loadgroup"), ("-n2", "-p", "no:benchmark"), ("-p", "no:benchmark")],
+    [
+        ("-n2",),
+        pytest.param(("-n2", "--dist=loadgroup"), marks=pytest.mark.thorough),
+        ("-n2", "-p", "no:benchmark"),
+        pytest.param(("-p", "no:benchmark"), marks=pytest.mark.thorough),
+    ],
     ids=" ".join,
 )
 def test_every_case_is_in_the_report_once_whatever_runs_it(written, arguments):
@@ -192,10 +198,12 @@ def test_a_crash_of_a_worker_is_in_the_report(project):
     )
     project.subprocess(REPORT, "-n1")
     document = report_of(project)
-    assert outcomes(document) == {"test_policy.py::test_good[forward-rollout]": ("equal", "passed")}
-    (test,) = document["unchecked"]
-    assert test["nodeid"] == "test_policy.py::test_crashes[forward-rollout]"
-    assert "crashed" in test["message"]
+    assert outcomes(document) == {
+        "test_policy.py::test_good[forward-rollout]": ("equal", "passed"),
+        "test_policy.py::test_crashes[forward-rollout]": ("crashed", "error"),
+    }
+    (case,) = (case for case in document["cases"] if case["verdict"] == "crashed")
+    assert "status 1" in case["reason"]
 
 
 def test_a_teardown_that_fails_is_an_error_of_a_case_that_is_there(project):
@@ -224,7 +232,7 @@ def test_all_forms_are_of_the_same_results(written):
         assert (written.path / form).stat().st_size > 0
     for form in ("report.md", "report.html"):
         text = (written.path / form).read_text()
-        assert "14 cases: 8 equal, 4 differs, 2 compile failed" in text
+        assert "16 cases: 8 equal, 4 differs, 2 compile failed, 2 eager failed" in text
     assert json.loads((written.path / "report.ratios.json").read_text()) == []
     assert (written.path / "deep/er/report.md").read_text() == (written.path / "report.md").read_text()
 
@@ -321,7 +329,7 @@ def test_a_file_that_cannot_be_written_is_an_error_at_the_end(written):
     result = written.check(REPORT, "--compile-report=other.json")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stdout.fnmatch_lines(["--compile-report can't write 'report.json': *"])
-    result.stdout.fnmatch_lines(["14 cases: *"])
+    result.stdout.fnmatch_lines(["16 cases: *"])
     assert outcomes(report_of(written, "other.json")) == OUTCOMES | HAND
 
 
@@ -351,7 +359,9 @@ def on_github(written, monkeypatch):
     return written
 
 
-@pytest.mark.parametrize("arguments", [(), ("-q",), ("-n2",)], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [(), pytest.param(("-q",), marks=pytest.mark.thorough), ("-n2",)], ids=" ".join
+)
 def test_on_github_failures_are_annotated_and_the_summary_is_written(on_github, arguments):
     result = on_github.subprocess(*arguments)
     commands = [line for line in result.outlines if line.startswith("::")]
@@ -360,7 +370,7 @@ def test_on_github_failures_are_annotated_and_the_summary_is_written(on_github, 
     for command in commands:
         assert command.startswith(f"::error file={on_github.path.name}/test_policy.py,line=")
     summary = (on_github.path / "summary.md").read_text()
-    assert "14 cases: 8 equal, 4 differs, 2 compile failed" in summary
+    assert "16 cases: 8 equal, 4 differs, 2 compile failed, 2 eager failed" in summary
 
 
 def test_a_summary_that_cannot_be_written_is_told_and_fails_nothing(project, monkeypatch):

@@ -57,7 +57,7 @@ def test_the_report_word_for_word(project):
     rows = [
         "case  verdict  examples  worst difference  compiled  graphs  breaks  recompiles  seconds",
         re.escape(broken) + r"  compile failed  0  0  0%  0  0  0  \d+\.\d",
-        re.escape(good) + r"  equal  [1-9]\d*  0  100%  [12]  0  [01]  \d+\.\d",
+        re.escape(good) + r"  equal  [1-9]\d*  0  100%  [1-9]  0  \d  \d+\.\d",
         re.escape(wrong) + r"  differs  [1-9]\d*  1\.0e\+00 output\[0, 0\]  100%  1  0  0  \d+\.\d",
     ]
     for line, row in zip(lines[:4], rows, strict=True):
@@ -86,9 +86,44 @@ def test_one_case_is_one_case(project):
     assert report_of(project.check())[-1] == "1 case: 1 equal"
 
 
-def test_without_a_case_there_is_no_report(project):
+@pytest.mark.parametrize(
+    "arguments", [(), ("--compile-strict", "test_policy.py"), ("--compile-strict", "-k", "ordinary")]
+)
+def test_without_a_case_the_report_says_so(project, arguments):
     project.write("def test_ordinary(): pass")
-    project.check().stdout.no_fnmatch_line("*compiled against eager*")
+    result = project.check(*arguments)
+    assert report_of(result)[-1] == "0 cases: nothing was checked"
+    assert result.ret == 0
+
+
+def test_without_a_check_there_is_no_report(project):
+    project.write("def test_ordinary(): pass")
+    project.pytest().stdout.no_fnmatch_line("*compiled against eager*")
+
+
+@pytest.mark.parametrize("arguments", [("--compile-strict",), ("-n1", "--compile-strict")], ids=" ".join)
+def test_a_misspelt_marker_is_named_and_fails_a_strict_session(project, arguments):
+    project.write("@pytest.mark.compiled_equivalance(observation=Box((2,)))\ndef test_agent(): pass")
+    run = project.subprocess if "-n1" in arguments else project.check
+    result = run(*arguments)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert report_of(result) == [
+        "0 cases: nothing was checked",
+        "test_policy.py::test_agent: is 'compiled_equivalance' a misspelt 'compiled_equivalence'?",
+        "the session fails: it is strict and nothing narrowed it, yet no test is marked compiled_equivalence",
+    ]
+
+
+def test_a_shard_without_a_case_does_not_fail(project):
+    """A plugin that splits a suite leaves cases to others."""
+    project.write(agent() + "\ndef test_ordinary(): pass")
+    project.pytester.makeconftest(
+        "def pytest_collection_modifyitems(items): items[:] = [i for i in items if 'ordinary' in i.name]"
+    )
+    result = project.check("--compile-strict")
+    result.assert_outcomes(passed=1)
+    assert result.ret == 0
+    assert "0 cases: nothing was checked" in result.outlines
 
 
 @pytest.mark.parametrize("argument", ["-q", "-v", "--tb=no", "--no-header"])
@@ -296,6 +331,7 @@ FIELDS = {
     "worst_difference": float,
     "worst_place": str,
     "coverage": float,
+    "coverage_work": float,
     "graphs": int,
     "added_graphs": int,
     "breaks": int,
@@ -304,7 +340,10 @@ FIELDS = {
     "compile_s": float,
     "from_cache": int,
     "backend": str,
+    "left_eager": str,
     "notes": str,
+    "remarks": str,
+    "remark_count": int,
     "untimed": str,
     "sensitivity": str,
     "regressions": str,

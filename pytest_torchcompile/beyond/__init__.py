@@ -1,0 +1,6 @@
+"""What a check finds beyond what was declared: remarks, which fail nothing unless the user asks.
+
+In: a case that has passed. Out: its remarks.
+
+Other folders use `remarks`.
+"""

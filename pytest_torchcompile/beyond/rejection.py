@@ -1,0 +1,138 @@
+"""What one side makes of inputs that were not declared, where the other rejects them.
+
+An exception that is raised on purpose is a contract: compiled has to raise it too. What torch's own kernels
+reject, and compiled takes or the other way round, is a remark.
+
+It all happens after the rest of a case, because it leaves graphs behind that nobody deploys. Eager is asked
+first: a graph that is compiled for inputs that eager takes would cost seconds and prove little.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import torch
+
+from pytest_torchcompile.checking.contracts import is_contract, unlike_rejection, unlike_text
+from pytest_torchcompile.checking.pair import Pair
+from pytest_torchcompile.checking.trial import quietly
+from pytest_torchcompile.errors import UsageError
+from pytest_torchcompile.generation import recipes, tensors
+from pytest_torchcompile.generation.recipes import Recipe
+from pytest_torchcompile.options import CheckOptions
+from pytest_torchcompile.policies.calls import Outcome, Side
+from pytest_torchcompile.policies.outputs import NamedValues
+from pytest_torchcompile.results import Difference
+from pytest_torchcompile.specs.invalid_inputs import Wrong, wrong_inputs
+from pytest_torchcompile.texts import first_line, some
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Broken:
+    """A contract of the policy's that compiled breaks.
+
+    Args:
+        reason: one sentence.
+        difference: between the two sides; None if nothing was called.
+        example: what they were called with, in one line.
+    """
+
+    reason: str
+    difference: Difference | None = None
+    example: str = ""
+
+
+def tried_undeclared(pair: Pair, options: CheckOptions) -> tuple[list[str], Broken | None]:
+    """Remarks on undeclared inputs that one side rejects, up to the first contract that is broken.
+
+    Args:
+        pair: the two sides of a case that passed.
+        options: how it was checked; no input is tried once `max_seconds` have gone into compiling.
+    """
+    recipe = recipes.random_recipe(pair.tree, options.batch[0], options.seed)
+    attempt = _Attempt(pair, recipe)
+    remarks: list[str] = []
+    for wrong in wrong_inputs(pair.tree):
+        if pair.recorder.compile_s > options.max_seconds:
+            break
+        found = attempt(wrong)
+        if found is None:
+            continue
+        if found.is_contract:
+            return remarks, Broken(
+                reason=f"compiled does not reject what eager rejects: {wrong.what}",
+                difference=found.difference,
+                example=tensors.describe(wrong.tree, recipe),
+            )
+        remarks.append(f"on inputs that were not declared ({wrong.what}) {unlike_text(found.difference)}")
+    return remarks, None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Unlike:
+    """What one side raises and the other does not."""
+
+    difference: Difference
+    is_contract: bool
+
+
+class _Attempt:
+    """Gives wrong inputs to both sides of a pair."""
+
+    def __init__(self, pair: Pair, recipe: Recipe) -> None:
+        self._pair = pair
+        self._recipe = recipe
+
+    def __call__(self, wrong: Wrong) -> _Unlike | None:
+        """What the sides do otherwise; None if both take the inputs, or both reject them."""
+        eager = self._outcome(self._pair.eager, wrong)
+        if eager is None or (eager.error is None and not self._costs_no_compile(wrong)):
+            return None
+        compiled = self._outcome(self._able_to_raise if wrong.in_values else self._pair.compiled, wrong)
+        if compiled is None:
+            return None
+        difference = self._difference(eager, compiled)
+        if difference is None:
+            return None
+        return _Unlike(difference=difference, is_contract=is_contract(eager.error, compiled.error))
+
+    def _difference(self, eager: Outcome, compiled: Outcome) -> Difference | None:
+        if eager.error is not None:
+            returned = f"returns {_shapes(compiled.outputs)}"
+            return unlike_rejection(self._pair, eager.error, compiled.error, returned)
+        if compiled.error is None:
+            return None
+        return Difference(
+            path="output",
+            problem="exception",
+            eager=f"returns {_shapes(eager.outputs)}",
+            compiled=f"raises {first_line(compiled.error)}",
+        )
+
+    @staticmethod
+    def _costs_no_compile(wrong: Wrong) -> bool:
+        """Whether compiled can be asked with the graphs that there are."""
+        return wrong.in_values and torch.get_num_threads() == 1
+
+    @functools.cached_property
+    def _able_to_raise(self) -> Side | None:
+        return self._pair.on_one_thread()
+
+    def _outcome(self, side: Side | None, wrong: Wrong) -> Outcome | None:
+        """What a side makes of the inputs; None if there is no telling."""
+        if side is None:
+            return None
+        try:
+            return self._pair.run(side, self._recipe, under=quietly, tree=wrong.tree)
+        except UsageError:
+            # The user's own functions (Wrapped, observe) were written for what is declared.
+            return None
+
+
+def _shapes(outputs: NamedValues) -> str:
+    """``float32 (4, 8)`` of the first few tensors."""
+    return some(
+        f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+        for tensor in outputs.tensors.values()
+    )

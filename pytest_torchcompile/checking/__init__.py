@@ -1,0 +1,7 @@
+"""One case: the two sides of a method in a phase, example by example, to a verdict.
+
+In: a `Pair` of sides and the options. Out: a `CheckResult`.
+
+Other folders use `case`, `compiling_branches`, `contracts`, `evidence`, `freshness`, `known_causes`, `pair`,
+`repeating`, `sampling`, `stops`, `trial`.
+"""

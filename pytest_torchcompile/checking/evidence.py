@@ -1,0 +1,198 @@
+"""What the examples of a case have shown so far, and what of it a user should be told."""
+
+from __future__ import annotations
+
+import collections
+import heapq
+import operator
+
+from pytest_torchcompile.comparing.tolerance import Judgement
+from pytest_torchcompile.policies.calls import Outcome
+from pytest_torchcompile.results import Deviation, Difference, Verdict
+from pytest_torchcompile.texts import some
+
+KEPT = 200
+"""Single examples that are kept, so that a record stays small however many there were."""
+
+
+_NUMBERS = ("float", "float32", "float64")
+"""Types of the outputs that are numbers and compared as tensors."""
+
+
+class Evidence:
+    """The sum of the judgements of a case."""
+
+    def __init__(self) -> None:
+        self.examples = 0
+        self.rounding = 0
+        self._closest: Difference | None = None
+        self._excused: Difference | None = None
+        self._deviations: list[tuple[float, int, Deviation]] = []
+        self._degenerate = 0
+        self._rejected: collections.Counter[str] = collections.Counter()
+        self._ill_conditioned: collections.Counter[str] = collections.Counter()
+        self._undecided: collections.Counter[str] = collections.Counter()
+        self._decided = 0
+        self._paths: set[str] = set()
+        self._remarks: dict[str, str] = {}
+        self._finite: set[str] = set()
+        self._nonzero: set[str] = set()
+        self._learns = False
+        self._changed = False
+        self._tensors = False
+        self._rounded = 0
+        self._returned: set[str] = set()
+
+    @property
+    def learns(self) -> bool:
+        """Whether something was learnt from."""
+        return self._learns
+
+    def take_remarks(self, other: Evidence) -> None:
+        """Add the remarks on examples that were tried apart."""
+        self._remarks.update(other._remarks)
+
+    @property
+    def rejected(self) -> bool:
+        """Whether eager itself raised on some example."""
+        return bool(self._rejected)
+
+    @property
+    def worst(self) -> Difference | None:
+        """What came closest to its tolerance; if nothing else differs, the most that rounding explained."""
+        has_figure = self._closest is not None and (self._closest.difference or self._closest.problem)
+        return self._closest if has_figure else self._excused or self._closest
+
+    def reject(self, error: BaseException) -> None:
+        """Count an example on which eager itself raised, so that there was nothing to compare."""
+        self._rejected[f"{type(error).__name__}: {str(error).strip():.100}"] += 1
+
+    def add(self, eager: Outcome, judgement: Judgement, *, degenerate: bool, changed: bool = False) -> None:
+        """Count an example that was compared.
+
+        Args:
+            eager: what eager left behind.
+            judgement: what comparing it showed.
+            degenerate: whether its inputs are such that much cancels.
+            changed: whether the call changed tensors of the policy.
+        """
+        self.examples += 1
+        self._degenerate += judgement.rounding and degenerate
+        self._changed |= changed
+        if len(self._returned) < 2 and eager.outputs.kinds and not _returns_tensors(eager):
+            self._returned.add(repr((eager.outputs.plain, eager.outputs.tensors)))
+        self.add_learning(eager, judgement, again=False)
+
+    def add_learning(self, eager: Outcome, judgement: Judgement, *, again: bool = True) -> None:
+        """Add what one way to learn from an example showed, `again` if it has been counted."""
+        self.rounding += judgement.rounding and (not again or self._rounded != self.examples)
+        if judgement.rounding:
+            self._rounded = self.examples
+        self._learns |= bool(eager.learnt_from)
+        self._tensors |= _returns_tensors(eager)
+        self._ill_conditioned.update(judgement.ill_conditioned)
+        self._undecided.update(judgement.undecided)
+        self._decided += not judgement.undecided
+        if judgement.finite:
+            self._paths |= eager.elementwise().keys() | eager.differentiated().keys()
+        self._finite |= judgement.finite
+        self._nonzero |= judgement.nonzero
+        worst = judgement.worst
+        if worst is not None and (self._closest is None or _severity(worst) >= _severity(self._closest)):
+            self._closest = worst
+        most = judgement.largest if judgement.rounding else None
+        if most is not None and (self._excused is None or _severity(most) >= _severity(self._excused)):
+            self._excused = most
+
+    def keep(self, deviation: Deviation) -> None:
+        """Keep what one example showed; of more than `KEPT` the one closest to eager is dropped."""
+        share = float("inf") if deviation.share is None else deviation.share
+        heapq.heappush(self._deviations, (share, deviation.example, deviation))
+        if len(self._deviations) > KEPT:
+            heapq.heappop(self._deviations)
+
+    def deviations(self) -> tuple[Deviation, ...]:
+        """What single examples showed, in their order."""
+        kept = (deviation for _, _, deviation in self._deviations)
+        return tuple(sorted(kept, key=operator.attrgetter("example")))
+
+    def verdict(self) -> tuple[Verdict, str]:
+        """The verdict if no example differs, with the sentence that explains it."""
+        nothing = self._nothing()
+        if nothing:
+            return Verdict.EAGER_FAILED, nothing
+        if not self._decided:
+            return Verdict.EAGER_FAILED, (
+                f"nothing was decided: on every example {some(sorted(self._undecided))} differs by more than "
+                f"the tolerance, eager rounded otherwise is no number there, and float64 does not run"
+            )
+        if not self.rounding:
+            return Verdict.EQUAL, ""
+        return Verdict.WITHIN_ROUNDING, (
+            f"{self.rounding} of {self.examples} examples exceeded the tolerance, by no more than rounding "
+            f"moves eager itself ({self._degenerate} of them degenerate: near-constant inputs, or one huge "
+            f"element)"
+        )
+
+    def remark(self, sentence: str, kind: str = "") -> None:
+        """Keep what was found beyond what was declared, the first of each kind."""
+        self._remarks.setdefault(kind or sentence, sentence)
+
+    def remarks(self) -> tuple[str, ...]:
+        """What was found beyond what was declared, a sentence each."""
+        return tuple(self._remarks.values())
+
+    def _nothing(self) -> str:
+        """Why nothing was compared that could have differed; empty if something was."""
+        if self.examples == 0:
+            return "eager raised on every example, so that nothing was compared"
+        returned = any(path.startswith("output") for path in self._finite)
+        if self._tensors and not returned and not self._changed:
+            return "no output was ever finite, so that nothing was compared"
+        if not self._tensors and len(self._returned) < 2 and not self._changed:
+            return (
+                "it returned no tensor and changed no state, so that nothing was compared; end it with "
+                "`return ...`, or name what it changes: observe=lambda policy: policy.what_it_changes"
+            )
+        gradients = {path for path in self._nonzero & self._finite if path.startswith("gradient of")}
+        if self._learns and not gradients:
+            return (
+                "outputs require grad, but no gradient of any example was finite and not zero, so that no "
+                "learning was compared; return what is learnt from as an output of its own, keep what learns "
+                'in attributes of the policy, or check phases="rollout"'
+            )
+        return ""
+
+    def notes(self) -> list[str]:
+        """Sentences on what weakens the check, or is worth knowing."""
+        found = [
+            f"eager itself raised on {count} example{'s' if count > 1 else ''}: {text}"
+            for text, count in self._rejected.items()
+        ]
+        never = sorted(self._paths - self._finite)
+        if never:
+            found.append(f"never finite, so nothing was compared: {some(never)}")
+        gradients = {path for path in self._paths if path.startswith("gradient of")}
+        zero = sorted((gradients & self._finite) - self._nonzero)
+        if zero:
+            found.append(f"zero throughout: {some(zero)}")
+        undecided = [f"{path} ({count})" for path, count in self._undecided.most_common()]
+        if undecided:
+            found.append(
+                f"undecided on some of {self.examples} examples, where eager rounded otherwise is no number "
+                f"and float64 does not run: {some(undecided)}"
+            )
+        ill = [f"{path} ({count})" for path, count in self._ill_conditioned.most_common()]
+        if ill:
+            found.append(f"ill-conditioned on some of {self.examples} examples: {some(ill)}")
+        return found
+
+
+def _returns_tensors(eager: Outcome) -> bool:
+    """Whether an output is no plain value of Python's."""
+    tensors = (path for path in eager.outputs.tensors if path.startswith("output"))
+    return any(eager.outputs.kinds.get(path) not in _NUMBERS for path in tensors)
+
+
+def _severity(difference: Difference) -> float:
+    return difference.difference / difference.allowed if difference.allowed else 0.0

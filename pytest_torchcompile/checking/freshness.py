@@ -1,0 +1,94 @@
+"""Whether a policy that samples goes on sampling once it is compiled.
+
+The check hands compiled the random numbers that eager draws, so that it can compare draw for draw. As
+it is deployed it draws its own, and code that keeps one draw for ever would not show.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+
+import torch
+
+from pytest_torchcompile.checking.pair import Pair
+from pytest_torchcompile.compiling.capture import Recorder, failure_text
+from pytest_torchcompile.errors import CompileFailed
+from pytest_torchcompile.generation.recipes import random_recipe
+from pytest_torchcompile.options import CheckOptions
+from pytest_torchcompile.policies.calls import Around, Outcome, Side
+from pytest_torchcompile.policies.twins import equal_with_nan
+from pytest_torchcompile.results import Difference
+from pytest_torchcompile.runtime.isolation import Stream
+from pytest_torchcompile.texts import first_line
+
+PAIRS = 16
+"""Pairs of calls on one observation."""
+
+FALSE_ALARMS = 1e-4
+"""The chance, at most, that a sampler which draws like eager is taken for a frozen one."""
+
+FROZEN = "as deployed, without eager's random numbers, it returns the same draw again and again"
+
+
+def frozen(pair: Pair, options: CheckOptions) -> Difference | None:
+    """An output that differs from call to call in eager and never in compiled; None if there is none.
+
+    If both sides draw alike, each pair of calls that differs is eager's or compiled's with equal chance:
+    that all k of them are eager's has the chance C(n, k) / C(2n, k) for n pairs on each side (Fisher's
+    exact test; Fisher 1935, "The Design of Experiments").
+
+    Args:
+        pair: the two sides, found equal draw for draw, still isolated. One that came compiled is compiled
+            anew by dropping all compiled code of the process.
+        options: `batch` and `seed` of them.
+
+    Raises:
+        CompileFailed: if what is deployed can't be compiled, though with eager's random numbers it can.
+    """
+    recipe = random_recipe(pair.tree, options.batch[0], options.seed)
+    deployed = pair.as_deployed() or pair.reset_as_deployed()
+    recorder = Recorder(pair.twins.compiled)
+    streams = [Stream(options.seed + 1), Stream(options.seed + 2)]
+
+    @contextlib.contextmanager
+    def watched() -> Iterator[None]:
+        with recorder.watching(), streams[1]():
+            yield
+
+    def two(side: Side, under: Around) -> list[Outcome]:
+        return [pair.run(side, recipe, under=under, phase="rollout") for _ in range(2)]
+
+    differ: list[dict[str, int]] = [{}, {}]
+    for _ in range(PAIRS):
+        for count, calls in zip(differ, (two(pair.eager, streams[0]), two(deployed, watched)), strict=True):
+            raised = next((call.error for call in calls if call.error is not None), None)
+            if raised is not None and count is differ[0]:
+                return None
+            if raised is not None:
+                return _raised(raised, recorder)
+            for path, first in calls[0].outputs.tensors.items():
+                other = calls[1].outputs.tensors.get(path)
+                same = other is not None and (torch.equal(first, other) or equal_with_nan(first, other))
+                count[path] = count.get(path, 0) + (not same)
+    for path, number in differ[0].items():
+        chance = math.comb(PAIRS, number) / math.comb(2 * PAIRS, number)
+        if chance <= FALSE_ALARMS and differ[1].get(path) == 0:
+            return Difference(
+                path=path,
+                problem="frozen",
+                eager=f"{number} of {PAIRS} pairs of calls differ",
+                compiled=f"none of {PAIRS} does",
+                chance=chance,
+                allowed=FALSE_ALARMS,
+            )
+    return None
+
+
+def _raised(error: BaseException, recorder: Recorder) -> Difference:
+    if recorder.is_compile_failure(error):
+        raise CompileFailed(f"{failure_text(error)}, without eager's random numbers") from error
+    return Difference(
+        path="output", problem="exception", eager="returns", compiled=f"raises {first_line(error)}"
+    )

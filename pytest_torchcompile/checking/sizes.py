@@ -1,0 +1,196 @@
+"""The batch sizes, and lengths of a ``"T"``, that a case is tried at beyond those of its first examples.
+
+Compilers change their code at certain widths, and people train with minibatches of hundreds. Mostly one
+graph serves every size, and a size costs one call of each side. Where each size is compiled for itself they
+are not tried, and a note says so.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+
+from pytest_torchcompile import internals
+from pytest_torchcompile.checking.pair import Pair
+from pytest_torchcompile.checking.trial import Failure, Trial
+from pytest_torchcompile.generation import edges, recipes
+from pytest_torchcompile.generation.recipes import Recipe
+from pytest_torchcompile.options import CheckOptions
+
+CHEAP = 129
+"""Sizes up to this one are tried however long they take."""
+
+SHARE = 0.1
+LEAST_S = 2.0
+"""The others within this share of the seconds that the case has taken, or these seconds."""
+
+MOST_BYTES = 2**31
+"""No size is tried at which a call would hold more."""
+
+IN_A_ROW = 2
+"""Sizes one after the other that compile again; from so many on each does."""
+
+
+class Sizes:
+    """Climbs from size to size, up to the first failure.
+
+    Args:
+        pair: the two sides.
+        trial: tries an example on them.
+        options: which sizes are declared.
+        met: the examples that were tried before.
+    """
+
+    def __init__(self, pair: Pair, trial: Trial, options: CheckOptions, met: Sequence[Recipe]) -> None:
+        self.notes: list[str] = []
+        """What was not tried and why, and what compiled again."""
+        self.each_compiles = options.dynamic is False
+        """Whether each new batch size is compiled for itself."""
+        self._pair = pair
+        self._trial = trial
+        self._options = options
+        self._met = met
+
+    def climb(self, began: float) -> Failure | None:
+        """Try each size once.
+
+        Args:
+            began: when the case did, by ``time.monotonic()``.
+        """
+        return self._climb_batches(began) or self._climb_lengths()
+
+    def _climb_batches(self, began: float) -> Failure | None:
+        sizes = [size for size in self.declared() if size not in {recipe.batch for recipe in self._met}]
+        budget = _Budget(self._pair, self._options, began)
+        failure, self.each_compiles = self._try("batch", sizes, self._of_batch, budget)
+        return failure
+
+    def _climb_lengths(self) -> Failure | None:
+        if not recipes.uses_time(self._pair.tree):
+            return None
+        lengths = [n for n in edges.LENGTHS if n not in {recipe.time for recipe in self._met}]
+        failure, _ = self._try("T =", lengths, self._of_length, None)
+        return failure
+
+    def declared(self) -> list[int]:
+        """The edges among the declared sizes; all of them where none were declared."""
+        sizes = self._options.batch
+        if not self._options.is_set("batch"):
+            return list(edges.BATCHES)
+        return edges.between(edges.BATCHES, min(sizes), max(sizes))
+
+    def _of_batch(self, size: int) -> Recipe:
+        return recipes.random_recipe(self._pair.tree, size, self._options.seed + size)
+
+    def _of_length(self, length: int) -> Recipe:
+        options = self._options
+        return recipes.random_recipe(self._pair.tree, options.batch[0], options.seed + length, length)
+
+    def _try(
+        self, kind: str, sizes: list[int], recipe_of: Callable[[int], Recipe], budget: _Budget | None
+    ) -> tuple[Failure | None, bool]:
+        """The first failure, and whether each size compiles anew."""
+        if self._options.dynamic is False:
+            self._left_out(kind, sizes, "dynamic=False compiles for each size")
+            return None, True
+        compiled: list[int] = []
+        in_a_row = 0
+        for number, size in enumerate(sizes):
+            reason = "" if budget is None else budget.exceeded_by(size)
+            if reason:
+                self._left_out(kind, sizes[number:], reason)
+                break
+            begun = time.monotonic()
+            failure = self._trial(recipe_of(size))
+            if failure is not None:
+                return failure, False
+            again = bool(self._pair.recorder.compiled_in_last_call)
+            compiled += [size] * again
+            in_a_row = in_a_row + 1 if again else 0
+            if budget is not None:
+                budget.spend(size, time.monotonic() - begun, compiled=again)
+            if in_a_row == IN_A_ROW:
+                self._left_out(kind, sizes[number + 1 :], f"each compiles anew, as {_listed(compiled)} did")
+                return None, True
+        if compiled:
+            self.notes.append(f"compiled again for {kind} {_listed(compiled)}")
+        return None, False
+
+    def _left_out(self, kind: str, sizes: list[int], reason: str) -> None:
+        if sizes:
+            self.notes.append(f"{kind} {_listed(sizes)} not tried: {reason}")
+
+
+class _Budget:
+    """What the large sizes may cost."""
+
+    def __init__(self, pair: Pair, options: CheckOptions, began: float) -> None:
+        self._pair = pair
+        self._options = options
+        self._began = began
+        self._spent_s = 0.0
+        self._per_row_s = 0.0
+        self._per_row_bytes: float | None = None
+
+    def exceeded_by(self, size: int) -> str:
+        """Why a size is not to be tried; empty if it is."""
+        if self._pair.recorder.compile_s > self._options.max_seconds:
+            return f"compiling took more than max_seconds={self._options.max_seconds:g}"
+        if size > max(self._options.batch) and size * self._bytes_of_a_row() > MOST_BYTES:
+            return f"a call would hold more than {MOST_BYTES / 2**30:.0f} GiB"
+        allowed = max(LEAST_S, SHARE * (time.monotonic() - self._began))
+        if size > CHEAP and self._spent_s + size * self._per_row_s > allowed:
+            return f"they would take more than {SHARE:.0%} of the case's time"
+        return ""
+
+    def spend(self, size: int, seconds: float, *, compiled: bool) -> None:
+        """Note what a size took."""
+        self._spent_s += seconds if size > CHEAP else 0.0
+        if not compiled:
+            self._per_row_s = seconds / size
+
+    def _bytes_of_a_row(self) -> float:
+        """By how much the memory of an eager call grows with each row."""
+        if self._per_row_bytes is None:
+            few, many = min(self._options.batch), max(*self._options.batch, min(self._options.batch) + 8)
+            held = [self._bytes_at(size) for size in (few, many)]
+            self._per_row_bytes = max(0.0, held[1] - held[0]) / (many - few)
+        return self._per_row_bytes
+
+    def _bytes_at(self, size: int) -> int:
+        recipe = recipes.random_recipe(self._pair.tree, size, self._options.seed)
+        memory = _Memory()
+        self._pair.begin(recipe)
+        self._pair.run(self._pair.eager, recipe, under=lambda: memory)
+        return memory.bytes
+
+
+class _Memory(internals.DispatchMode):
+    """Adds up the memory that the tensors of a call lie in; what is freed and used again counts once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._held: dict[int, int] = {}
+
+    @property
+    def bytes(self) -> int:
+        """What the call has held."""
+        return sum(self._held.values())
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in result if isinstance(result, (list, tuple)) else (result,):
+            if type(value) is torch.Tensor and value.layout is torch.strided:
+                storage = value.untyped_storage()
+                address, size = storage.data_ptr(), storage.nbytes()
+                self._held[address] = max(size, self._held.get(address, 0))
+        return result
+
+
+def _listed(sizes: Iterable[int]) -> str:
+    return ", ".join(map(str, sizes))

@@ -1,0 +1,141 @@
+"""The float64 reference: the eager computation redone in float64, with the same random draws.
+
+It is shown to the user. It decides only where the rounding floor can't.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from pytest_torchcompile import internals
+from pytest_torchcompile.errors import UsageError
+from pytest_torchcompile.policies.calls import Outcome, Rerun, Side
+from pytest_torchcompile.policies.reachable import Reachable
+from pytest_torchcompile.policies.snapshots import map_tensors
+
+
+def float64_reference(eager: Side, rerun: Rerun) -> Outcome | None:
+    """The eager call redone in float64 with the same random draws; None where that doesn't run.
+
+    It doesn't run if the call raises, or if an output that is floating in eager does not come out as
+    float64: the module then casts where it can't be seen.
+    """
+    tape: list[Any] = []
+    narrow = rerun(lambda: _Record(tape))
+    if narrow.error is not None:
+        return None
+    floating = {path: tensor.is_floating_point() for path, tensor in narrow.outputs.tensors.items()}
+    # Its gradients are as large as the module.
+    del narrow
+    try:
+        wide = rerun(lambda: _in_float64(eager, tape), wide=True)
+    except UsageError:
+        # What the user wraps inputs with, or observes, insists on another dtype.
+        return None
+    if wide.error is not None:
+        return None
+    for path, is_floating in floating.items():
+        other = wide.outputs.tensors.get(path)
+        if other is None or (is_floating and other.dtype != torch.float64):
+            return None
+    return wide
+
+
+class _Record(internals.DispatchMode):
+    """Keeps what each operator drew."""
+
+    def __init__(self, tape: list[Any]) -> None:
+        super().__init__()
+        self._tape = tape
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if internals.draws_random_numbers(func) and isinstance(result, torch.Tensor):
+            self._tape.append(result.detach().clone())
+        return result
+
+
+class _Replay(internals.DispatchMode):
+    """Hands out what was drawn before, in the dtype that is asked for now."""
+
+    def __init__(self, tape: list[Any]) -> None:
+        super().__init__()
+        self._tape = collections.deque(tape)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not internals.draws_random_numbers(func) or not isinstance(result, torch.Tensor):
+            return result
+        drawn = self._tape.popleft()
+        if 0 in internals.aliased_arguments(func)[0]:
+            return result.copy_(drawn)
+        return drawn.to(torch.float64) if drawn.is_floating_point() else drawn
+
+
+class _Widen(TorchFunctionMode):
+    """Turns casts to a narrower float, and tensors made in one, into float64."""
+
+    _CASTS = (torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16)
+    _NARROW = (torch.float32, torch.float16, torch.bfloat16)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in self._CASTS:
+            return args[0].double()
+        widened = tuple(self._widened(a) for a in args)
+        return func(*widened, **{name: self._widened(a) for name, a in (kwargs or {}).items()})
+
+    def _widened(self, value: Any) -> Any:
+        return torch.float64 if isinstance(value, torch.dtype) and value in self._NARROW else value
+
+
+@contextlib.contextmanager
+def _in_float64(side: Side, tape: list[Any]) -> Iterator[None]:
+    """Run the body with the module's tensors and every cast in float64; buffers come back at reset."""
+    narrow: dict[torch.Tensor, torch.Tensor] = {}
+    dtype = torch.get_default_dtype()
+    try:
+        if side.model is not None:
+            for parameter in Reachable(side.model).parameters.values():
+                if parameter.is_floating_point():
+                    narrow[parameter] = parameter.data
+                    parameter.data = parameter.data.double()
+            _widen_state(side.model)
+        torch.set_default_dtype(torch.float64)
+        with _Widen(), _Replay(tape):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+        for parameter, data in narrow.items():
+            parameter.data = data
+
+
+def _widen_state(model: torch.nn.Module) -> None:
+    """Replace the float buffers and tensor attributes; `ModuleState.reset` puts the originals back."""
+    found = Reachable(model)
+    for module in found.modules.values():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_floating_point():
+                module._buffers[name] = buffer.double()
+    for place, value in found.tensors().items():
+        found.put(place, map_tensors(widened, value))
+
+
+def widened(tensor: torch.Tensor) -> torch.Tensor:
+    """A float tensor in float64, a leaf that asks for gradients as the original does; others as they are."""
+    if not tensor.is_floating_point():
+        return tensor
+    return tensor.detach().double().requires_grad_(tensor.requires_grad)

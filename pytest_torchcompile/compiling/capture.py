@@ -1,0 +1,318 @@
+"""Compile one method, and prove what was compiled.
+
+A wrapped callable is no proof: torch.compile hands back something callable when it is disabled, when
+it falls back, and when it never sees the method. What counts is which of the module's parameters the
+captured graphs take.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import difflib
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from pytest_torchcompile import internals
+from pytest_torchcompile.compiling.work import CountedWork, Work
+from pytest_torchcompile.errors import UsageError
+from pytest_torchcompile.generation.recipes import Recipe
+from pytest_torchcompile.options import CheckOptions
+from pytest_torchcompile.policies.methods import Method
+from pytest_torchcompile.policies.reachable import Reachable
+from pytest_torchcompile.results import Capture
+from pytest_torchcompile.runtime.progress import Progress, silent
+from pytest_torchcompile.runtime.watchdog import Watchdog
+from pytest_torchcompile.texts import at, first_line, some
+
+# Raised by the compiler's code at run time, these mean that it is wrong, not that a kernel failed.
+_BROKEN_CODE = (AssertionError, AttributeError, NameError, SyntaxError, TypeError)
+
+
+# Or graphs that were compiled for another module of this class would be used again. Not in torch's stubs.
+_ISOLATED: dict[str, Any] = {"isolate_recompiles": True}
+
+
+def require_known(options: CheckOptions) -> None:
+    """Return if torch knows the backend, the mode and inductor's options.
+
+    Raises:
+        UsageError: naming what it knows.
+    """
+    if isinstance(options.backend, str):
+        known = torch.compiler.list_backends(exclude_tags=())
+        _require(options, "backend", options.backend, known, ", ".join(known))
+    if options.mode is not None:
+        known = internals.known_modes()
+        _require(options, "mode", options.mode, known, ", ".join(known))
+    for name in options.options or ():
+        known = internals.known_inductor_options()
+        _require(options, "options", name, known, "what torch._inductor.list_options() lists")
+
+
+def _require(options: CheckOptions, option: str, value: str, known: list[str], accepted: str) -> None:
+    if value in known:
+        return
+    near = difflib.get_close_matches(value, known, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    source = options.source(option)
+    flags = {"the command line": f" of --compile-{option}"}
+    is_file = source.endswith((".toml", ".ini", ".cfg"))
+    origin = f" of compile_{option} in {source}" if is_file else flags.get(source, "")
+    raise UsageError(f"{option}={value!r}{origin} is unknown to torch{hint}; accepted: {accepted}")
+
+
+def compile_method(method: Method, model: nn.Module, options: CheckOptions) -> Callable[..., Any]:
+    """The method under torch.compile; nothing is compiled before it is called.
+
+    Raises:
+        UsageError: if torch.compile rejects the options.
+    """
+    return compile_function(method.of(model), options)
+
+
+def compile_function(function: Callable[..., Any], options: CheckOptions) -> Callable[..., Any]:
+    """A function or module under torch.compile; see `compile_method`."""
+    try:
+        compiled: Callable[..., Any] = torch.compile(
+            function,
+            backend=options.backend,
+            mode=options.mode,
+            dynamic=options.dynamic,
+            fullgraph=options.fullgraph,
+            options=options.options,
+            **_ISOLATED,
+        )
+    except Exception as error:
+        raise UsageError(f"torch.compile rejects the module or the options: {first_line(error)}") from error
+    return compiled
+
+
+class Recorder:
+    """Notes what the compiler does while `watching`.
+
+    Args:
+        model: the compiled side's module, whose parameters are looked for in the graphs.
+        progress: told when a compile begins and ends.
+        limit_s: seconds after which a single compile is stopped.
+    """
+
+    def __init__(self, model: nn.Module, progress: Progress = silent, limit_s: float = float("inf")) -> None:
+        parameters = _parameters_of(model)
+        self._names = {id(parameter): name for name, parameter in parameters.items()}
+        self._sizes = {name: parameter.numel() for name, parameter in parameters.items()}
+        self._model = model
+        self._work: CountedWork | None = None
+        self._counts_work = False
+        self._progress = progress
+        self._watchdog = Watchdog(limit_s, "max_seconds")
+        self._begun = 0.0
+        self._compiles = 0
+        self._stage_s: collections.Counter[str] = collections.Counter()
+        self._recipe: Recipe | None = None
+        self._batches: dict[int, dict[int, None]] = {}
+        self._captured: set[str] = set()
+        self._left: list[BaseException] = []
+        self._frames: set[str] = set()
+        self._recompiled: dict[str, str] = {}
+        self._inputs: dict[str, str] = {}
+        self._warm = False
+        self._breaks: dict[str, None] = {}
+        self._in_call = 0
+        self._in_pieces = False
+        self._from_cache = 0
+        self.compile_s = 0.0
+        self.compiled_in_last_call: set[str] = set()
+        """The code objects that the last call compiled, by dynamo's numbers."""
+
+    def begin(self, recipe: Recipe) -> None:
+        """The calls from now on are on this example."""
+        self._warm = self._warm or (self._recipe is not None and self._recipe.batch > 1)
+        self._recipe = recipe
+
+    def expect(self, eager: Work) -> None:
+        """Count what of an eager call's work the graphs of the next call do, which has the like inputs."""
+        if self._work is None:
+            self._work, self._counts_work = CountedWork(eager, self._model), True
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Record compiles while the body, one call, runs."""
+        self.compiled_in_last_call = set()
+        self._compiles = self._in_call = 0
+        breaks_before = internals.graph_break_count()
+        cached_before = internals.cached_graph_count()
+        try:
+            with (
+                internals.compile_events(self._on_start, self._on_end),
+                internals.graphs_run(self._on_graph),
+            ):
+                yield
+                self._in_pieces |= self._in_call != 1
+        finally:
+            self._counts_work = False
+            self._watchdog.stop()
+            self._stage_s.update(internals.compile_seconds(self._compiles))
+            self._from_cache += internals.cached_graph_count() - cached_before
+            if self.compiled_in_last_call:
+                self._breaks |= dict.fromkeys(internals.graph_breaks(breaks_before))
+                reasons = internals.recompile_reasons()
+                self._recompiled |= {i: reasons.get(i, text) for i, text in self._recompiled.items()}
+
+    def _on_start(self) -> None:
+        self._begun = time.perf_counter()
+        self._progress.compiling(True)
+        self._watchdog.start()
+
+    def _on_end(self, event: internals.CompileEvent) -> None:
+        self._watchdog.stop()
+        self._compiles += 1
+        self.compile_s += time.perf_counter() - self._begun
+        self._progress.compiling(False)
+        if event.error is not None:
+            self._left.append(event.error)
+        elif not event.backward:
+            self.compiled_in_last_call.add(event.frame)
+            if event.frame in self._frames and (self._warm or self._recipe is None):
+                self._recompiled[event.compile_id] = "reason unknown"
+                self._inputs[event.compile_id] = "" if self._recipe is None else f" on {self._recipe.shape}"
+            self._frames.add(event.frame)
+
+    def _on_graph(self, call: internals.GraphCall) -> None:
+        self._in_call += 1
+        if self._work is not None and self._counts_work:
+            self._work.add(call)
+        sizes = self._batches.setdefault(call.graph, {})
+        if self._recipe is not None:
+            sizes[self._recipe.batch] = None
+        self._captured |= {self._names[id(value)] for value in call.values if id(value) in self._names}
+
+    def capture(self, used: set[str]) -> Capture:
+        """What was captured, of the parameters named in `used`."""
+        taken = tuple(name for name in self._names.values() if name in used & self._captured)
+        left = tuple(name for name in self._names.values() if name in used - self._captured)
+        return Capture(
+            graphs=len(self._batches),
+            parameters=taken,
+            left_eager=left,
+            elements=tuple(self._sizes[name] for name in (*taken, *left)),
+            work=self._work.all if self._work else 0,
+            work_inside=self._work.inside if self._work else 0,
+            work_left_eager=self._work.left_eager if self._work else {},
+            breaks=tuple(self._breaks),
+            fullgraph=bool(self._batches) and not (self._breaks or self._in_pieces or self._left),
+            recompiles=tuple(text + self._inputs[i] for i, text in self._recompiled.items()),
+            compile_s=self.compile_s,
+            stage_s=dict(self._stage_s),
+            batches=tuple(tuple(sizes) for sizes in self._batches.values()),
+            from_cache=self._from_cache,
+        )
+
+    def uncounted(self) -> str:
+        """Why it is not known what share of the work is compiled; empty if it is known."""
+        return self._work.unknown if self._work else ""
+
+    def suppressed(self) -> str:
+        """What the compiler raised and dynamo swallowed; empty if nothing."""
+        return f"the compiler raised {failure_text(self._left[0])}" if self._left else ""
+
+    def is_compile_failure(self, error: BaseException) -> bool:
+        """Whether `error` came out of the compiler rather than out of what it compiled.
+
+        It did if it left while a compile was in progress, forward or backward, or if it says that
+        code written by the compiler, or the compiler's own at run time, is not valid. A kernel that
+        fails at run time is not the compiler.
+        """
+        # Dynamo raises its InternalTorchDynamoError "from None", which keeps the cause as context.
+        chain = [error, error.__cause__, error.__context__]
+        if any(one is left for one in chain for left in self._left):
+            return True
+        frames = traceback.extract_tb(error.__traceback__)
+        return (
+            bool(frames)
+            and internals.is_compilers_code(frames[-1].filename)
+            and isinstance(error, _BROKEN_CODE)
+        )
+
+
+def why_not_compiled(capture: Capture, method: Method, options: CheckOptions, recorder: Recorder) -> str:
+    """Why what was captured is no proof that the method was compiled; empty if it is one."""
+    if capture.graphs == 0:
+        reasons = filter(None, (internals.why_disabled(), recorder.suppressed()))
+        return f"no graph was captured: {'; '.join(reasons) or _why_not_reached(method)}"
+    if capture.coverage == 0:
+        return (
+            f"{capture.graphs} graphs were captured, but none takes any of the {len(capture.left_eager)} "
+            f"parameters that eager uses; left eager: {some(capture.modules_left_eager)}"
+        )
+    if capture.work and not capture.work_inside:
+        return (
+            f"{capture.graphs} graphs were captured, but none does any of the {capture.work:,} operations of "
+            f"the products, convolutions, attention and recurrent kernels of a call; eager: "
+            f"{some(capture.work_left_eager)}"
+        )
+    return _why_too_little(capture, options)
+
+
+def _why_too_little(capture: Capture, options: CheckOptions) -> str:
+    """Which share is smaller than what the user asks for; empty if none is."""
+    if capture.coverage is not None and capture.coverage < options.min_coverage:
+        return (
+            f"{capture.coverage:.0%} of the parameters were compiled, min_coverage="
+            f"{options.min_coverage:g} asks for more; left eager: {some(capture.modules_left_eager)}"
+        )
+    if capture.coverage_work is not None and capture.coverage_work < options.min_coverage_work:
+        return (
+            f"{capture.coverage_work:.0%} of the work was compiled, min_coverage_work="
+            f"{options.min_coverage_work:g} asks for more; eager: {some(capture.work_left_eager)}"
+        )
+    return ""
+
+
+def _why_not_reached(method: Method) -> str:
+    if torch.compile.__module__ != "torch":
+        replacement = f"{torch.compile.__module__}.{torch.compile.__qualname__}"
+        return f"torch.compile has been replaced by {replacement}"
+    return (
+        f"dynamo skipped {method.name!r}, or used code that was compiled before the check; call "
+        f"torch.compiler.reset() first, or run with TORCH_LOGS=dynamo to see why"
+    )
+
+
+def failure_text(error: BaseException) -> str:
+    """One sentence about a compile failure: type, first line, and the place that was being compiled."""
+    inner = internals.inner_error(error)
+    place = internals.compiler_stack(error)
+    if place is None:
+        frames = traceback.extract_tb(inner.__traceback__)
+        place = (frames[-1].filename, frames[-1].lineno) if frames else None
+    return first_line(inner) + (at(*place) if place else "")
+
+
+def _parameters_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The parameters and other leaves by name."""
+    found = Reachable(model)
+    return found.parameters | found.leaves
+
+
+class Uses(internals.DispatchMode):
+    """Notes which of a module's parameters the operators of an eager call take."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._names = {id(tensor): name for name, tensor in _parameters_of(model).items()}
+        self.used: set[str] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        for value in [*args, *(kwargs or {}).values()]:
+            for tensor in value if isinstance(value, (list, tuple)) else (value,):
+                if id(tensor) in self._names:
+                    self.used.add(self._names[id(tensor)])
+        return func(*args, **(kwargs or {}))

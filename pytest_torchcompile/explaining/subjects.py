@@ -1,0 +1,252 @@
+"""What can be compiled anew and judged by itself: a whole case, a story, or a part of either.
+
+An explanation is a series of such judgements: under other backends, with steps of the compiler left
+out, of single submodules, of single graphs. Each may cost a compile, so that all draw on one `Budget`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from pytest_torchcompile import internals
+from pytest_torchcompile.checking.pair import Pair
+from pytest_torchcompile.checking.stops import Stop
+from pytest_torchcompile.checking.trial import Trial
+from pytest_torchcompile.comparing.measure import Tolerance
+from pytest_torchcompile.comparing.references import references
+from pytest_torchcompile.comparing.tolerance import judge
+from pytest_torchcompile.compiling.capture import Recorder, compile_method, failure_text
+from pytest_torchcompile.errors import CompileFailed, UsageError
+from pytest_torchcompile.generation.recipes import Recipe
+from pytest_torchcompile.lifecycle.sides import LifecycleSides
+from pytest_torchcompile.lifecycle.stories import Story
+from pytest_torchcompile.lifecycle.trial import StoryTrial
+from pytest_torchcompile.options import CheckOptions
+from pytest_torchcompile.policies.calls import Around, Outcome, Side
+from pytest_torchcompile.policies.methods import Method
+from pytest_torchcompile.policies.snapshots import copied, map_tensors
+from pytest_torchcompile.results import Difference
+
+
+class OutOfTime(Exception):
+    """The time for an explanation is up."""
+
+
+class CantTell(Exception):
+    """A subject can't be compiled or judged in this way; the message says why."""
+
+
+class Budget:
+    """The seconds that an explanation may take."""
+
+    def __init__(self, seconds: float) -> None:
+        self._begun = time.monotonic()
+        self._seconds = seconds
+
+    @property
+    def left(self) -> float:
+        """How many are left."""
+        return self._begun + self._seconds - time.monotonic()
+
+    def require(self) -> None:
+        """Return if there is time left.
+
+        Raises:
+            OutOfTime: if not.
+        """
+        if self.left <= 0:
+            raise OutOfTime
+
+
+class Subject(Protocol):
+    """Something whose compiled code may differ from eager."""
+
+    def differences(
+        self, options: CheckOptions, under: Around = contextlib.nullcontext
+    ) -> tuple[Difference, ...]:
+        """What differs once it is compiled anew; nothing if it agrees.
+
+        Args:
+            options: how to compile.
+            under: makes the context in which to compile and call.
+
+        Raises:
+            CantTell: if that doesn't compile.
+            OutOfTime: if the budget is used up.
+        """
+
+
+class WholeCase:
+    """A case, called on the example that failed.
+
+    Args:
+        pair: the case.
+        recipe: the example.
+        budget: of the explanation.
+    """
+
+    def __init__(self, pair: Pair, recipe: Recipe, budget: Budget) -> None:
+        self.pair = pair
+        self.recipe = recipe
+        self._budget = budget
+
+    def differences(
+        self, options: CheckOptions, under: Around = contextlib.nullcontext
+    ) -> tuple[Difference, ...]:
+        """See `Subject`."""
+        self._budget.require()
+        trial = Trial(self.pair.compiled_anew(options), options)
+        try:
+            with under():
+                failure = trial(self.recipe)
+        except Stop as stop:
+            raise CantTell(stop.reason) from None
+        return () if failure is None else failure.judgement.differences
+
+
+class WholeStory:
+    """A lifecycle, told the story that failed.
+
+    Args:
+        sides: the two sides of the lifecycle.
+        story: what they go through.
+        budget: of the explanation.
+    """
+
+    def __init__(self, sides: LifecycleSides, story: Story, budget: Budget) -> None:
+        self._sides = sides
+        self._story = story
+        self._budget = budget
+
+    def differences(
+        self, options: CheckOptions, under: Around = contextlib.nullcontext
+    ) -> tuple[Difference, ...]:
+        """See `Subject`."""
+        self._budget.require()
+        trial = StoryTrial(self._sides.compiled_anew(options), options)
+        try:
+            with under():
+                # What code keeps from its first call, such as weights, differs once they have changed.
+                failure = trial(self._story[-1:]) or trial(self._story)
+        except Stop as stop:
+            raise CantTell(stop.reason) from None
+        if failure is None and trial.rejected:
+            raise CantTell(next(iter(trial.rejected.values())))
+        return () if failure is None else failure.differences
+
+
+class Sampler:
+    """A case as deployed, where what it draws is not what eager draws.
+
+    Args:
+        pair: the case.
+        compare: compares the draws of a pair.
+        budget: of the explanation.
+    """
+
+    def __init__(
+        self, pair: Pair, compare: Callable[[Pair, CheckOptions], tuple[Difference, ...]], budget: Budget
+    ) -> None:
+        self._pair = pair
+        self._compare = compare
+        self._budget = budget
+
+    def differences(
+        self, options: CheckOptions, under: Around = contextlib.nullcontext
+    ) -> tuple[Difference, ...]:
+        """See `Subject`."""
+        self._budget.require()
+        try:
+            with under():
+                return self._compare(self._pair.compiled_anew(options), options)
+        except CompileFailed as error:
+            raise CantTell(str(error)) from None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Part:
+    """A submodule or a graph, called on what it was given in the eager call of a case.
+
+    Args:
+        pair: the case.
+        eager: the part of eager's side.
+        compiled: the same of the compiled side; the same object if it keeps no state.
+        args: its arguments, which each call gets copies of.
+        kwargs: likewise.
+        names: of the positional ones.
+        seed: of the random numbers and the ``grad_outputs``.
+        budget: of the explanation.
+    """
+
+    pair: Pair
+    eager: nn.Module
+    compiled: nn.Module
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    names: tuple[str, ...] = ()
+    seed: int = 0
+    budget: Budget
+
+    def differences(
+        self, options: CheckOptions, under: Around = contextlib.nullcontext
+    ) -> tuple[Difference, ...]:
+        """See `Subject`."""
+        self.budget.require()
+        reference = self._side(self.eager, lambda: torch.compiler.set_stance("force_eager"))
+        recorder = Recorder(self.compiled, limit_s=options.max_seconds)
+        candidate = self._side(
+            self.compiled, lambda: _as_checked(self.pair.draws, recorder), is_compiled=True
+        )
+        candidate = candidate.replaced(
+            compile_method(Method("forward"), self.compiled, options), candidate.around
+        )
+        try:
+            expected = self._call(reference)
+            if expected.error is not None:
+                raise CantTell("eager rejects what it was given before")
+            with under():
+                actual = self._call(candidate)
+        except UsageError as error:
+            raise CantTell(str(error)) from None
+        finally:
+            for side in (reference, candidate):
+                side.restore()
+        if actual.error is not None and recorder.is_compile_failure(actual.error):
+            raise CantTell(failure_text(actual.error))
+        tolerance = Tolerance(atol=options.atol, rtol=options.rtol)
+        asked = None if options.reference == "eager" else references(expected, reference, self._rerun)
+        try:
+            return judge(expected, actual, tolerance, asked, small=True).differences
+        finally:
+            reference.restore()
+
+    def _side(self, module: nn.Module, around: Callable[[], Any], *, is_compiled: bool = False) -> Side:
+        cast = self.pair.eager.cast
+        return Side(module, module, names=self.names, around=around, cast=cast, is_compiled=is_compiled)
+
+    def _rerun(self, under: Around, wide: bool = False) -> Outcome:
+        return self._call(self._side(self.eager, lambda: torch.compiler.set_stance("force_eager")), under)
+
+    def _call(self, side: Side, under: Around = contextlib.nullcontext) -> Outcome:
+        return side.call(
+            map_tensors(copied, self.args),
+            map_tensors(copied, dict(self.kwargs)),
+            phase=self.pair.phase,
+            seed=self.seed,
+            under=under,
+        )
+
+
+@contextlib.contextmanager
+def _as_checked(draws: bool, recorder: Recorder) -> Any:
+    """What the compiled side of a check runs in."""
+    numbers = internals.eager_random_numbers() if draws else contextlib.nullcontext()
+    with numbers, recorder.watching():
+        yield

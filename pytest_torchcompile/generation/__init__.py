@@ -1,0 +1,6 @@
+"""Specs to tensors: fixed examples, Hypothesis strategies, and the search for the smallest failing example.
+
+In: a tree of specs. Out: recipes (plain data), and the tensors that a recipe describes.
+
+Other folders use `edges`, `recipes`, `search`, `strategies`, `tensors`.
+"""

@@ -1,0 +1,101 @@
+"""Values and sizes next to which code changes its way; draws would meet them by luck only.
+
+Integers: those beyond which a narrower dtype wraps. Sizes: those around which compilers choose other code.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from pytest_torchcompile.specs import spaces
+from pytest_torchcompile.specs.spaces import Spec
+
+BATCHES = (1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 257, 1024)
+"""Batch sizes on each side of the widths at which compilers change their code: dynamo specialises 1,
+inductor vectorises by 8 or 16 elements and divides loops among threads by multiples of them."""
+
+LENGTHS = (1, 2, 7, 8, 16, 33, 64)
+"""The same for the length of a ``"T"``."""
+
+MAGNITUDES = (2**7, 2**8, 2**15, 2**16, 2**31)
+"""What signed and unsigned integers of 8, 16 and 32 bits can't hold any more."""
+
+TOGETHER = (2**8 + 1, 2**16 + 1, 2**31 + 1)
+"""Edges up to each of these share an example: beside 2^31 a difference at 128 is lost in rounding."""
+
+_ALIASES = {"short": "int16", "int": "int32", "long": "int64"}
+
+
+def integers(spec: Spec) -> tuple[int, ...]:
+    """The integers on each side of what narrower dtypes hold, as far as `spec` admits them; the small first.
+
+    Example:
+        >>> integers(spaces.Discrete(200))
+        (127, 128)
+    """
+    least, most = _range(spec)
+    found = (edge for n in MAGNITUDES for edge in (n - 1, n, 1 - n, -n, -n - 1))
+    return tuple(sorted((edge for edge in found if least <= edge <= most), key=abs))
+
+
+def _range(spec: Spec) -> tuple[float, float]:
+    """The least and the greatest integer of a spec; an empty range for what holds none."""
+    match spec:
+        case spaces.Discrete():
+            return spec.start, spec.start + spec.n - 1
+        case spaces.MultiDiscrete():
+            return 0, max(spec.nvec) - 1
+        case spaces.Tokens():
+            return 0, spec.vocabulary - 1
+        case spaces.Box():
+            return _range_of_box(spec)
+        case _:
+            return math.inf, -math.inf
+
+
+def _range_of_box(spec: spaces.Box) -> tuple[float, float]:
+    import numpy as np
+
+    name = str(spec.dtype).removeprefix("torch.")
+    dtype = re.search(r"(u?)int(8|16|32|64)", _ALIASES.get(name, name))
+    if dtype is None:
+        return math.inf, -math.inf
+    unsigned, bits = bool(dtype[1]), int(dtype[2])
+    least, most = (0, 2**bits - 1) if unsigned else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    low = least if spec.low is None else float(np.min(spec.low))
+    high = most if spec.high is None else float(np.max(spec.high))
+    return max(least, low), min(most, high)
+
+
+def places(spec: Spec, value: float, row: tuple[int, ...]) -> list[int]:
+    """The elements of a row, shaped `row`, that may hold `value`; NaN only where there is no bound at all."""
+    elements = range(math.prod(row))
+    if isinstance(spec, spaces.MultiDiscrete):
+        return [i for i in elements if 0 <= value < spec.nvec[i]]
+    if not isinstance(spec, spaces.Box) or (spec.low is None and spec.high is None):
+        return list(elements)
+    import numpy as np
+
+    low, high = (
+        np.broadcast_to(np.asarray(beside if bound is None else bound, np.float64), row).reshape(-1)
+        for bound, beside in ((spec.low, -math.inf), (spec.high, math.inf))
+    )
+    if math.isnan(value):
+        return np.flatnonzero(np.isinf(low) & np.isinf(high)).tolist()
+    return np.flatnonzero((low <= value) & (value <= high)).tolist()
+
+
+def in_groups(values: Iterable[int]) -> list[list[int]]:
+    """Edges by their size, those that may share an example together."""
+    values = list(values)
+    bounds = zip((0, *TOGETHER), TOGETHER, strict=False)
+    groups = [[value for value in values if low < abs(value) <= high] for low, high in bounds]
+    return [group for group in groups if group]
+
+
+def between(sizes: Iterable[int], low: Any, high: Any) -> list[int]:
+    """Those of `sizes` that lie between two others, ends included."""
+    return [size for size in sizes if low <= size <= high]

@@ -1,0 +1,289 @@
+"""Examples as plain data.
+
+Drawing a board element by element costs a tenth of a second and minutes to shrink. A `Recipe` holds
+a few numbers instead: a seed for the bulk of each tensor, the window of it that is kept, and some
+single elements set by hand. Hypothesis draws and shrinks those; ``tensors.build`` turns them into
+tensors, the same ones each time, so that both sides of a check get inputs of their own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from pytest_torchcompile.generation import edges
+from pytest_torchcompile.specs import spaces, trees
+from pytest_torchcompile.specs.spaces import Spec
+
+LARGE = 1e4
+"""The standard deviation of the fixed example with large values."""
+
+TIMES = (5, 3, 1, 8)
+"""Lengths of a ``"T"`` in the fixed examples."""
+
+NEAR_CONSTANT = 0.75
+"""A tensor is near-constant if its bulk fill covers less than this share of it."""
+
+DWARFING = 100.0
+"""An element dwarfs the others from this many standard deviations on."""
+
+LAYOUTS = (
+    "contiguous",
+    "offset",  # begins inside a larger tensor, one element late, so that it is not aligned
+    "sliced",  # rows of a longer tensor, all but its first
+    "expanded",  # one row for all, of stride 0
+    "strided",  # with gaps between the elements
+    "transposed",  # the last two dimensions swapped in memory
+    "batch_second",  # the first two, as sequences are stored time first
+    "permuted",  # all dimensions in reverse order
+    "channels_last",
+    "channels_last_3d",
+)
+"""How a tensor may lie in memory. The first ones mostly add no graph, the others one each."""
+
+ONE_TENSOR, VIEWS = "one tensor", "views of one tensor"
+"""How inputs with equal specs may share their memory."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Fill:
+    """The content of one tensor.
+
+    Args:
+        seed: of the bulk fill.
+        scale: standard deviation of unbounded bulk values.
+        start: first flat element (C order) that the bulk fills.
+        stop: first flat element after them; None is all.
+        rest: the value of the elements outside, where the spec admits it.
+        edits: single elements set afterwards, as (flat index, value), in the spec's own terms.
+        layout: one of `LAYOUTS`; a tensor with too few dimensions for it stays contiguous.
+    """
+
+    seed: int = 0
+    scale: float = 1.0
+    start: int = 0
+    stop: int | None = None
+    rest: float = 0.0
+    edits: tuple[tuple[int, float], ...] = ()
+    layout: str = "contiguous"
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """All inputs of one example, as plain hashable data.
+
+    Args:
+        batch: the batch size.
+        time: the length of every ``"T"``.
+        seed: of whatever the policy draws while it is called.
+        fills: the content of each leaf of the spec tree, in its order.
+        shared: how inputs with equal specs share their memory: `ONE_TENSOR`, `VIEWS`, or not.
+    """
+
+    batch: int
+    time: int
+    seed: int
+    fills: tuple[Fill, ...]
+    shared: str = ""
+
+    @property
+    def shape(self) -> str:
+        """What a compiler may make a graph of its own for: ``batch 4, strided``."""
+        layouts = dict.fromkeys(fill.layout for fill in self.fills if fill.layout != "contiguous")
+        return ", ".join([f"batch {self.batch}", *layouts, *filter(None, [self.shared])])
+
+
+def uses_time(tree: Any) -> bool:
+    """Whether a shape in the tree has a ``"T"``."""
+    return any(
+        spec.per_step or spaces.TIME in (getattr(spec, "shape", None) or (getattr(spec, "length", None),))
+        for _, spec in trees.leaves(tree)
+    )
+
+
+def shape_of(spec: Spec, batch: int, time: int) -> tuple[int, ...]:
+    """The shape of the tensor that `spec` describes."""
+    tail: tuple[Any, ...]
+    match spec:
+        case spaces.MultiDiscrete():
+            tail = (len(spec.nvec),)
+        case spaces.OneHot() | spaces.LegalMask():
+            tail = (spec.n,)
+        case spaces.Tokens():
+            tail = (spec.length,)
+        case spaces.Discrete() | spaces.Flag() | spaces.LegalAction():
+            tail = ()
+        case _:
+            tail = getattr(spec, "shape", ())
+    sizes = [time if size == spaces.TIME else int(size) for size in tail]
+    sizes.insert(getattr(spec, "batch_dim", 0), batch * time if spec.per_step else batch)
+    return tuple(sizes)
+
+
+def equal_terms(tree: Any, recipe: Recipe) -> int:
+    """How many elements the largest degenerate input has, 0 if none is.
+
+    A numeric input is degenerate if it is near-constant or has an element that dwarfs the others:
+    sums over it round systematically, and normalisations divide by next to nothing.
+    """
+    most = 0
+    for (_, spec), fill in zip(trees.leaves(tree), recipe.fills, strict=True):
+        if isinstance(spec, (spaces.Box, spaces.Image, spaces.State, spaces.MultiBinary)):
+            elements = math.prod(shape_of(spec, recipe.batch, recipe.time))
+            filled = (elements if fill.stop is None else fill.stop) - fill.start
+            dwarfing = any(abs(value) > DWARFING * fill.scale for _, value in fill.edits)
+            alike = fill.layout == "expanded" and recipe.batch > 1
+            if filled < NEAR_CONSTANT * elements or dwarfing or alike:
+                most = max(most, elements)
+    return most
+
+
+def ladder(tree: Any, sizes: Sequence[int], *, nonfinite: bool, seed: int) -> list[Recipe]:
+    """The examples that every check begins with.
+
+    First each batch size, because the compiler makes a graph of its own for some; then contents that
+    random fills don't reach, among shapes that are known by then.
+
+    Args:
+        tree: the specs.
+        sizes: batch sizes in the order in which to meet them.
+        nonfinite: whether to include a NaN and an infinity.
+        seed: of the first example; the others count on from it.
+    """
+    first, second = sizes[0], sizes[min(1, len(sizes) - 1)]
+    steps = [(first, Fill()), *((size, Fill()) for size in (first, *sizes[1:]))]
+    steps += [(second, Fill(stop=0)), (first, Fill(stop=0, rest=1.0)), (first, Fill(stop=0, rest=-1.0))]
+    steps += [(second, Fill(scale=LARGE)), (second, Fill())]
+    found = [
+        random_recipe(tree, size, seed + number, TIMES[number % len(TIMES)], fill)
+        for number, (size, fill) in enumerate(steps)
+    ]
+    if nonfinite:
+        nan = _with_one(tree, found[0], math.nan)
+        infinite = _with_one(tree, found[2], math.inf) or _with_one(tree, found[2], -math.inf)
+        found += [example for example in (nan, infinite) if example is not None]
+    return found + _at_integer_edges(tree, max(sizes), seed + len(found))
+
+
+def in_other_memory(tree: Any, sizes: Sequence[int], seed: int) -> tuple[list[Recipe], list[Recipe]]:
+    """Examples that lie otherwise in memory; each layout may add a graph, so that these come last.
+
+    Args:
+        tree: the specs.
+        sizes: batch sizes; each layout is met with the first two, for which there are graphs.
+        seed: of the first example; the others count on from it.
+
+    Returns:
+        Those in other layouts and with one tensor for several inputs; those whose inputs are views of one.
+    """
+    met = (sizes[0], sizes[min(1, len(sizes) - 1)])
+    steps = [(size, layout, "") for layout in layouts(tree) for size in met]
+    if equal_specs(tree):
+        steps += [(met[0], "contiguous", shared) for shared in (ONE_TENSOR, VIEWS)]
+    found = [
+        dataclasses.replace(random_recipe(tree, size, seed + i, like=Fill(layout=layout)), shared=shared)
+        for i, (size, layout, shared) in enumerate(steps)
+    ]
+    return [r for r in found if r.shared != VIEWS], [r for r in found if r.shared == VIEWS]
+
+
+def random_recipe(tree: Any, batch: int, seed: int, time: int = TIMES[0], like: Fill = Fill()) -> Recipe:
+    """An example whose tensors are filled alike, each from a seed of its own."""
+    leaves = enumerate(trees.leaves(tree))
+    fills = tuple(dataclasses.replace(like, seed=1000 * seed + i) for i, _ in leaves)
+    return Recipe(batch, time, seed, fills)
+
+
+def _with_one(tree: Any, recipe: Recipe, value: float) -> Recipe | None:
+    """The recipe with one element set to a `value` that is not finite; None if no input admits it.
+
+    It lies near the middle of the first float input that has an element without a bound on its side.
+    """
+    for leaf, (_, spec) in enumerate(trees.leaves(tree)):
+        if isinstance(spec, spaces.Box) and spec.is_float:
+            shape = shape_of(spec, recipe.batch, recipe.time)
+            places = edges.places(spec, value, shape[1:])
+            if places:
+                row, place = divmod(math.prod(shape) // 2, math.prod(shape[1:]))
+                edit = (row * math.prod(shape[1:]) + places[place % len(places)], value)
+                return _with_edits(recipe, {leaf: (edit,)})
+    return None
+
+
+def _at_integer_edges(tree: Any, batch: int, seed: int) -> list[Recipe]:
+    """Examples in which the integer inputs hold what narrower dtypes can't, one such number a row."""
+    specs = [spec for _, spec in trees.leaves(tree)]
+    groups = [edges.in_groups(edges.integers(spec)) for spec in specs]
+    found: list[Recipe] = []
+    for group in range(max(map(len, groups), default=0)):
+        values = [each[group] if group < len(each) else [] for each in groups]
+        for begin in range(0, max(map(len, values)), batch):
+            recipe = random_recipe(tree, batch, seed + len(found))
+            chunks = [each[begin : begin + batch] for each in values]
+            found.append(_with_edits(recipe, _edits(specs, recipe, chunks)))
+    return found
+
+
+def _edits(
+    specs: list[Spec], recipe: Recipe, values: list[list[int]]
+) -> dict[int, tuple[tuple[int, float], ...]]:
+    """By leaf, edits that put each of its values into a row of its own."""
+    found: dict[int, tuple[tuple[int, float], ...]] = {}
+    for leaf, (spec, own) in enumerate(zip(specs, values, strict=True)):
+        row = shape_of(spec, recipe.batch, recipe.time)[1:]
+        start = spec.start if isinstance(spec, spaces.Discrete) else 0
+        edits = []
+        for number, value in enumerate(own):
+            places = edges.places(spec, value, row)
+            if places:
+                edits.append((number * math.prod(row) + places[number % len(places)], value - start))
+        if edits:
+            found[leaf] = tuple(edits)
+    return found
+
+
+def _with_edits(recipe: Recipe, edits: dict[int, tuple[tuple[int, float], ...]]) -> Recipe:
+    """The recipe with single elements set, by leaf."""
+    fills = (
+        dataclasses.replace(fill, edits=edits[leaf]) if leaf in edits else fill
+        for leaf, fill in enumerate(recipe.fills)
+    )
+    return dataclasses.replace(recipe, fills=tuple(fills))
+
+
+def layouts(tree: Any) -> list[str]:
+    """The layouts in which some leaf may differ from contiguous."""
+    drawn = [spec for _, spec in trees.leaves(tree) if is_laid_out(spec)]
+    dims = {len(shape_of(spec, 1, 1)) for spec in drawn}
+    admitted = {
+        "offset": bool(dims),
+        "sliced": bool(dims),
+        "expanded": bool(dims),
+        "strided": bool(dims),
+        "transposed": any(dim > 1 for dim in dims),
+        "batch_second": any(dim > 2 for dim in dims) and uses_time(tree),
+        "permuted": any(dim > 2 for dim in dims),
+        "channels_last": 4 in dims,
+        "channels_last_3d": 5 in dims,
+    }
+    return [layout for layout in LAYOUTS if admitted.get(layout)]
+
+
+def is_laid_out(spec: Spec) -> bool:
+    """Whether the tensor of a spec comes in layouts; an action follows its mask, a constant is the user's."""
+    return not isinstance(spec, (spaces.Constant, spaces.LegalAction))
+
+
+def equal_specs(tree: Any) -> list[tuple[int, ...]]:
+    """The leaves that have equal specs, by position; those that have none like them are left out."""
+    groups: list[tuple[Spec, list[int]]] = []
+    for leaf, (_, spec) in enumerate(trees.leaves(tree)):
+        if is_laid_out(spec):
+            group = next((members for other, members in groups if spaces.are_equal(spec, other)), None)
+            if group is None:
+                groups.append((spec, [leaf]))
+            else:
+                group.append(leaf)
+    return [tuple(members) for _, members in groups if len(members) > 1]

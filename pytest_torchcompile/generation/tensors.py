@@ -1,0 +1,379 @@
+"""Recipes to tensors, in microseconds, and to a line that a person can read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from pytest_torchcompile.errors import UsageError
+from pytest_torchcompile.generation.recipes import (
+    ONE_TENSOR,
+    Fill,
+    Recipe,
+    equal_specs,
+    shape_of,
+    uses_time,
+)
+from pytest_torchcompile.specs import spaces, trees
+from pytest_torchcompile.specs.spaces import Spec
+
+Path = tuple[Any, ...]
+
+
+def require_drawable(tree: Any) -> None:
+    """Return if every leaf can be drawn.
+
+    Raises:
+        UsageError: for a `LegalAction` whose mask is not among the inputs, an unknown dtype, bounds
+            that don't fit the shape.
+    """
+    for path, spec in trees.leaves(tree):
+        if isinstance(spec, spaces.LegalAction):
+            mask = dict(trees.leaves(tree))[trees.mask_of(tree, spec)]
+            if not isinstance(mask, (spaces.LegalMask, spaces.Constant)):
+                raise UsageError(
+                    f"{spec!r}: {mask!r} may leave a row without a legal action; declare the mask as "
+                    f"LegalMask({math.prod(shape_of(mask, 1, 1))})"
+                )
+        else:
+            try:
+                _sample(spec, np.random.default_rng(0), 1, 1, 1.0)
+                torch_dtype(getattr(spec, "dtype", "float32"))
+            except (ValueError, TypeError) as error:
+                raise UsageError(f"{trees.dotted(path) or 'observation'}: {spec!r}: {error}") from None
+
+
+def torch_dtype(dtype: Any) -> torch.dtype:
+    """The torch dtype that `dtype` names: a torch or numpy dtype, or a name such as ``'float32'``."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
+    found = getattr(torch, name.removeprefix("torch."), None)
+    if not isinstance(found, torch.dtype):
+        raise UsageError(f"{dtype!r} is no torch dtype; accepted: 'float32', torch.float32 ...")
+    return found
+
+
+def build(tree: Any, recipe: Recipe) -> Any:
+    """The inputs of a recipe: new tensors, nested like `tree`, equal each time.
+
+    Raises:
+        UsageError: if the function of a `Wrapped` raises.
+    """
+    return trees.rebuild(tree, leaves(tree, recipe).__getitem__)
+
+
+def leaves(
+    tree: Any, recipe: Recipe, of: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor
+) -> dict[Path, Any]:
+    """The tensors of a recipe by path, new each time; constants are values of any type.
+
+    Args:
+        tree: the specs.
+        recipe: what to fill them with, and how they lie in memory.
+        of: applied to each tensor before it is laid out, so that it can't undo that.
+    """
+    specs = dict(trees.leaves(tree))
+    fills = dict(zip(specs, recipe.fills, strict=True))
+    values: dict[Path, Any] = {}
+    for path, spec in specs.items():
+        if isinstance(spec, spaces.Constant):
+            value = copy_constant(spec.value)
+            values[path] = of(value) if isinstance(value, torch.Tensor) else value
+        elif not isinstance(spec, spaces.LegalAction):
+            tensor = of(_drawn(spec, fills[path], recipe))
+            values[path] = _laid_out(tensor, fills[path].layout, getattr(spec, "batch_dim", 0))
+    for group in equal_specs(tree) if recipe.shared else ():
+        _share(values, [[*specs][leaf] for leaf in group], recipe.shared)
+    for path, spec in specs.items():
+        if isinstance(spec, spaces.LegalAction):
+            values[path] = of(_legal_action(values[trees.mask_of(tree, spec)], fills[path], spec))
+        if isinstance(spec, spaces.Box) and spec.requires_grad:
+            values[path].requires_grad_()
+    return {path: values[path] for path in specs}
+
+
+def _drawn(spec: Spec, fill: Fill, recipe: Recipe) -> torch.Tensor:
+    """The content of one tensor, contiguous."""
+    array = _array(spec, fill, recipe.batch, recipe.time)
+    dtype = torch.uint8 if isinstance(spec, spaces.Image) else torch_dtype(getattr(spec, "dtype", "int64"))
+    return torch.from_numpy(array).to(dtype)
+
+
+def _share(values: dict[Path, Any], paths: list[Path], how: str) -> None:
+    """Have inputs with equal specs be one tensor, or views of one."""
+    tensor = values[paths[-1]]
+    for path in paths[:-1]:
+        values[path] = tensor if how == ONE_TENSOR else tensor.view_as(tensor)
+
+
+def is_finite(tree: Any, recipe: Recipe) -> bool:
+    """Whether no input holds a NaN or an infinity; only edits put one there, or a constant."""
+    edits = all(math.isfinite(value) for fill in recipe.fills for _, value in fill.edits)
+    constants = (spec.value for _, spec in trees.leaves(tree) if isinstance(spec, spaces.Constant))
+    return edits and all(
+        bool(torch.isfinite(value).all())
+        for value in constants
+        if isinstance(value, torch.Tensor) and value.is_floating_point()
+    )
+
+
+def copy_constant(value: Any) -> Any:
+    """A constant, tensors and arrays inside it copied, so that no call can change the user's own."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone().requires_grad_(value.requires_grad)
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    return value
+
+
+def _array(spec: Spec, fill: Fill, batch: int, time: int) -> np.ndarray[Any, Any]:
+    """The values of one tensor in the dtype they are drawn in."""
+    generator = np.random.default_rng(fill.seed)
+    sampled = _sample(spec, generator, batch, time, fill.scale)
+    flat = sampled.reshape(-1)
+    if (fill.start, fill.stop) not in ((0, None), (0, flat.size)):
+        bulk, rest = flat, _simplest(spec, sampled.shape, fill.rest)
+        flat = rest.astype(sampled.dtype).reshape(-1)
+        flat[fill.start : fill.stop] = bulk[fill.start : fill.stop]
+    for index, value in fill.edits:
+        flat[index] = _admitted(spec, value, index, sampled.shape)
+    return _consistent(spec, flat.reshape(sampled.shape), generator)
+
+
+def _sample(
+    spec: Spec, generator: np.random.Generator, batch: int, time: int, scale: float
+) -> np.ndarray[Any, Any]:
+    """Bulk values; a longer tensor of the same seed starts with the same ones."""
+    shape = shape_of(spec, batch, time)
+    match spec:
+        case spaces.Box():
+            sample = _sample_floats if spec.is_float else _sample_integers
+            return sample(spec, generator, shape, scale)
+        case spaces.Image():
+            return generator.integers(0, 256, shape, np.uint8)
+        case spaces.State():
+            return generator.standard_normal(shape, np.float32)
+        case spaces.Discrete():
+            return generator.integers(spec.start, spec.start + spec.n, shape)
+        case spaces.MultiDiscrete():
+            return generator.integers(0, np.broadcast_to(np.asarray(spec.nvec), shape))
+        case spaces.Tokens():
+            return generator.integers(0, spec.vocabulary, shape)
+        case spaces.OneHot():
+            return np.eye(spec.n, dtype=np.float32)[generator.integers(0, spec.n, shape[0])]
+        case spaces.LegalMask():
+            # How much is legal differs by row, from nearly nothing to nearly all.
+            legal = generator.random((shape[0], 1)) ** 2
+            return generator.random(shape) < legal
+        case spaces.MultiBinary() | spaces.Flag():
+            return generator.random(shape) < 0.5
+        case _:
+            return np.zeros(shape, np.float32)
+
+
+def _sample_integers(
+    spec: spaces.Box, generator: np.random.Generator, shape: tuple[int, ...], scale: float
+) -> np.ndarray[Any, Any]:
+    """Uniform between the bounds; without them, up to `scale` to both sides as far as the dtype goes."""
+    dtype = torch_dtype(spec.dtype)
+    limits = (0, 1) if dtype == torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
+    least, most = max(-int(scale), limits[0]), min(int(scale), limits[1])
+    low = np.asarray(least if spec.low is None else np.ceil(spec.low), np.int64)
+    high = np.asarray(most if spec.high is None else np.floor(spec.high), np.int64)
+    low = np.minimum(low, high) if spec.low is None else low
+    high = np.maximum(low, high) if spec.high is None else high
+    return generator.integers(low, high, shape, endpoint=True)
+
+
+def _sample_floats(
+    spec: spaces.Box, generator: np.random.Generator, shape: tuple[int, ...], scale: float
+) -> np.ndarray[Any, Any]:
+    """Uniform between two bounds, normal with deviation `scale` beside one or none."""
+    dtype = torch_dtype(spec.dtype)
+    wide = np.float64 if dtype == torch.float64 else np.float32
+    lower: np.ndarray[Any, Any] = np.asarray(-np.inf if spec.low is None else spec.low, np.float64)
+    upper: np.ndarray[Any, Any] = np.asarray(np.inf if spec.high is None else spec.high, np.float64)
+    if np.isnan(lower).any() or np.isnan(upper).any():
+        raise ValueError("a bound is NaN")
+    normal = generator.standard_normal(shape, np.float32) * np.float32(scale)
+    if np.isfinite(lower).any() or np.isfinite(upper).any():
+        least, most = np.where(np.isfinite(lower), lower, 0.0), np.where(np.isfinite(upper), upper, 0.0)
+        both = np.isfinite(lower) & np.isfinite(upper)
+        unit = generator.random(shape, np.float32)
+        beside = np.where(np.isfinite(lower), least + np.abs(normal), most - np.abs(normal))
+        beside = np.where(np.isfinite(lower) | np.isfinite(upper), beside, normal)
+        normal = np.where(both, least + unit * (most - least), beside)
+    return _clipped(spec, normal.astype(wide))
+
+
+def _clipped(spec: spaces.Box, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """`array` within the bounds, which are rounded inwards to its dtype."""
+    if spec.low is not None or spec.high is not None:
+        array = np.clip(array, spec.low, spec.high).astype(array.dtype)
+    return array
+
+
+def _simplest(spec: Spec, shape: tuple[int, ...], rest: float = 0.0) -> np.ndarray[Any, Any]:
+    """What elements are that neither the bulk nor an edit has set: `rest`, or what comes nearest."""
+    match spec:
+        case spaces.Box():
+            return np.asarray(_clipped(spec, np.full(shape, rest, np.float64)))
+        case spaces.Image() | spaces.MultiBinary() | spaces.Flag():
+            return np.full(shape, rest)
+        case spaces.Discrete():
+            return np.full(shape, spec.start)
+        case spaces.LegalMask():
+            return np.ones(shape, bool)
+        case spaces.OneHot():
+            return np.broadcast_to(np.eye(spec.n)[0], shape)
+        case _:
+            return np.zeros(shape)
+
+
+def _admitted(spec: Spec, value: float, index: int, shape: tuple[int, ...]) -> float:
+    """An edit's value made one that the spec admits."""
+    match spec:
+        case spaces.Box():
+            return _within(spec, value, index, shape[1:])
+        case spaces.Discrete():
+            return spec.start + int(value) % spec.n
+        case spaces.MultiDiscrete():
+            return int(value) % int(spec.nvec[index % len(spec.nvec)])
+        case spaces.Tokens():
+            return int(value) % spec.vocabulary
+        case spaces.Image():
+            return int(value) % 256
+        case spaces.State():
+            return value
+        case _:
+            return int(value) % 2
+
+
+def _within(spec: spaces.Box, value: float, index: int, row: tuple[int, ...]) -> float:
+    """`value` within the bounds at a flat index into the batch; for a NaN that they keep out, 0."""
+    if spec.low is None and spec.high is None:
+        return value
+    low = -math.inf if spec.low is None else _bound_at(spec.low, index, row)
+    high = math.inf if spec.high is None else _bound_at(spec.high, index, row)
+    if math.isnan(value) and math.isinf(low) and math.isinf(high):
+        return value
+    return float(np.clip(0.0 if math.isnan(value) else value, low, high))
+
+
+def _bound_at(bound: Any, index: int, row: tuple[int, ...]) -> float:
+    """A bound, a number or an array that broadcasts to a row, at a flat index into the batch."""
+    values = np.broadcast_to(np.asarray(bound), row).reshape(-1)
+    return float(values[index % len(values)])
+
+
+def _consistent(
+    spec: Spec, array: np.ndarray[Any, Any], generator: np.random.Generator
+) -> np.ndarray[Any, Any]:
+    """`array` with whole rows repaired: one legal action at least, exactly one 1."""
+    if isinstance(spec, spaces.LegalMask):
+        rows = np.flatnonzero(~array.any(axis=1))
+        array[rows, generator.integers(0, spec.n, len(rows))] = True
+    elif isinstance(spec, spaces.OneHot):
+        array = np.eye(spec.n, dtype=array.dtype)[array.argmax(axis=1)]
+    return array
+
+
+def _legal_action(mask: Any, fill: Fill, spec: spaces.LegalAction) -> torch.Tensor:
+    """For each row an action that its mask allows; the first legal one outside the bulk's window."""
+    legal = torch.as_tensor(mask) != 0
+    if legal.dim() != 2 or not bool(legal.any(dim=1).all()):
+        raise UsageError(
+            f"{spec!r}: the mask, shaped {tuple(legal.shape)}, needs two dimensions (batch, actions) "
+            f"and a legal action in each row"
+        )
+    allowed = legal.cpu().numpy()
+    actions = allowed.argmax(axis=1)
+    rows = len(actions)
+    order = np.random.default_rng(fill.seed).random(allowed.shape)
+    random = np.where(allowed, order, -1.0).argmax(axis=1)
+    actions[fill.start : fill.stop] = random[fill.start : fill.stop]
+    for row, value in fill.edits:
+        choices = np.flatnonzero(allowed[row % rows])
+        actions[row % rows] = choices[int(value) % len(choices)]
+    return torch.from_numpy(actions)
+
+
+def _laid_out(tensor: torch.Tensor, layout: str, batch_dim: int = 0) -> torch.Tensor:
+    """`tensor` in another memory layout, with the same values; `expanded` repeats its first row.
+
+    A layout that needs more dimensions changes nothing.
+    """
+    dims = tensor.dim()
+    match layout:
+        case "offset":
+            flat = tensor.reshape(-1)
+            return torch.cat([flat[:1], flat])[1:].view(tensor.shape)
+        case "sliced":
+            return torch.cat([tensor[:1], tensor])[1:]
+        case "expanded":
+            return tensor.narrow(batch_dim, 0, 1).expand_as(tensor)
+        case "strided":
+            return torch.stack([tensor, tensor], dim=-1)[..., 0]
+        case "transposed" if dims > 1:
+            return tensor.mT.contiguous().mT
+        case "batch_second" if dims > 2:
+            return tensor.transpose(0, 1).contiguous().transpose(0, 1)
+        case "permuted" if dims > 2:
+            backwards = tuple(reversed(range(dims)))
+            return tensor.permute(backwards).contiguous().permute(backwards)
+        case "channels_last" if dims == 4:
+            return tensor.contiguous(memory_format=torch.channels_last)
+        case "channels_last_3d" if dims == 5:
+            return tensor.contiguous(memory_format=torch.channels_last_3d)
+    return tensor
+
+
+def describe(tree: Any, recipe: Recipe) -> str:
+    """One line: ``batch 1; observation: zeros, [0, 3, 1, 2] = -6.0``."""
+    parts = [f"batch {recipe.batch}"] + ([f"T = {recipe.time}"] if uses_time(tree) else [])
+    inputs = leaves(tree, recipe)
+    for (path, spec), fill in zip(trees.leaves(tree), recipe.fills, strict=True):
+        if not isinstance(spec, spaces.Constant):
+            told = _describe_leaf(spec, fill, inputs[path])
+            parts.append(f"{trees.dotted(path) or 'observation'}: {told}")
+    names = [trees.dotted(path) for path, _ in trees.leaves(tree)]
+    for group in equal_specs(tree) if recipe.shared else ():
+        parts.append(f"{' and '.join(names[leaf] for leaf in group)} are {recipe.shared}")
+    return "; ".join(parts)
+
+
+def _describe_leaf(spec: Spec, fill: Fill, tensor: torch.Tensor) -> str:
+    layout = "" if fill.layout == "contiguous" else f", {fill.layout}"
+    if isinstance(spec, spaces.LegalAction):
+        return f"{_elements(tensor.reshape(-1)[:8].tolist())}{' ...' if len(tensor) > 8 else ''}"
+    base = torch.from_numpy(_simplest(spec, tuple(tensor.shape)).astype(np.float64))
+    values = tensor.detach().to(torch.float64)
+    different = torch.nonzero((values != base).reshape(-1)).reshape(-1)
+    first = float(values.reshape(-1)[0]) if values.numel() else 0.0
+    if len(different) <= 4:
+        simplest = "all legal" if isinstance(spec, spaces.LegalMask) else "zeros"
+        if isinstance(spec, spaces.OneHot) or (base.numel() and float(base.reshape(-1)[-1]) not in (0, 1)):
+            simplest = "the simplest values"
+        return f"{simplest}{_listed(values, different)}{layout}"
+    if bool((values == first).all()):
+        return f"all {first:.9g}{layout}"
+    scale = f", scale {fill.scale:g}" if isinstance(spec, spaces.Box) and fill.scale != 1 else ""
+    odd = torch.nonzero(~torch.isfinite(values).reshape(-1)).reshape(-1)
+    return f"random (seed {fill.seed}{scale}){_listed(values, odd[:4])}{layout}"
+
+
+def _listed(values: torch.Tensor, flat: torch.Tensor) -> str:
+    texts = []
+    for position in flat.tolist():
+        index = [int(i) for i in np.unravel_index(position, tuple(values.shape))]
+        texts.append(f", {index} = {float(values.reshape(-1)[position]):.9g}")
+    return "".join(texts)
+
+
+def _elements(values: list[Any]) -> str:
+    return ", ".join(map(str, values))

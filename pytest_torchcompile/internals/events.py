@@ -1,0 +1,119 @@
+"""What the compiler reports of its work: compiles, graph breaks, recompiles, seconds, hits of its caches."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from pytest_torchcompile.texts import at
+
+
+class CompileEvent:
+    """One run of the compiler: its id (``frame/attempt``) and the exception that left it, if any."""
+
+    def __init__(self, compile_id: str, backward: bool, error: BaseException | None) -> None:
+        self.compile_id = compile_id
+        self.backward = backward
+        self.error = error
+
+    @property
+    def frame(self) -> str:
+        """The code object's number; a second event of one frame is a recompile."""
+        return self.compile_id.partition("/")[0]
+
+
+@contextlib.contextmanager
+def compile_events(started: Callable[[], None], ended: Callable[[CompileEvent], None]) -> Iterator[None]:
+    """Call `started` and `ended` around every compile, lazy backward compiles included.
+
+    The end callback runs in a ``finally`` of torch's, where the exception that is leaving the
+    compiler is the one being handled.
+    """
+    from torch._dynamo.callback import CallbackTrigger, callback_handler
+
+    def on_start(args: Any) -> None:
+        started()
+
+    def on_end(args: Any) -> None:
+        backward = args.callback_trigger is CallbackTrigger.LAZY_BACKWARD
+        ended(CompileEvent(str(args.compile_id), backward, sys.exc_info()[1]))
+
+    callback_handler.register_start_callback(on_start)
+    callback_handler.register_end_callback(on_end)
+    try:
+        yield
+    finally:
+        # torch.compiler.reset() inside the body has cleared them already.
+        with contextlib.suppress(ValueError):
+            callback_handler.remove_start_callback(on_start)
+        with contextlib.suppress(ValueError):
+            callback_handler.remove_end_callback(on_end)
+
+
+def graph_break_count() -> int:
+    """How many graph breaks there have been since the last reset."""
+    from torch._dynamo import output_graph
+
+    return len(output_graph.graph_break_reasons)  # type: ignore[attr-defined]  # imported there
+
+
+def graph_breaks(since: int) -> list[str]:
+    """The graph breaks after the first `since`: the reason's first line and ``file:line``."""
+    from torch._dynamo import output_graph
+
+    texts = []
+    for reason in output_graph.graph_break_reasons[since:]:  # type: ignore[attr-defined]  # imported there
+        lines = str(reason.reason).strip().splitlines() or ["graph break"]
+        place = reason.user_stack[-1] if reason.user_stack else None
+        texts.append(lines[0] + (at(place.filename, place.lineno) if place else ""))
+    return texts
+
+
+def cached_graph_count() -> int:
+    """How many graphs inductor and AOTAutograd have taken from their caches on disk."""
+    from torch._dynamo.utils import counters
+
+    return counters["inductor"]["fxgraph_cache_hit"] + counters["aot_autograd"]["autograd_cache_hit"]
+
+
+def recompile_reasons() -> dict[str, str]:
+    """Why each recompile happened, by compile id: the guard that failed, and the line that it is due to.
+
+    Torch keeps the latest 64 compiles.
+    """
+    from torch._dynamo.utils import get_compilation_metrics
+
+    return {
+        str(metrics.compile_id): _guard(str(metrics.recompile_reason))
+        for metrics in get_compilation_metrics()
+        if metrics.recompile_reason
+    }
+
+
+def _guard(reason: str) -> str:
+    """``0/1: GUARD  # SOURCE  # FILE:LINE in FUNCTION (...)`` as ``GUARD (at FILE:LINE)``."""
+    guard, *comments = reason.strip().splitlines()[0].split("  # ")
+    place = re.match(r"(\S+:\d+) in ", comments[-1]) if comments else None
+    return re.sub(r"^\d+/\d+: ", "", guard) + (f" (at {place[1]})" if place else "")
+
+
+def compile_seconds(latest: int) -> dict[str, float]:
+    """Seconds of the latest compiles by stage: ``dynamo``, ``AOTAutograd``, ``inductor``.
+
+    Torch's figures contain each other, forward: dynamo's those of AOTAutograd, and those inductor's.
+    """
+    from torch._dynamo.utils import get_compilation_metrics
+
+    seconds = dict.fromkeys(("dynamo", "AOTAutograd", "inductor"), 0.0)
+    for metrics in get_compilation_metrics()[-latest:] if latest else ():
+        dynamo, autograd, backward, inductor = (
+            (getattr(metrics, f"{name}_cumulative_compile_time_us") or 0) / 1e6
+            for name in ("dynamo", "aot_autograd", "backward", "inductor")
+        )
+        seconds["dynamo"] += max(dynamo - autograd, 0.0)
+        seconds["AOTAutograd"] += max(autograd + backward - inductor, 0.0)
+        seconds["inductor"] += inductor
+    return {stage: spent for stage, spent in seconds.items() if spent}

@@ -1,0 +1,227 @@
+"""What the owner of a policy changes between two calls: weights, buffers, attributes, what is trained.
+
+Each change is small, so that the policy goes on computing finite numbers, and large enough that an
+answer from before is no rounding. A lifecycle's next story begins without them.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from pytest_torchcompile import internals
+from pytest_torchcompile.lifecycle.stories import Change
+from pytest_torchcompile.policies.ordinary import is_ordinary
+from pytest_torchcompile.policies.reachable import Place
+from pytest_torchcompile.policies.snapshots import write
+from pytest_torchcompile.policies.state import Counters, ModuleState
+
+ANNEALED = 0.9
+"""What a float attribute is multiplied with: within any range that begins at 0."""
+
+Tensors = dict[str, torch.Tensor]
+
+
+class Changes:
+    """Makes the changes of one side.
+
+    Args:
+        model: the side's policy.
+        state: what calls change in it, with its parameters.
+    """
+
+    def __init__(self, model: nn.Module, state: ModuleState) -> None:
+        self._inner = internals.uncompiled(model)
+        self._state = state
+        # One that is 0 switches something off.
+        self._floats: dict[Place, float] = {p: value for p, value in state.own_floats().items() if value}
+        self._annealed: set[Place] = set()
+        # The same memory, not copies of it.
+        self._data = {name: p.data for name, p in state.parameters().items() if _can_be_moved(p)}
+
+    # --- what there is ---
+
+    def possible(self) -> Iterator[Change]:
+        """The changes that there is something for; freezing is asked for by `layer`."""
+        if self._buffers():
+            yield Change.BUFFERS_COPIED
+            if self._buffers().keys() & self._inner.state_dict().keys():
+                yield Change.BUFFERS_LOADED
+            yield Change.BUFFERS_ASSIGNED
+        if self._data:
+            yield from (Change.WEIGHTS_COPIED, Change.WEIGHTS_DATA, Change.WEIGHTS_REPLACED)
+        if self._floats:
+            yield Change.ANNEALED
+
+    def names(self, change: Change) -> list[str]:
+        """The names of what a change changes, if it can be changed one by one."""
+        if change.what == "buffers":
+            return list(self._buffers())
+        return [_joined(place) for place in self._floats] if change is Change.ANNEALED else []
+
+    def layer(self, learnt: Sequence[Collection[str]]) -> str:
+        """The first submodule that can be frozen, so that others go on learning; empty if there is none.
+
+        Args:
+            learnt: by method, the names of what it learns.
+        """
+        owned = collections.defaultdict(set)
+        for name, parameter in self._inner.named_parameters():
+            if parameter.requires_grad:
+                owned[name.rpartition(".")[0]].add(name)
+        for owner, names in owned.items():
+            is_learnt = any(not names.isdisjoint(each) for each in learnt)
+            if owner and is_learnt and all(set(each) - names for each in learnt):
+                return owner
+        return ""
+
+    def attributes(self) -> dict[str, float]:
+        """The attributes that can be annealed by their paths, as they are now."""
+        now = self._state.own_floats()
+        return {_joined(place): now[place] for place in self._floats if place in now}
+
+    def buffers(self) -> Tensors:
+        """Copies of the buffers that can be changed, as they are now."""
+        return {name: buffer.detach().clone() for name, buffer in self._buffers().items()}
+
+    # --- making them ---
+
+    def make(self, change: Change, name: str, seed: int) -> None:
+        """Change everything of a kind, or what has this name."""
+        match change.what:
+            case "buffers":
+                buffers = self._buffers()
+                self._write_buffers(change, _moved(buffers if not name else {name: buffers[name]}, seed))
+            case "weights":
+                self._write_weights(change, self._weights(seed))
+            case "attributes":
+                self._anneal(name)
+            case "layers":
+                for parameter in self._inner.get_submodule(name).parameters(recurse=False):
+                    parameter.requires_grad_(change is Change.THAWED)
+
+    def load(self, seed: int) -> None:
+        """Load weights that are near the first ones, as those of another training run would be."""
+        self._load(self._weights(seed))
+        self._state.accept()
+
+    def _write_buffers(self, change: Change, new: Tensors) -> None:
+        if change is Change.BUFFERS_LOADED:
+            self._load(new)
+            return
+        for name, tensor in new.items():
+            owner, _, attribute = name.rpartition(".")
+            if change is Change.BUFFERS_ASSIGNED:
+                setattr(self._inner.get_submodule(owner), attribute, tensor)
+            else:
+                with torch.no_grad():
+                    self._inner.get_buffer(name).copy_(tensor)
+
+    def _write_weights(self, change: Change, new: Tensors) -> None:
+        parameters = self._state.parameters()
+        for name, tensor in new.items():
+            if change is Change.WEIGHTS_DATA:
+                parameters[name].data.copy_(tensor)
+            elif change is Change.WEIGHTS_REPLACED:
+                parameters[name].data = tensor
+            else:
+                with torch.no_grad():
+                    parameters[name].copy_(tensor)
+        # What the owner writes is no side effect of the next call.
+        self._state.accept()
+
+    def _load(self, new: Mapping[str, torch.Tensor]) -> None:
+        """Load `new` under every name of each tensor, and all other tensors as they are."""
+        loaded = self._inner.state_dict()
+        # Not what `state_dict()` says of the others, which the move that compares it is there for.
+        values = {id(tensor): new.get(name, tensor) for name, tensor in self._named()}
+        loaded |= {name: values[id(tensor)] for name, tensor in self._named(twice=True) if name in loaded}
+        self._inner.load_state_dict(loaded)
+
+    def _anneal(self, name: str) -> None:
+        """Multiply float attributes by `ANNEALED`, except those that the policy itself has changed by now."""
+        now = self._state.own_floats()
+        for place, found in self._floats.items():
+            if name in ("", _joined(place)) and now.get(place) == found:
+                self._annealed.add(place)
+                self._state.set_counters({place: ANNEALED * found})
+
+    # --- undoing them ---
+
+    def give_back_memory(self) -> None:
+        """Give the parameters the memory that they had first; their values are put back with the state."""
+        parameters = self._state.parameters()
+        for name, data in self._data.items():
+            if parameters[name].data_ptr() != data.data_ptr():
+                parameters[name].data = data
+
+    def without_annealing(self, counters: Counters) -> Counters:
+        """`counters` with the annealed attributes as they were first."""
+        return counters | {place: self._floats[place] for place in self._annealed}
+
+    def look(self) -> Callable[[str], None]:
+        """Look at weights, buffers and attributes; returns what puts one kind of them back as it was."""
+        parameters = self._state.parameters() | self._state.leaves()
+        weights = {name: p.detach().clone() for name, p in parameters.items()}
+        buffers = {name: buffer.detach().clone() for name, buffer in self._inner.named_buffers()}
+        floats = self._state.own_floats()
+
+        def put_back(what: str) -> None:
+            if what == "attributes":
+                self._state.set_counters(floats)
+            elif what == "weights":
+                for name, tensor in weights.items():
+                    write(parameters[name], tensor)
+            else:
+                for name, tensor in buffers.items():
+                    write(self._inner.get_buffer(name), tensor)
+
+        return put_back
+
+    # --- new values ---
+
+    def _named(self, *, twice: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
+        yield from self._inner.named_parameters(remove_duplicate=not twice)
+        yield from self._inner.named_buffers(remove_duplicate=not twice)
+
+    def _buffers(self) -> Tensors:
+        """The buffers whose numbers can be changed, by name."""
+        return {n: b for n, b in self._inner.named_buffers() if _can_be_moved(b) and b.numel()}
+
+    def _weights(self, seed: int) -> Tensors:
+        """New weights near the first ones."""
+        generator = torch.Generator().manual_seed(seed)
+        found = {}
+        first = self._state.remembered()
+        for name in self._data:
+            noise = torch.randn(first[name].shape, generator=generator, dtype=torch.float32)
+            spread = 0.1 * float(first[name].abs().mean()) + 0.01
+            found[name] = first[name] + spread * noise.to(first[name])
+        return found
+
+
+def _can_be_moved(tensor: torch.Tensor) -> bool:
+    """Whether noise can be added to its elements."""
+    if is_lazy(tensor) or not is_ordinary(tensor) or tensor.is_inference():
+        return False
+    return tensor.is_floating_point() and 0 not in tensor.stride()
+
+
+def _joined(place: Place) -> str:
+    return ".".join(filter(None, place))
+
+
+def _moved(tensors: Mapping[str, torch.Tensor], seed: int) -> Tensors:
+    """Each finite element a little larger: what is positive stays so, as a variance must."""
+    generator = torch.Generator().manual_seed(seed)
+    found = {}
+    for name, tensor in tensors.items():
+        noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float32).abs().to(tensor)
+        larger = tensor.detach() + (0.05 * tensor.detach().abs() + 0.05) * noise
+        # An attention mask has infinities.
+        found[name] = torch.where(tensor.detach().isfinite(), larger, tensor.detach())
+    return found

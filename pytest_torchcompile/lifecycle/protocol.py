@@ -1,0 +1,301 @@
+"""The lifecycle of a policy: one compiled object and its eager twin go through the same stories.
+
+A single call can't show weights that are stale after an optimizer step, an output that the next call
+overwrites, or code of the one mode that answers in the other. First comes a story in which each of
+these would show, then optimizer steps in a row, then stories that Hypothesis makes of the same moves,
+so that few graphs are added to those of the two phases.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from pytest_torchcompile import internals
+from pytest_torchcompile.checking.freshness import FROZEN, frozen
+from pytest_torchcompile.checking.known_causes import rounding_causes
+from pytest_torchcompile.checking.pair import Pair
+from pytest_torchcompile.checking.stops import Stop, require_compiled, unless_found
+from pytest_torchcompile.errors import CompileFailed, UsageError
+from pytest_torchcompile.generation import recipes
+from pytest_torchcompile.generation.recipes import Recipe
+from pytest_torchcompile.generation.search import examples_of_profile, search
+from pytest_torchcompile.lifecycle.side import WRAPPER, layers_with_modes
+from pytest_torchcompile.lifecycle.sides import LifecycleSides
+from pytest_torchcompile.lifecycle.stories import (
+    ACTING,
+    MAY_COMPILE,
+    Manner,
+    Possible,
+    Story,
+    canonical,
+    stories,
+    story_text,
+    training,
+)
+from pytest_torchcompile.lifecycle.trial import StoryFailure, StoryTrial
+from pytest_torchcompile.options import LIFECYCLE, CheckOptions
+from pytest_torchcompile.results import Capture, CheckResult, Difference, Verdict
+from pytest_torchcompile.specs.trees import declared
+from pytest_torchcompile.texts import raised_text
+
+EXAMPLES_PER_STORY = 5
+"""Examples of a phase that one drawn story stands for, so that a lifecycle costs no more than a phase."""
+
+NAMED = 8
+"""Buffers or attributes that are changed one by one to name the one that a failure is due to."""
+
+LEAST_TO_SHRINK = 50
+"""Stories drawn to find again, and to shorten, a failure of the first ones."""
+
+
+class LifecycleProtocol:
+    """The lifecycle of one policy while it is checked.
+
+    Args:
+        sides: its methods on both sides.
+        options: how to check it.
+    """
+
+    def __init__(self, sides: LifecycleSides, options: CheckOptions) -> None:
+        self._sides = sides
+        self._options = options
+        self._trial = StoryTrial(sides, options)
+        self._notes = list(sides.first.twins.notes)
+        self._learning: dict[str, list[str]] = {}
+        self.failure: StoryFailure | None = None
+        """The story that the lifecycle differs in, once it was told."""
+        self.frozen: Pair | None = None
+        """The method that returns the same draw again and again."""
+        self._sampling: list[Pair] = []
+
+    def run(self, name: str) -> CheckResult:
+        """The whole lifecycle.
+
+        Args:
+            name: tells it apart in Hypothesis' database.
+
+        Raises:
+            UsageError: if nothing can be learnt from what was declared to be learnt by.
+        """
+        try:
+            self._try_eager()
+            story = canonical(self._sides.acting, list(self._learning), self._options.batch, self._possible())
+            failure = self._trial.tell(story)
+            self._require_compiled(failure.story if failure else story, failure)
+            failure = failure or self._trial.tell(
+                training(list(self._learning), self._options.batch[0], self._options.steps)
+            )
+            failure = self._search(failure, story, name)
+            # What is asked for fresh samples may be compiled anew.
+            capture = self._capture()
+            self._sides.progress.step("asking for fresh samples")
+            still = None if failure else self._frozen()
+        except Stop as stop:
+            return self._result(stop.verdict, stop.reason, self._capture())
+        if failure is not None:
+            return self._differs(failure, capture)
+        if still is not None:
+            result = self._result(Verdict.DIFFERS, FROZEN, capture)
+            return dataclasses.replace(result, worst=still, differences=(still,))
+        self._note_left_out()
+        self._note_wrapped()
+        return self._result(*self._trial.evidence.verdict(), capture)
+
+    # --- before the first story ---
+
+    def _try_eager(self) -> None:
+        """Find out which methods act and learn in eager, and what they draw."""
+        for name, pair in self._sides.by_name.items():
+            recipe = recipes.random_recipe(pair.tree, self._options.batch[0], self._options.seed)
+            if name in self._sides.acting:
+                outcome = pair.first_eager(recipe, "rollout")
+                if outcome.error is not None:
+                    text = self._raised(pair, recipe, outcome.error) + _only_trains(name, pair, recipe)
+                    raise Stop(Verdict.EAGER_FAILED, text)
+                if outcome.drew():
+                    self._sampling.append(pair)
+            if name in self._sides.learning:
+                self._try_learning(name, pair, recipe)
+            pair.drop_other_draws()
+
+    def _try_learning(self, name: str, pair: Pair, recipe: Recipe) -> None:
+        """Let a method learn if it can; that one which was declared to can't is the user's error."""
+        outcome = pair.first_eager(recipe, "update")
+        if outcome.error is not None:
+            text = self._raised(pair, recipe, outcome.error)
+            if self._sides.must_learn:
+                raise Stop(Verdict.EAGER_FAILED, f"learning by {name}, {text}")
+            self._notes.append(f"{name} does not learn: {text}")
+        elif outcome.gradients:
+            self._learning[name] = [leaf for leaf, grad in outcome.gradients.items() if grad is not None]
+        elif self._sides.must_learn:
+            raise UsageError(f"learn={name!r}, but nothing that it returns in train() requires grad")
+
+    @staticmethod
+    def _raised(pair: Pair, recipe: Recipe, error: BaseException) -> str:
+        return (
+            f"eager raises {raised_text(error)} on inputs with batch {recipe.batch} declared as "
+            f"{declared(pair.tree)}"
+        )
+
+    def _require_compiled(self, story: Story, failure: StoryFailure | None) -> None:
+        """Return if each method of a story was compiled; what came after an exception never ran."""
+        if failure is None or failure.differences[0].problem != "exception":
+            for method in dict.fromkeys(move.method for move in story if move.method):
+                require_compiled(self._sides.by_name[method], self._options)
+
+    def _possible(self) -> Possible:
+        """What can be done with the policy besides acting and learning."""
+        tree, changes = self._sides.first.tree, self._sides.eager.changes
+        modes = layers_with_modes(internals.uncompiled(self._sides.first.twins.eager))
+        return Possible(
+            manners=[m for m in ACTING if m is not Manner.LAYOUT or recipes.layouts(tree)],
+            settled=bool(modes),
+            changes=list(changes.possible()),
+            layer=changes.layer(list(self._learning.values())),
+        )
+
+    # --- more stories ---
+
+    def _search(self, first: StoryFailure | None, known: Story, name: str) -> StoryFailure | None:
+        """Let Hypothesis look for a story that fails, or for a shorter one than `first`."""
+        shortest = None if first is None else unless_found([first], lambda: self._shortest(first))
+        if shortest is not None:
+            return shortest
+        failures = [] if first is None else [first]
+        moves = list(dict.fromkeys(dataclasses.replace(move, seed=0) for move in known))
+        moves = [move for move in moves if not self._trial.is_rejected(move)]
+        if first is None:
+            # In another order these would compile what the first story has not.
+            moves = [m for m in moves if m.change not in MAY_COMPILE and m.manner is not Manner.SETTLED]
+        drawn = self._options.examples
+        examples = (examples_of_profile() if drawn is None else drawn) // EXAMPLES_PER_STORY
+
+        def fails(story: Story) -> bool:
+            if self._out_of_budget():
+                return False
+            failure = unless_found(failures, lambda: self._trial(story))
+            if failure is not None:
+                failures.append(failure)
+            return failure is not None
+
+        replayed = search(
+            stories(moves),
+            fails,
+            # To find a failure again, and make it smaller, takes more than to look whether there is one.
+            examples=examples if first is None else max(examples, LEAST_TO_SHRINK),
+            shrink_s=self._options.shrink_seconds,
+            digest=f"{name}-{LIFECYCLE}",
+        )
+        if replayed or not failures:
+            return failures[-1] if failures else None
+        again = unless_found(failures, lambda: self._trial(failures[0].story))
+        return again or dataclasses.replace(failures[0], replayed=False)
+
+    def _shortest(self, failure: StoryFailure) -> StoryFailure | None:
+        """The failure by its last move alone, after one, or before and after one; None if it takes more."""
+        *before, last = failure.story
+        # The same move before with another seed, because equal outputs could not be told apart.
+        names = {m.change: self._sides.eager.changes.names(m.change)[:NAMED] for m in before if m.change}
+        # One by one first, so that the story names what is answered from before.
+        named = [dataclasses.replace(m, name=name) for m in before for name in names.get(m.change, ())]
+        others = named + [
+            dataclasses.replace(move, seed=seed) for move in before for seed in (move.seed, last.seed + 1)
+        ]
+        others = list(dict.fromkeys(others))
+        # What is kept from a call needs that call first.
+        for story in [(last,), *((move, last) for move in others), *((last, move, last) for move in others)]:
+            # Told twice, because what depends on the number of the call does not come again.
+            again = self._trial(story) and self._trial(story)
+            if again is not None:
+                return again
+        return None
+
+    def _out_of_budget(self) -> bool:
+        if self._sides.capture.compile_s <= self._options.max_seconds:
+            return False
+        note = f"compiling took more than max_seconds={self._options.max_seconds:g}: no more stories"
+        if note not in self._notes:
+            self._notes.append(note)
+        return True
+
+    def _frozen(self) -> Difference | None:
+        """What a method that samples returns again and again, compiled as it is deployed."""
+        try:
+            for pair in self._sampling:
+                still = frozen(pair, self._options)
+                if still is not None:
+                    self.frozen = pair
+                    return still
+        except CompileFailed as error:
+            raise Stop(Verdict.COMPILE_FAILED, str(error)) from None
+        return None
+
+    # --- the result ---
+
+    def _differs(self, failure: StoryFailure, capture: Capture) -> CheckResult:
+        self.failure = failure
+        if failure.replayed:
+            self._notes += rounding_causes(
+                self._options,
+                lambda lenient: StoryTrial(self._sides, lenient)(failure.story) is None,
+                self._trial.rerun(failure.story),
+            )
+        differences = self._trial.differences(failure)
+        reasons = list(self._trial.likeness(failure))
+        if not failure.replayed:
+            number = failure.move
+            reasons.insert(0, f"depends on what ran before: differed on move {number}, not when tried again")
+        return dataclasses.replace(
+            self._result(Verdict.DIFFERS, "; ".join(reasons), capture),
+            worst=differences[0],
+            differences=differences,
+            example=story_text(failure.story),
+        )
+
+    def _capture(self) -> Capture:
+        return dataclasses.replace(self._sides.capture, added=self._trial.added)
+
+    def _note_left_out(self) -> None:
+        for move, text in self._trial.rejected.items():
+            self._notes.append(f"left out: {move}, {'after' if move.change else 'on'} which {text}")
+        if not self._learning:
+            self._notes.append("no method's outputs require grad: the lifecycle has no learning")
+
+    def _note_wrapped(self) -> None:
+        if not self._sides.first.twins.deployed:
+            return
+        names = [n for n in self._sides.first.twins.compiled.state_dict() if WRAPPER in n]
+        if names:
+            self._notes.append(
+                f"{len(names)} names in the state_dict() of what is deployed have {WRAPPER!r} in them "
+                f"({names[0]} first), which a plain module does not load: save that of the module inside, or "
+                f"compile it in place with module.compile()"
+            )
+
+    def _result(self, verdict: Verdict, reason: str, capture: Capture) -> CheckResult:
+        methods = dict.fromkeys([*self._sides.acting, *self._sides.learning])
+        return CheckResult(
+            method="+".join(methods),
+            phase=LIFECYCLE,
+            verdict=verdict,
+            reason=reason,
+            examples=self._trial.evidence.examples,
+            rounding=self._trial.evidence.rounding,
+            worst=self._trial.evidence.worst,
+            capture=capture,
+            notes=(*self._notes, *dict.fromkeys(n for p in self._sides.by_name.values() for n in p.notes)),
+            backend="as deployed" if self._sides.first.twins.deployed else self._options.backend_name,
+        )
+
+
+def _only_trains(name: str, pair: Pair, recipe: Recipe) -> str:
+    """What to declare for a method that raises in ``eval()`` and returns in ``train()``; empty for others."""
+    if pair.first_eager(recipe, "update").error is not None:
+        return ""
+    called = "policy" if name == "forward" else f"policy.{name}"
+    return (
+        f"; it was called in eval(), as a policy acts, and returns in train(): {name} is for training only. "
+        f"Name the method that acts, and give the loss to learn by: methods=[{name!r}, 'select_action'], "
+        f"act='select_action', loss=lambda policy, batch: {called}(...)"
+    )

@@ -1,0 +1,273 @@
+"""One side of a lifecycle: a policy that acts, learns and is loaded, move by move.
+
+Nothing is put back between moves. What a move leaves behind is an `Outcome` like that of a single
+call, so that it is judged the same way.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from pytest_torchcompile import internals
+from pytest_torchcompile.checking.pair import Pair
+from pytest_torchcompile.lifecycle.changes import Changes
+from pytest_torchcompile.lifecycle.stories import Kind, Manner, Move
+from pytest_torchcompile.policies import loss
+from pytest_torchcompile.policies.backward import Gradients
+from pytest_torchcompile.policies.calls import Outcome, Side
+from pytest_torchcompile.policies.methods import Arguments
+from pytest_torchcompile.policies.ordinary import is_ordinary, ordinary
+from pytest_torchcompile.policies.outputs import named_values
+from pytest_torchcompile.policies.reachable import Reachable
+from pytest_torchcompile.policies.state import Counters
+from pytest_torchcompile.policies.twins import equal_with_nan
+from pytest_torchcompile.runtime.autocast import autocasting
+
+KEPT = 4
+"""Calls whose outputs are held on to, to see whether a later call writes to them."""
+
+WRAPPER = "_orig_mod."
+"""What torch.compile puts before the names of a module's tensors in its ``state_dict()``."""
+
+Kept = tuple[torch.Tensor, torch.Tensor]
+"""An output as its user has it, and a copy of what it was."""
+
+
+class LifecycleSide:
+    """One side's policy and its optimizer.
+
+    Args:
+        pairs: the methods, by name, all of the same two modules.
+        sides: this side of each.
+        model: this side's policy as it is deployed, which checkpoints are made of.
+        changes: what its owner changes between calls.
+        has_loss: whether what a method returns to learn from is the user's loss already; otherwise PPO's is
+            taken of it.
+    """
+
+    def __init__(
+        self,
+        pairs: Mapping[str, Pair],
+        sides: Mapping[str, Side],
+        model: nn.Module,
+        changes: Changes,
+        *,
+        has_loss: bool,
+    ) -> None:
+        self._pairs = pairs
+        self._sides = sides
+        self._model = model
+        self._inner = internals.uncompiled(model)
+        self._has_loss = has_loss
+        self.side = next(iter(sides.values()))
+        self.changes = changes
+        self._inputs: dict[str, Arguments] = {}
+        self._trained: dict[str, torch.Tensor] = {}
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._kept: collections.deque[tuple[int, dict[str, Kept]]] = collections.deque(maxlen=KEPT)
+        self._moves = 0
+
+    def begin(self, counters: Counters) -> None:
+        """Start from the first weights, these counters and an optimizer that has seen nothing."""
+        assert self.side.state is not None  # a pair's sides have modules
+        self.changes.give_back_memory()
+        self.side.reset(training=False)
+        self.side.state.set_counters(self.changes.without_annealing(counters))
+        # A layer that a story begins by freezing may be thawed.
+        self._trained = self._parameters()
+        self._optimizer = None
+        self._inputs.clear()
+        self._kept.clear()
+        self._moves = 0
+        for parameter in self._trained.values():
+            parameter.grad = None
+
+    def end(self) -> None:
+        """Leave the module as it was found."""
+        self.changes.give_back_memory()
+        self.side.restore()
+
+    def play(self, move: Move, *, wide: bool = False) -> Outcome:
+        """Make one move and return what it leaves behind; `wide` gives it float64 inputs."""
+        self._moves += 1
+        match move.kind:
+            case Kind.ACT:
+                return self._act(move, wide)
+            case Kind.LEARN:
+                return self._learn(move, wide)
+            case Kind.LOAD:
+                return self._outside(functools.partial(self.changes.load, move.seed))
+            case Kind.CHECKPOINT:
+                return self._outside(self._save_and_load)
+            case Kind.CHANGE:
+                return self._outside(functools.partial(self.changes.make, move.change, move.name, move.seed))
+
+    def learnt(self) -> dict[str, torch.Tensor]:
+        """What learning writes to, as it is now, not copied: it is three times as large as the module."""
+        found: dict[str, torch.Tensor] = {}
+        state = {} if self._optimizer is None else self._optimizer.state
+        for name, parameter in self._weights().items():
+            found |= ordinary(parameter.detach(), f"parameter {name}")
+            for key, value in state.get(parameter, {}).items():
+                found |= ordinary(value, f"optimizer's {key} of {name}")
+        return found
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Copies of the weights as they are now."""
+        return {name: p.detach().clone() for name, p in self._weights().items()}
+
+    def overwritten(self) -> set[tuple[int, str]]:
+        """The outputs of earlier moves, by number and path, that are no longer what they were."""
+        return {
+            (number, path)
+            for number, outputs in self._kept
+            for path, (live, copy) in outputs.items()
+            if not (torch.equal(live, copy) or equal_with_nan(live, copy))
+        }
+
+    def _act(self, move: Move, wide: bool) -> Outcome:
+        pair = self._pairs[move.method]
+        bound = pair.arguments(move.recipe(pair.tree), wide=wide)
+        if move.manner is Manner.REFILLED:
+            bound = self._refilled(move.method, bound)
+        self._inputs[move.method] = bound
+        self._inner.train(move.manner is Manner.TRAINING)
+        with self._acting(move.manner):
+            return self._keeping(self._sides[move.method]).step(
+                bound.args, bound.kwargs, seed=move.seed, drawn=bound.drawn
+            )
+
+    def _learn(self, move: Move, wide: bool) -> Outcome:
+        pair = self._pairs[move.method]
+        bound = pair.arguments(move.recipe(pair.tree), wide=wide)
+        self._inner.train(True)
+        if move.manner is Manner.SETTLED:
+            for name in layers_with_modes(self._inner):
+                self._inner.get_submodule(name).eval()
+        return self._keeping(self._sides[move.method]).step(
+            bound.args,
+            bound.kwargs,
+            seed=move.seed,
+            drawn=bound.drawn,
+            differentiate=functools.partial(self._optimize, move),
+        )
+
+    def _refilled(self, method: str, new: Arguments) -> Arguments:
+        """The inputs of the last call, in which those of this one are written; the new ones if none fit."""
+        kept = self._inputs.get(method)
+        if kept is None:
+            return new
+        theirs = self._sides[method].named_inputs(kept.args, kept.kwargs, kept.drawn).tensors
+        ours = self._sides[method].named_inputs(new.args, new.kwargs, new.drawn).tensors
+        alike = {path: (t.shape, t.dtype) for path, t in theirs.items()}
+        if alike != {path: (t.shape, t.dtype) for path, t in ours.items()}:
+            return new
+        if not all(is_ordinary(tensor) and 0 not in tensor.stride() for tensor in theirs.values()):
+            return new
+        with torch.no_grad():
+            for path, tensor in theirs.items():
+                tensor.copy_(ours[path])
+        return kept
+
+    def _acting(self, manner: Manner) -> contextlib.AbstractContextManager[Any]:
+        if manner is Manner.AUTOCAST:
+            return autocasting("bfloat16", self._inner)()
+        return torch.inference_mode() if manner is Manner.INFERENCE else contextlib.nullcontext()
+
+    def _keeping(self, side: Side) -> Side:
+        """The side, whose outputs are held on to as its user would."""
+
+        def kept(*args: Any, **kwargs: Any) -> Any:
+            returned = side.function(*args, **kwargs)
+            live = named_values(returned).tensors
+            self._kept.append((self._moves, {p: (t.detach(), t.detach().clone()) for p, t in live.items()}))
+            return returned
+
+        return side.replaced(kept, side.around)
+
+    def _optimize(self, move: Move, outcome: Outcome) -> Gradients:
+        """A step of the optimizer; the gradients before they are clipped."""
+        parameters = self._parameters()
+        for parameter in parameters.values():
+            parameter.grad = None
+        with self.side.cast():
+            value = self._loss_of(outcome, move)
+        value.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        gradients: Gradients = {
+            name: None if p.grad is None else p.grad.detach().clone() for name, p in parameters.items()
+        }
+        nn.utils.clip_grad_norm_(parameters.values(), loss.LARGEST_NORM)
+        if self._optimizer is None:
+            self._optimizer = loss.optimizer_of((self._trained | parameters).values())
+        self._optimizer.step()
+        for parameter in parameters.values():
+            parameter.grad = None
+        self._accept()
+        outcome.outputs.tensors["loss"] = value
+        return gradients
+
+    def _loss_of(self, outcome: Outcome, move: Move) -> torch.Tensor:
+        roots = self._pairs[move.method].learning.roots(outcome.outputs.tensors)
+        live = {path: tensor for path, tensor in roots.items() if tensor.is_floating_point()}
+        outcome.learnt_from = tuple(live)
+        return live["output"] if self._has_loss else loss.ppo_loss(live, move.seed)
+
+    def _outside(self, change: Callable[[], dict[str, torch.Tensor] | None]) -> Outcome:
+        """What a change that calls no method leaves behind."""
+        try:
+            outputs = change() or {}
+        except Exception as error:
+            return Outcome(error=error)
+        assert self.side.state is not None  # a pair's sides have modules
+        # Not what the user observes, which may be there only once the policy has been called.
+        outcome = Outcome(state=self.side.state.values())
+        outcome.outputs.tensors = {name: tensor.detach().clone() for name, tensor in outputs.items()}
+        outcome.state.tensors = {p: t.detach().clone() for p, t in outcome.state.tensors.items()}
+        return outcome
+
+    def _save_and_load(self) -> dict[str, torch.Tensor]:
+        """The tensors of a checkpoint that has been loaded again, by the names that a plain module has."""
+        saved = self._model.state_dict()
+        self._model.load_state_dict(saved)
+        self._accept()
+        found: dict[str, torch.Tensor] = {}
+        for name, value in saved.items():
+            if isinstance(value, torch.Tensor):
+                found |= ordinary(value, f"checkpoint[{name.replace(WRAPPER, '')!r}]")
+        return found
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        """All parameters and other leaves, those that are frozen too."""
+        found = Reachable(self._inner)
+        return found.parameters | found.leaves
+
+    def _parameters(self) -> dict[str, torch.Tensor]:
+        """What the optimizer is given: the parameters and other leaves that ask for gradients."""
+        return {name: leaf for name, leaf in self._weights().items() if leaf.requires_grad}
+
+    def _accept(self) -> None:
+        """What was written to the weights is no side effect of the next call."""
+        assert self.side.state is not None  # a pair's sides have modules
+        self.side.state.accept()
+
+
+def layers_with_modes(model: nn.Module) -> list[str]:
+    """The names of the innermost modules that compute otherwise in ``train()`` than in ``eval()``."""
+    return [name for name, module in model.named_modules() if name and _has_modes(module)]
+
+
+def _has_modes(module: nn.Module) -> bool:
+    if any(module.children()):
+        return False
+    if type(module).__module__.startswith("torch."):
+        drops = "Dropout" in type(module).__name__ or bool(getattr(module, "dropout", 0))
+        return drops or getattr(module, "running_mean", None) is not None
+    code = getattr(type(module).forward, "__code__", None)
+    return code is not None and "training" in code.co_names

@@ -1,0 +1,250 @@
+"""Stories: what one compiled object goes through in its life, as plain data.
+
+A story is a tuple of moves. Like a `Recipe` it is hashable, so that Hypothesis can draw it, make it
+shorter and keep it, and can be played on either side, as often as it takes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from hypothesis import strategies as st
+
+from pytest_torchcompile.generation import recipes
+from pytest_torchcompile.generation.recipes import TIMES, Fill, Recipe
+
+
+class Kind(enum.StrEnum):
+    """What happens in a move."""
+
+    ACT = "act"
+    LEARN = "learn"
+    LOAD = "load_state_dict"
+    CHECKPOINT = "checkpoint"
+    CHANGE = "change"
+
+
+class Manner(enum.StrEnum):
+    """How a policy acts or learns; most but the first add graphs to those of the two phases."""
+
+    PLAIN = ""
+    TRAINING = "in training mode"
+    LAYOUT = "another memory layout"
+    AUTOCAST = "autocast to bfloat16"
+    INFERENCE = "inference mode"
+    REFILLED = "the same tensors refilled"
+    SETTLED = "layers in eval()"
+
+
+ACTING = (Manner.TRAINING, Manner.LAYOUT, Manner.INFERENCE)
+"""How a policy acts at the end of a story; the one that later moves could not follow comes last."""
+
+
+class Change(enum.StrEnum):
+    """What the owner of a policy changes between two calls, and how."""
+
+    NOTHING = ""
+    BUFFERS_COPIED = "buffers changed by copy_"
+    BUFFERS_LOADED = "buffers changed by load_state_dict"
+    BUFFERS_ASSIGNED = "buffers changed by assignment"
+    WEIGHTS_COPIED = "weights changed by copy_"
+    WEIGHTS_DATA = "weights changed by .data.copy_"
+    WEIGHTS_REPLACED = "weights changed by .data ="
+    ANNEALED = "attributes annealed"
+    FROZEN = "layers frozen"
+    THAWED = "layers thawed"
+
+    @property
+    def what(self) -> str:
+        """``weights``, ``buffers``, ``attributes`` or ``layers``."""
+        return self.partition(" ")[0]
+
+    @property
+    def how(self) -> str:
+        """``changed by copy_``."""
+        return self.partition(" ")[2]
+
+
+MAY_COMPILE = (Change.BUFFERS_ASSIGNED, Change.WEIGHTS_REPLACED, Change.ANNEALED, Change.FROZEN)
+"""What guards may see: each may compile each call once more."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Move:
+    """One move of a story.
+
+    Args:
+        kind: what happens.
+        method: what is called to act or to learn.
+        batch: the batch size of its inputs.
+        manner: how it acts.
+        seed: of the inputs and of all that is drawn; of the weights that are loaded.
+        change: what is changed.
+        name: of the one buffer, attribute or layer that is changed; empty for all.
+    """
+
+    kind: Kind
+    method: str = ""
+    batch: int = 0
+    manner: Manner = Manner.PLAIN
+    seed: int = 0
+    change: Change = Change.NOTHING
+    name: str = ""
+
+    @property
+    def changes_weights(self) -> bool:
+        """Whether the weights are others after it."""
+        return self.kind in (Kind.LEARN, Kind.LOAD) or self.change.what == "weights"
+
+    @property
+    def plain(self) -> bool:
+        """Whether the phases do the like: acting in ``eval()``, learning in ``train()``."""
+        return self.kind in (Kind.ACT, Kind.LEARN) and not self.manner
+
+    @property
+    def sort(self) -> Move:
+        """What moves have in common that differ in their batch size and seed."""
+        return dataclasses.replace(self, batch=0, seed=0)
+
+    def __str__(self) -> str:
+        """``act(forward, inference mode)``, ``buffers changed by copy_``."""
+        if self.change:
+            return _change_text(self)
+        parts = ", ".join(filter(None, [self.method, self.manner]))
+        return f"{self.kind}({parts})"
+
+    def recipe(self, tree: Any) -> Recipe:
+        """The inputs of the move, for a method with these specs."""
+        layout = recipes.layouts(tree)[-1] if self.manner is Manner.LAYOUT else "contiguous"
+        return recipes.random_recipe(tree, self.batch, self.seed, TIMES[0], Fill(layout=layout))
+
+
+Story = tuple[Move, ...]
+
+LONGEST = 8
+"""Moves of a drawn story."""
+SEEDS = 4
+"""How many seeds they choose from: so few, that the same observation comes twice."""
+
+
+def story_text(story: Iterable[Move]) -> str:
+    """``act(batch 4), learn(batch 4), act(batch 4)``; methods are named where there are several."""
+    story = tuple(story)
+    several = {
+        kind: len({move.method for move in story if move.kind is kind}) > 1 for kind in (Kind.ACT, Kind.LEARN)
+    }
+    return ", ".join(_move_text(move, named=several.get(move.kind, False)) for move in story)
+
+
+def _move_text(move: Move, *, named: bool) -> str:
+    if move.kind in (Kind.LOAD, Kind.CHECKPOINT):
+        return move.kind
+    if move.change:
+        return _change_text(move)
+    parts = [move.method] if named else []
+    parts += [f"batch {move.batch}", *filter(None, [move.manner])]
+    return f"{move.kind}({', '.join(parts)})"
+
+
+def _change_text(move: Move) -> str:
+    """``buffers changed by copy_``, ``buffer norm.mean changed by copy_``."""
+    if not move.name:
+        return str(move.change)
+    return f"{move.change.what.removesuffix('s')} {move.name} {move.change.how}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Possible:
+    """What can be done with a policy besides acting and learning as the phases do.
+
+    Args:
+        manners: how it acts.
+        settled: whether it learns with layers in ``eval()``.
+        changes: what can be changed between calls, freezing left out.
+        layer: the layer that is frozen and thawed; empty if there is no other to learn with.
+    """
+
+    manners: Sequence[Manner] = ()
+    settled: bool = False
+    changes: Sequence[Change] = ()
+    layer: str = ""
+
+
+def canonical(
+    acting: Sequence[str], learning: Sequence[str], sizes: Sequence[int], possible: Possible
+) -> Story:
+    """The story that every lifecycle begins with: each move once, and each where it would show most.
+
+    With one method that acts and learns it makes 12 calls, and in `_between_calls` 6 more for a multilayer
+    perceptron, 9 with buffers, one more with attributes.
+
+    Args:
+        acting: the methods by which the policy acts.
+        learning: those by which it learns.
+        sizes: batch sizes; the first two are used.
+        possible: what else can be done.
+    """
+    first, second = sizes[0], sizes[min(1, len(sizes) - 1)]
+    act = [Move(Kind.ACT, method, first) for method in acting]
+    act_again = [Move(Kind.ACT, method, second, seed=1) for method in acting]
+    learn = [Move(Kind.LEARN, method, first, seed=1) for method in learning]
+    learn_again = [Move(Kind.LEARN, method, second, seed=2) for method in learning]
+    # The same observation twice, and weights that change between: what was kept of either must not show.
+    story = [*act, *act_again, *learn, *act, *act_again]
+    story += [Move(Kind.LOAD, seed=1), *act, *act, *learn_again, *act_again]
+    story += [*_between_calls(act, act_again, learn, possible), Move(Kind.CHECKPOINT)]
+    story += [Move(Kind.ACT, acting[0], second, manner, seed=2) for manner in possible.manners if acting]
+    return tuple(story)
+
+
+def _between_calls(
+    act: Sequence[Move], acted: Sequence[Move], learn: Sequence[Move], possible: Possible
+) -> Iterator[Move]:
+    """A policy as it is used: its inputs refilled, and what it consists of changed.
+
+    An answer from before is never right, so that one call after each change tells.
+
+    Args:
+        act: acting.
+        acted: the calls before, whose inputs are refilled.
+        learn: learning.
+        possible: what can be done.
+    """
+    yield from (dataclasses.replace(move, manner=Manner.REFILLED, seed=3) for move in acted)
+    freezes = bool(possible.layer and learn)
+    for number, change in enumerate(possible.changes):
+        if freezes and change is Change.WEIGHTS_COPIED:
+            continue
+        yield Move(Kind.CHANGE, change=change, seed=2 + number)
+        yield from act
+    settled = [dataclasses.replace(move, manner=Manner.SETTLED) for move in learn if possible.settled]
+    if freezes:
+        # As pretrained layers are: in eval() too, which spares a compile. Weights that change meanwhile show
+        # code that took them for constants.
+        yield Move(Kind.CHANGE, change=Change.FROZEN, name=possible.layer)
+        yield from settled or learn
+        yield Move(Kind.CHANGE, change=Change.WEIGHTS_COPIED, seed=1)
+        yield from settled or learn
+        yield Move(Kind.CHANGE, change=Change.THAWED, name=possible.layer)
+        yield from learn
+    else:
+        yield from settled
+
+
+def training(learning: Sequence[str], batch: int, steps: int) -> Story:
+    """Optimizer steps in a row, the methods in turn."""
+    turns = (learning[step % len(learning)] for step in range(steps if learning else 0))
+    return tuple(Move(Kind.LEARN, method, batch, seed=10 + step) for step, method in enumerate(turns))
+
+
+def stories(moves: Sequence[Move]) -> st.SearchStrategy[Story]:
+    """A strategy of stories made of these moves, each with a seed of its own."""
+    seeded = st.builds(
+        lambda move, seed: dataclasses.replace(move, seed=seed),
+        st.sampled_from(moves),
+        st.integers(0, SEEDS - 1),
+    )
+    return st.lists(seeded, min_size=1, max_size=LONGEST).map(tuple)

@@ -1,0 +1,127 @@
+"""Cases that end without a result of their own: each is a row of the report all the same.
+
+A policy may end its case by whatever it raises, or end the whole process. What is left then is an
+exception, or a process' status; a verdict and a sentence are made of it here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import traceback
+import unittest
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_torchcompile.options import LIFECYCLE, PHASES
+from pytest_torchcompile.results import CheckResult, Verdict
+from pytest_torchcompile.texts import first_line, is_of_ours, raised_text
+
+if TYPE_CHECKING:
+    from pytest_torchcompile.plugin.cases import Case
+
+_PHASE = "|".join((*PHASES, LIFECYCLE))
+_ID = re.compile(rf"\[(?:.*-)?(?P<method>[^-\[\]]+)-(?P<phase>{_PHASE})\](?:@.*)?$")
+"""The end of the id of a case's item, and the group that pytest-xdist may add."""
+
+
+def result_of(case: Case, error: BaseException) -> CheckResult:
+    """The result of a case that an exception ended.
+
+    Args:
+        case: the item's.
+        error: what left its fixtures, its factory or its check.
+    """
+    known = getattr(error, "compile_result", None)
+    if isinstance(known, CheckResult):
+        return known
+    verdict, reason = _concluded(error)
+    options = case.marked.options if case.marked is not None else None
+    return CheckResult(
+        method=case.id.removesuffix(f"-{case.phase}"),
+        phase=case.phase,
+        verdict=verdict,
+        reason=reason,
+        backend=options.backend_name if options is not None else "",
+        settings=options.settings() if options is not None else {},
+    )
+
+
+def _concluded(error: BaseException) -> tuple[Verdict, str]:
+    if isinstance(error, (pytest.skip.Exception, unittest.SkipTest)):
+        return Verdict.SKIPPED, str(error) or "without a reason"
+    if isinstance(error, pytest.xfail.Exception):
+        return Verdict.SKIPPED, f"expected to fail: {error}"
+    if isinstance(error, pytest.fail.Exception):
+        return Verdict.EAGER_FAILED, str(error).partition("\n")[0] or "pytest.fail() without a reason"
+    if isinstance(error, (KeyboardInterrupt, MemoryError, pytest.exit.Exception)):
+        return Verdict.CRASHED, f"the check was ended by {raised_text(error)}"
+    if _is_ours(error):
+        return Verdict.CRASHED, f"a defect of pytest-torchcompile: {_where_of_ours(error)}"
+    return Verdict.EAGER_FAILED, f"ended by {raised_text(error)}"
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether code of this package raised it, or had torch, numpy or Hypothesis do so."""
+    others = tuple(f"{os.sep}{name}{os.sep}" for name in ("torch", "numpy", "hypothesis"))
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if is_of_ours(frame.filename):
+            return not frame.filename.endswith(f"plugin{os.sep}models.py")
+        if not any(name in frame.filename for name in others):
+            return False
+    return False
+
+
+def _where_of_ours(error: BaseException) -> str:
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if is_of_ours(f.filename)]
+    return f"{first_line(error)} (at {os.path.basename(frames[-1].filename)}:{frames[-1].lineno})"
+
+
+# --- processes ------------------------------------------------------------------------------------
+
+
+def result_of_process(nodeid: str, status: int | None, step: str) -> CheckResult | None:
+    """The result of a case whose process died; None if the item is no case.
+
+    Args:
+        nodeid: the item's.
+        status: of the process, as `subprocess` has it: negative for a signal; None if it is not known.
+        step: the last that it noted; empty if there is none.
+    """
+    found = _ID.search(nodeid)
+    if found is None:
+        return None
+    last = f" (last step: {step})" if step else ""
+    reason = f"{ending(status)}{last}: compiled code, or the policy itself, ended it"
+    return CheckResult(method=found["method"], phase=found["phase"], verdict=Verdict.CRASHED, reason=reason)
+
+
+def is_case(nodeid: str) -> bool:
+    """Whether an item is a case, by its id."""
+    return _ID.search(nodeid) is not None
+
+
+def ending(status: int | None) -> str:
+    """How a process ended, in words."""
+    if status is None:
+        return "the process of this case died"
+    if status >= 0:
+        return f"the process of this case ended with status {status} and without a result"
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:
+        name = f"signal {-status}"
+    return f"the process of this case was killed by {name}"
+
+
+def status_of_worker(node: Any) -> int | None:
+    """How a worker of pytest-xdist ended, if it was a child of this process: execnet keeps its `Popen`."""
+    process = getattr(getattr(node.gateway, "_io", None), "popen", None)
+    if process is None:
+        return None
+    try:
+        return int(process.wait(timeout=5))
+    except Exception:
+        return None

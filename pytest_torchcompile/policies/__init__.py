@@ -1,0 +1,7 @@
+"""A user's module as a policy: its methods, its state, one call of it and everything that the call leaves.
+
+In: a factory and a declaration. Out: two equal twins, their state, and the `Outcome` of a call.
+
+Other folders use `backward`, `calls`, `copies`, `declaration`, `holders`, `loss`, `methods`, `ordinary`,
+`outputs`, `reachable`, `snapshots`, `state`, `twins`.
+"""

@@ -1,0 +1,297 @@
+"""A module as a policy: its methods, and which declared input goes to which of their parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from pytest_torchcompile import internals
+from pytest_torchcompile.errors import UsageError
+from pytest_torchcompile.generation import tensors
+from pytest_torchcompile.generation.recipes import Recipe
+from pytest_torchcompile.policies.declaration import Declaration
+from pytest_torchcompile.policies.holders import Holder, policy_of
+from pytest_torchcompile.specs import conventions, spaces, trees
+
+OBSERVATION = "observation"
+
+# --- methods --------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """What is compiled and called.
+
+    Args:
+        name: ``forward``, ``get_value``, ``actor.log_prob``; an adapter's own name.
+        adapter: the function ``f(model, **inputs)``, if it is one.
+    """
+
+    name: str
+    adapter: Callable[..., Any] | None = None
+
+    def of(self, model: nn.Module) -> Callable[..., Any]:
+        """The callable on one side's module; ``forward`` is the module itself, so that hooks count."""
+        if self.adapter is not None:
+            return self.adapter
+        return model if self._is_call(model) else self._attribute(model)
+
+    def _is_call(self, model: nn.Module) -> bool:
+        return self.name == "forward" and not isinstance(model, Holder)
+
+    def _attribute(self, model: nn.Module) -> Callable[..., Any]:
+        owner: Any = policy_of(model)
+        name = type(policy_of(internals.uncompiled(model))).__name__
+        for part in self.name.split("."):
+            parent = owner
+            try:
+                owner = getattr(owner, part)
+            except AttributeError:
+                raise UsageError(f"{name} has no method {self.name!r}{_suggestion(owner, part)}") from None
+        if not callable(owner):
+            raise UsageError(
+                f"{self.name!r} of {name} is a {type(owner).__name__}, which can't be "
+                f"called{_suggestion(parent, part)}"
+            )
+        return owner  # type: ignore[no-any-return]
+
+    def signature(self, model: nn.Module) -> inspect.Signature | None:
+        """The parameters that a caller gives, without ``self`` or the adapter's model."""
+        inner = internals.uncompiled(model)
+        function = self.adapter or (inner.forward if self._is_call(inner) else self._attribute(inner))
+        if isinstance(function, nn.Module):
+            function = internals.uncompiled(function).forward
+        try:
+            signature = inspect.signature(function)
+        except (ValueError, TypeError):
+            return None
+        if self.adapter is not None:
+            signature = signature.replace(parameters=list(signature.parameters.values())[1:])
+        return signature
+
+
+def _suggestion(owner: Any, name: str) -> str:
+    names = [n for n in dir(type(owner)) if not n.startswith("_") and n not in dir(nn.Module)]
+    public = [n for n in (*names, "forward") if callable(getattr(owner, n, None))]
+    near = difflib.get_close_matches(name, public, n=3)
+    shown = near or public[:12]
+    return f"; it has: {', '.join(shown)}" if shown else ""
+
+
+def as_methods(methods: Any) -> tuple[Method, ...]:
+    """`methods`, a name, an adapter or several of them, as `Method` records.
+
+    Raises:
+        UsageError: if one is neither, or a name comes twice.
+    """
+    if isinstance(methods, str) or callable(methods):
+        methods = [methods]
+    if not isinstance(methods, Sequence) or not methods:
+        raise UsageError(f"methods={methods!r}; accepted: method names and functions f(model, **inputs)")
+    found = []
+    for method in methods:
+        if isinstance(method, str) and method and not method.rpartition(".")[2].startswith("__"):
+            found.append(Method(method))
+        elif callable(method) and not isinstance(method, (type, nn.Module)):
+            name = getattr(method, "__name__", "adapter").replace("<lambda>", "adapter")
+            found.append(Method(name, method))
+        else:
+            raise UsageError(
+                f"methods contains {method!r}; accepted: method names and functions f(model, **inputs)"
+            )
+    names = [method.name for method in found]
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated:
+        raise UsageError(f"methods names {repeated!r} twice; give each adapter a name of its own (def)")
+    return tuple(found)
+
+
+# --- inputs ---------------------------------------------------------------------------------------
+
+
+class Arguments(NamedTuple):
+    """The inputs of one call.
+
+    Args:
+        args: those given by position.
+        kwargs: those given by keyword.
+        drawn: the tensors of which these are made, by path; a `Wrapped` may hide them.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    drawn: dict[str, torch.Tensor]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Binding:
+    """Which input goes to which parameter of a method.
+
+    Args:
+        tree: the specs of the inputs that the method takes, by input name.
+        positional: names of those given by position.
+        named: names of those given by keyword.
+        accepts: names of all parameters of the method.
+    """
+
+    tree: dict[str, Any]
+    positional: tuple[str, ...]
+    named: tuple[str, ...]
+    accepts: tuple[str, ...] = ()
+
+    def arguments(
+        self, recipe: Recipe, of: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor
+    ) -> Arguments:
+        """New tensors for one call, `of` applied to each."""
+        leaves = tensors.leaves(self.tree, recipe, of)
+        values = trees.rebuild(self.tree, leaves.__getitem__)
+        return Arguments(
+            args=tuple(values[n] for n in self.positional),
+            kwargs={n: values[n] for n in self.named},
+            drawn={trees.dotted(p): v for p, v in leaves.items() if isinstance(v, torch.Tensor)},
+        )
+
+
+def input_tree(declaration: Declaration, model: nn.Module) -> dict[str, Any]:
+    """All declared inputs as specs; where nothing is declared, the policy's own spaces are taken.
+
+    Raises:
+        UsageError: if there is nothing to go by, with a declaration to paste, or a spec is wrong.
+    """
+    inner = policy_of(internals.uncompiled(model))
+    observation, inputs = declaration.observation, declaration.inputs
+    if inputs is not None and not isinstance(inputs, Mapping):
+        raise UsageError(f"inputs={inputs!r}; accepted: a dict from parameter names to specs")
+    signatures = [method.signature(model) for method in as_methods(declaration.methods)]
+    if observation is None and not _is_named_in(inputs or {}, signatures):
+        observation = conventions.own_observation(inner)
+    if observation is None and not inputs:
+        raise UsageError(
+            f"nothing says what {type(inner).__name__} observes; declare it, batch left out: "
+            f"observation={conventions.proposed_observation(inner)}"
+        )
+    given = {} if observation is None else {OBSERVATION: observation}
+    tree = {name: spaces.resolve(value, inner, name) for name, value in {**given, **(inputs or {})}.items()}
+    if OBSERVATION in tree:
+        _require_drawn(tree[OBSERVATION], OBSERVATION, inner)
+    for name, space in conventions.own_actions(inner, signatures).items():
+        tree.setdefault(name, spaces.as_spec(space, name))
+    tensors.require_drawable(tree)
+    for name, value in tree.items():
+        if not any(map(_varies, tree.values())) and _constant_tensors(value):
+            _require_drawn(value, name, inner)
+    return tree
+
+
+def _require_drawn(tree: Any, name: str, policy: Any) -> None:
+    """Return if something of an input is drawn, so that it is not the same in every example.
+
+    Raises:
+        UsageError: with the line to write instead.
+    """
+    if _varies(tree):
+        return
+    held = _constant_tensors(tree)
+    if held:
+        raise UsageError(
+            f"{name} is a tensor of shape {tuple(held[0].shape)}, where a spec belongs: every example would "
+            f"be this one constant; declare what it looks like, batch left out: "
+            f"{name}={conventions.spec_like(held[0])}"
+        )
+    value = tree.value if isinstance(tree, spaces.Constant) else tree
+    raise UsageError(
+        f"{name} is {value!r}, which is no spec; declare what {type(policy).__name__} "
+        f"observes, batch left out: {name}={conventions.proposed_observation(policy)}"
+    )
+
+
+def _varies(tree: Any) -> bool:
+    """Whether an input has a part that is drawn."""
+    drawn = any(not isinstance(spec, spaces.Constant) for _, spec in trees.leaves(tree))
+    return drawn or isinstance(tree, spaces.Wrapped)
+
+
+def _constant_tensors(tree: Any) -> list[Any]:
+    """The tensors and arrays among the constants of an input."""
+    values = (spec.value for _, spec in trees.leaves(tree) if isinstance(spec, spaces.Constant))
+    return [value for value in values if hasattr(value, "shape") and hasattr(value, "dtype")]
+
+
+def _is_named_in(inputs: Mapping[str, Any], signatures: list[inspect.Signature | None]) -> bool:
+    """Whether the first parameter of a method is declared by its name."""
+    return any(signature and next(iter(signature.parameters), "") in inputs for signature in signatures)
+
+
+def bind(method: Method, model: nn.Module, tree: Mapping[str, Any]) -> Binding:
+    """Give each of the method's parameters its input: the observation to the first that has none.
+
+    Raises:
+        UsageError: if a required parameter has no spec.
+    """
+    signature = method.signature(model)
+    others = [name for name in tree if name != OBSERVATION]
+    if signature is None:
+        return _selected(tree, [OBSERVATION] if OBSERVATION in tree else [], others)
+    positional: list[str] = []
+    named: list[str] = []
+    waiting = OBSERVATION in tree
+    for parameter in signature.parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            named += [name for name in others if name not in named and name not in positional]
+        elif parameter.name in others:
+            by_position = parameter.kind is parameter.POSITIONAL_ONLY
+            (positional if by_position else named).append(parameter.name)
+        elif waiting and parameter.kind is not parameter.KEYWORD_ONLY:
+            positional.append(OBSERVATION)
+            waiting = False
+        elif parameter.default is parameter.empty and parameter.kind is not parameter.VAR_POSITIONAL:
+            proposed = conventions.proposed_input(parameter.name, policy_of(model))
+            raise UsageError(
+                f"{method.name}{signature} needs {parameter.name!r}, which no spec describes; add it: "
+                f"inputs={{{parameter.name!r}: {proposed}}}"
+            )
+    if waiting and named and not positional:
+        raise UsageError(
+            f"{method.name}{signature} has no parameter left for the observation; name it in inputs instead"
+        )
+    if waiting:
+        raise UsageError(f"{method.name}{signature} takes no observation; use an adapter f(model, x)")
+    return _selected(tree, positional, named, tuple(signature.parameters))
+
+
+def _selected(
+    tree: Mapping[str, Any], positional: list[str], named: list[str], accepts: tuple[str, ...] = ()
+) -> Binding:
+    """The binding, with a mask kept in the tree that only a `LegalAction` refers to."""
+    taken = {name: tree[name] for name in tree if name in positional or name in named}
+    for _, spec in list(trees.leaves(taken)):
+        if isinstance(spec, spaces.LegalAction):
+            mask = trees.mask_of(tree, spec)[0]
+            taken.setdefault(mask, tree[mask])
+    return Binding(tree=taken, positional=tuple(positional), named=tuple(named), accepts=accepts)
+
+
+def require_all_taken(bindings: Mapping[str, Binding], tree: Mapping[str, Any]) -> None:
+    """Return if each declared input goes to some method.
+
+    Args:
+        bindings: by method name.
+        tree: the declared inputs.
+
+    Raises:
+        UsageError: naming the input that none takes, and what they take.
+    """
+    taken = {name for binding in bindings.values() for name in binding.tree}
+    accepted = {name for binding in bindings.values() for name in binding.accepts}
+    methods = ", ".join(f"{name}({', '.join(each.accepts)})" for name, each in bindings.items())
+    for name in tree:
+        if name not in taken:
+            near = difflib.get_close_matches(name, accepted, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise UsageError(f"no method takes the input {name!r}{hint}; the methods are {methods}")

@@ -1,0 +1,143 @@
+"""Tensors of every layout and dtype as ordinary ones: dense numbers that can be compared and measured.
+
+Most operators that a comparison needs are not there for sparse, nested and quantised tensors, and some are
+not for complex numbers, 8-bit floats and bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from pytest_torchcompile import internals
+from pytest_torchcompile.errors import UsageError
+
+_PLAIN_DTYPES = frozenset(
+    {
+        *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool),
+        *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+        *(torch.uint16, torch.uint32, torch.uint64),
+    }
+)
+
+_TORCHS = (torch.Tensor, torch.nn.Parameter)
+
+LARGEST_DENSE = 2**26
+"""Elements of a sparse tensor up to which it is made dense; a larger one is compared by its entries."""
+
+
+def is_ordinary(tensor: torch.Tensor) -> bool:
+    """Whether it is torch's own, dense, has elements, and is of a dtype that every operator takes."""
+    return (
+        type(tensor) in _TORCHS
+        and tensor.dtype in _PLAIN_DTYPES
+        and tensor.layout is torch.strided
+        and not (tensor.is_nested or tensor.is_meta)
+    )
+
+
+def described(tensor: torch.Tensor) -> str:
+    """What makes a tensor no ordinary one, such as ``sparse_coo``, ``float8_e5m2``; empty if nothing does."""
+    words = []
+    if tensor.is_meta:
+        words.append(f"meta, {_short(tensor.dtype)} {tuple(tensor.shape)}")
+    if tensor.is_nested:
+        words.append("nested")
+    elif tensor.layout is not torch.strided:
+        words.append(_short(tensor.layout))
+    if tensor.dtype not in _PLAIN_DTYPES and not tensor.is_meta:
+        words.append(_short(tensor.dtype))
+    return ", ".join(words)
+
+
+def ordinary(tensor: torch.Tensor, path: str) -> dict[str, torch.Tensor]:
+    """The ordinary tensors that say what `tensor` says, by path; gradients go through.
+
+    One on the meta device has no elements, and comes out as nothing.
+
+    Raises:
+        UsageError: for a tensor that can't be taken apart, with what to do about it.
+    """
+    if tensor.is_meta:
+        return {}
+    if is_ordinary(tensor):
+        return {path: tensor}
+    try:
+        found: dict[str, torch.Tensor] = {}
+        for name, part in _parts(tensor).items():
+            found |= ordinary(part, path + name)
+        return found
+    except UsageError:
+        raise
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        kind = type(tensor)
+        name = ", ".join(filter(None, [f"{kind.__module__}.{kind.__qualname__}", described(tensor)]))
+        if kind in _TORCHS:
+            cure = "check an adapter that returns a dense one: methods=lambda model, x: model(x).to_dense()"
+        else:
+            cure = (
+                f"teach it: pytest_torchcompile.register_output({kind.__name__}, lambda value: "
+                f"{{'name': value.tensor, ...}})"
+            )
+        raise UsageError(
+            f"{path} is a tensor ({name}) that the comparison can't take apart ({reason:.120}); {cure}"
+        ) from error
+
+
+def _parts(tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What a tensor that is no ordinary one consists of, each a step nearer to an ordinary one."""
+    if tensor.is_nested:
+        return {f"[{i}]": part for i, part in enumerate(tensor.unbind())}
+    if type(tensor) not in _TORCHS:
+        return _of_subclass(tensor)
+    if tensor.is_quantized:
+        return {"": tensor.dequantize()}
+    if tensor.layout is torch.sparse_coo and tensor.numel() > LARGEST_DENSE:
+        entries = tensor.coalesce()
+        return {".indices()": entries.indices(), ".values()": entries.values()}
+    if tensor.layout is not torch.strided:
+        return {"": tensor.to_dense()}
+    return {"": _as_numbers(tensor)(tensor)}
+
+
+def _of_subclass(tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The tensors inside one of a subclass, or the same one without its class."""
+    inner = internals.inner_tensors(tensor)
+    if inner is not None:
+        return {f".{name}": part for name, part in inner.items()}
+    if internals.hides_elements(tensor):
+        raise TypeError(f"{type(tensor).__name__} handles every operator by itself")
+    return {"": tensor.as_subclass(torch.Tensor)}
+
+
+def _as_numbers(tensor: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """How a dense tensor of an uncommon dtype becomes one of a common dtype."""
+    if tensor.is_complex():
+        return lambda numbers: torch.view_as_real(numbers.resolve_conj())
+    if tensor.is_floating_point() and tensor.dtype is not torch.float4_e2m1fn_x2:
+        return torch.Tensor.float
+    return lambda bits: bits.view(torch.uint8)
+
+
+def _short(name: object) -> str:
+    return str(name).removeprefix("torch.")
+
+
+def same_values(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors of any layout and dtype hold equal values, a NaN being equal to a NaN.
+
+    Raises:
+        UsageError: for tensors that can't be taken apart.
+    """
+    if described(one) != described(other):
+        return False
+    mine, theirs = ordinary(one, ""), ordinary(other, "")
+    return mine.keys() == theirs.keys() and all(_equal(mine[path], theirs[path]) for path in mine)
+
+
+def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    if torch.equal(one, other):
+        return True
+    return one.is_floating_point() and torch.equal(one.nan_to_num(7.0), other.nan_to_num(7.0))

@@ -1,0 +1,233 @@
+"""What a policy's attributes lead to: modules, leaves, objects and plain data, each thing once.
+
+A module's own ``named_parameters()`` stops at plain lists, dicts and objects, where policies keep target
+networks, learnt temperatures, hidden states and running statistics.
+"""
+
+from __future__ import annotations
+
+import collections
+import enum
+from collections.abc import Iterator, Mapping, MutableMapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.distributions import Distribution
+
+from pytest_torchcompile import internals
+from pytest_torchcompile.policies.holders import DEEPEST, Holder, fields, has_slots, is_object
+from pytest_torchcompile.policies.outputs import is_namedtuple
+
+_MODULE_FIELDS = frozenset(vars(nn.Module())) | internals.COMPILED_MARKS
+
+LARGEST_ARRAY = 2**24
+"""Bytes of a numpy array that is still taken for state."""
+
+_CONSTANTS = (bytes, complex, enum.Enum, torch.dtype, torch.device, torch.Size)
+
+Space = MutableMapping[Any, Any]
+"""The attributes of a module or an object, or the items of a container, to be read and written."""
+
+Place = tuple[str, Any]
+"""The path of a space, and a name in it."""
+
+
+def is_plain(value: Any) -> bool:
+    """Whether `value` is a scalar, a tensor that is no parameter, a distribution, or a nest of these."""
+    if value is None or isinstance(value, (bool, int, float, str, Distribution, *_CONSTANTS)):
+        return True
+    if isinstance(value, torch.Tensor):
+        return not isinstance(value, nn.Parameter)
+    if isinstance(value, np.ndarray):
+        # A replay buffer is no state of a forward, and copying it would cost more than the check.
+        return value.nbytes <= LARGEST_ARRAY
+    if isinstance(value, dict):
+        return all(map(_is_plain_item, value.values()))
+    if type(value) is set:
+        return all(map(is_plain, value)) and not any(map(holds_tensors, value))
+    # RNNs keep their parameters in lists, which are no state.
+    is_sequence = type(value) in (list, tuple, collections.deque) or is_namedtuple(value)
+    return is_sequence and all(map(_is_plain_item, value))
+
+
+def _is_plain_item(value: Any) -> bool:
+    """Whether a container of it may be put back as a copy; a leaf has to stay the very tensor."""
+    return is_plain(value) and not is_leaf(value)
+
+
+def is_leaf(value: Any) -> bool:
+    """Whether gradients of `value` can be asked for."""
+    return isinstance(value, torch.Tensor) and value.requires_grad and value.is_leaf
+
+
+def holds_tensors(value: Any) -> bool:
+    """Whether a plain value is a tensor, a numeric array or a distribution, or has one inside."""
+    if isinstance(value, Mapping):
+        return any(map(holds_tensors, value.values()))
+    if isinstance(value, (list, tuple, collections.deque)):
+        return any(map(holds_tensors, value))
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind in "biufc"
+    return isinstance(value, (torch.Tensor, Distribution))
+
+
+class Items(MutableMapping[int, Any]):
+    """The items of a list, deque or tuple by index; those of a tuple can only be read."""
+
+    def __init__(self, sequence: Any) -> None:
+        self.sequence = sequence
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self.sequence[index]
+        except IndexError:
+            raise KeyError(index) from None
+
+    def __setitem__(self, index: int, value: Any) -> None:
+        self.sequence[index] = value
+
+    def __delitem__(self, index: int) -> None:
+        del self.sequence[index]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(len(self.sequence)))
+
+    def __len__(self) -> int:
+        return len(self.sequence)
+
+
+class Slots(MutableMapping[str, Any]):
+    """The attributes of an object whose class has ``__slots__``."""
+
+    def __init__(self, owner: Any) -> None:
+        self._owner = owner
+
+    def __getitem__(self, name: str) -> Any:
+        try:
+            return getattr(self._owner, name)
+        except AttributeError:
+            raise KeyError(name) from None
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        # Not by `setattr`, which a frozen dataclass forbids.
+        object.__setattr__(self._owner, name, value)
+
+    def __delitem__(self, name: str) -> None:
+        object.__delattr__(self._owner, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, _ in fields(self._owner))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+class Reachable:
+    """Everything that a policy's attributes lead to, as it is now.
+
+    Args:
+        model: the policy, or the `Holder` around it.
+
+    Attributes:
+        modules: by path, the registered ones first; a path is one of attributes, keys and indices.
+        parameters: likewise, each once; those of modules in plain lists and objects are among them.
+        buffers: likewise.
+        leaves: by path, the other tensors that ask for gradients and are no result of an operator.
+        spaces: by path, what has names with values: modules, objects, containers that hold such.
+        containers: the paths of the spaces that are lists, tuples, deques or dicts.
+        held: what lies in a space and is no plain value: modules, parameters, objects, containers.
+        values: the plain values, by place.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modules: dict[str, nn.Module] = {}
+        self.parameters: dict[str, torch.Tensor] = {}
+        self.buffers: dict[str, torch.Tensor] = {}
+        self.leaves: dict[str, torch.Tensor] = {}
+        self.spaces: dict[str, Space] = {}
+        self.containers: set[str] = set()
+        self.held: dict[Place, Any] = {}
+        self.values: dict[Place, Any] = {}
+        self._seen: set[int] = set()
+        self._add_module(internals.uncompiled(model), "", 0)
+        if isinstance(model, Holder):
+            self._add_other(model.policy, "", 0)
+
+    def tensors(self) -> dict[Place, Any]:
+        """The plain values that hold tensors or arrays."""
+        return {place: value for place, value in self.values.items() if holds_tensors(value)}
+
+    def put(self, place: Place, value: Any) -> None:
+        """Put a value in its place, even in a dict that forbids it; a tuple stays as it is."""
+        path, name = place
+        space = self.spaces[path]
+        if isinstance(space, Items) and isinstance(space.sequence, tuple):
+            return
+        if isinstance(space, dict):
+            dict.__setitem__(space, name, value)
+        else:
+            space[name] = value
+
+    def _add_module(self, module: nn.Module, path: str, depth: int) -> None:
+        """Add a module and its submodules, then what their other attributes lead to."""
+        new = [(p, m) for p, m in module.named_modules(prefix=path) if id(m) not in self._seen]
+        for name, one in new:
+            self._seen.add(id(one))
+            self.modules[name] = one
+            for own, tensor in one.named_parameters(name, recurse=False):
+                if self._is_new(tensor):
+                    self.parameters[own] = tensor
+            for own, tensor in one.named_buffers(name, recurse=False):
+                if self._is_new(tensor):
+                    self.buffers[own] = tensor
+        for name, one in new:
+            if not isinstance(one, Holder):
+                self._add_space(name, vars(one), depth, _MODULE_FIELDS)
+
+    def _add_space(self, path: str, space: Space, depth: int, beside: frozenset[str] = frozenset()) -> None:
+        self.spaces[path] = space
+        for name, value in list(space.items()):
+            if name in beside:
+                continue
+            inside = self._named(path, name)
+            if is_plain(value):
+                self.values[path, name] = value
+                if is_leaf(value) and self._is_new(value):
+                    self.leaves[inside] = value
+            elif depth < DEEPEST:
+                self._add_held(path, name, value, inside, depth + 1)
+
+    def _add_held(self, path: str, name: Any, value: Any, inside: str, depth: int) -> None:
+        if isinstance(value, torch.Tensor):
+            self.held[path, name] = value
+            if self._is_new(value):
+                self.parameters[inside] = value
+        elif isinstance(value, nn.Module):
+            self.held[path, name] = value
+            self._add_module(value, inside, depth)
+        elif isinstance(value, (dict, list, tuple, collections.deque)):
+            self.held[path, name] = value
+            if self._is_new(value):
+                self.containers.add(inside)
+                self._add_space(inside, value if isinstance(value, dict) else Items(value), depth)
+        elif is_object(value):
+            self.held[path, name] = value
+            self._add_other(value, inside, depth)
+
+    def _add_other(self, value: Any, path: str, depth: int) -> None:
+        """Add an object that is neither module nor container."""
+        if self._is_new(value):
+            space = Slots(value) if has_slots(value) else getattr(value, "__dict__", {})
+            self._add_space(path, space, depth)
+
+    def _is_new(self, value: Any) -> bool:
+        if id(value) in self._seen:
+            return False
+        self._seen.add(id(value))
+        return True
+
+    @staticmethod
+    def _named(path: str, name: Any) -> str:
+        return f"{path}.{name}" if path else str(name)

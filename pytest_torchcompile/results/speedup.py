@@ -1,0 +1,86 @@
+"""How much faster compiled is than eager."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+
+MARGIN = 1.05
+"""A speedup within 5 % of 1 is no conclusion, however narrow its interval."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Speedup:
+    """How many times faster compiled is than eager, timed side by side.
+
+    Args:
+        ratio: eager's time over compiled's, the median over pairs of neighbouring blocks.
+        interval: bootstrap interval of `ratio`, 95 %.
+        quiet: the ratio of the 5th percentiles, the calls that the machine disturbed least.
+        eager_s: seconds of each timed call of eager.
+        compiled_s: seconds of each timed call of compiled.
+        pairs: how many pairs of blocks were timed.
+        batch: the batch size, where the inputs were drawn.
+        threads: torch threads of both sides.
+        break_even: calls after which the compile time has been made up for; None if it never is, or
+            where nothing was compiled here.
+        memory: bytes that eager and compiled needed, as far as the device tells.
+        memory_kind: what they are: ``peak allocated`` of an accelerator's allocator, or the ``resident
+            growth`` of the whole process.
+        least: the speedup that was asked for, `min_speedup`.
+    """
+
+    ratio: float
+    interval: tuple[float, float]
+    quiet: float
+    eager_s: tuple[float, ...] = ()
+    compiled_s: tuple[float, ...] = ()
+    pairs: int = 0
+    batch: int | None = None
+    threads: int = 1
+    break_even: int | None = None
+    memory: tuple[int, int] | None = None
+    memory_kind: str = ""
+    least: float | None = None
+
+    @property
+    def conclusion(self) -> str:
+        """``faster`` or ``slower`` where interval and quiet ratio clear 5 %, ``no clear difference``."""
+        if self.interval[0] > MARGIN and self.quiet > MARGIN:
+            return "faster"
+        if self.interval[1] < 1 / MARGIN and self.quiet < 1 / MARGIN:
+            return "slower"
+        return "no clear difference"
+
+    @property
+    def too_slow(self) -> bool:
+        """Whether the whole interval lies below what was asked for."""
+        return self.least is not None and self.interval[1] < self.least
+
+    def figures(self) -> dict[str, str | int | float]:
+        """The figures as strings and numbers, without the single times."""
+        figures: dict[str, str | int | float] = {
+            "speedup": round(self.ratio, 4),
+            "speedup_low": round(self.interval[0], 4),
+            "speedup_high": round(self.interval[1], 4),
+            "speedup_quiet": round(self.quiet, 4),
+            "conclusion": self.conclusion,
+            "eager_median_s": statistics.median(self.eager_s),
+            "compiled_median_s": statistics.median(self.compiled_s),
+            "timed_calls": len(self.eager_s),
+            "threads": self.threads,
+        }
+        if self.batch is not None:
+            figures["batch"] = self.batch
+        if self.break_even is not None:
+            figures["break_even_calls"] = self.break_even
+        if self.memory is not None:
+            kind = self.memory_kind.replace(" ", "_")
+            figures[f"eager_{kind}_bytes"], figures[f"compiled_{kind}_bytes"] = self.memory
+        if self.least is not None:
+            figures["min_speedup"] = self.least
+        return figures
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.ratio:.2f} [{low:.2f}, {high:.2f}] {self.conclusion}"

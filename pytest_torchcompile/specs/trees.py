@@ -1,0 +1,80 @@
+"""Nests of specs, as inputs are declared: their leaves, by path, and what is made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from pytest_torchcompile.errors import UsageError
+from pytest_torchcompile.specs.spaces import LegalAction, Spec, Wrapped
+
+
+def leaves(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Spec]]:
+    """The specs of a tree with their paths, in the order of the tree."""
+    if isinstance(tree, Spec):
+        yield path, tree
+    elif isinstance(tree, Wrapped):
+        yield from leaves(tree.spec, path)
+    else:
+        items = tree.items() if isinstance(tree, Mapping) else enumerate(tree)
+        for key, item in items:
+            yield from leaves(item, (*path, key))
+
+
+def rebuild(tree: Any, value_of: Callable[[tuple[Any, ...]], Any], path: tuple[Any, ...] = ()) -> Any:
+    """The tree with each spec replaced by ``value_of(path)``, containers made anew.
+
+    Raises:
+        UsageError: if the function of a `Wrapped` raises.
+    """
+    if isinstance(tree, Spec):
+        return value_of(path)
+    if isinstance(tree, Wrapped):
+        return tree(rebuild(tree.spec, value_of, path))
+    if isinstance(tree, Mapping):
+        return {key: rebuild(item, value_of, (*path, key)) for key, item in tree.items()}
+    items = [rebuild(item, value_of, (*path, i)) for i, item in enumerate(tree)]
+    return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
+
+
+def with_leaf(tree: Any, path: tuple[Any, ...], spec: Spec) -> Any:
+    """The tree with `spec` in the place of the one at `path`, containers made anew."""
+    if isinstance(tree, Wrapped):
+        return Wrapped(with_leaf(tree.spec, path, spec), tree.wrap)
+    if not path:
+        return spec
+    key, rest = path[0], path[1:]
+    if isinstance(tree, Mapping):
+        return {**tree, key: with_leaf(tree[key], rest, spec)}
+    items = [with_leaf(item, rest, spec) if i == key else item for i, item in enumerate(tree)]
+    return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
+
+
+def dotted(path: tuple[Any, ...]) -> str:
+    """A path as it is written in messages and in `LegalAction`: ``observation.board.0``."""
+    return ".".join(map(str, path))
+
+
+def declared(tree: Mapping[str, Any]) -> str:
+    """Declared inputs as they could be written: ``observation=Box((8,)), action=Discrete(4)``."""
+    return ", ".join(f"{name}={spec!r}" for name, spec in tree.items())
+
+
+def mask_of(tree: Any, action: LegalAction) -> tuple[Any, ...]:
+    """The path of the mask that `action` names.
+
+    Raises:
+        UsageError: if no input, or more than one, has that name.
+    """
+    found = [
+        path
+        for path, spec in leaves(tree)
+        if not isinstance(spec, LegalAction) and (dotted(path) == action.mask or path[-1:] == (action.mask,))
+    ]
+    if len(found) != 1:
+        names = ", ".join(dotted(path) for path, spec in leaves(tree) if spec is not action)
+        raise UsageError(
+            f"{action!r} names {len(found) or 'no'} input{'s' if len(found) > 1 else ''}; "
+            f"the inputs are: {names or 'none'}"
+        )
+    return found[0]

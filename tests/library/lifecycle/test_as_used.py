@@ -1,0 +1,544 @@
+"""What changes between the calls of a policy: answers from before, each with its correct twin."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from faults import backends
+from small_checks import assert_passes
+from small_checks import check as check_any
+from torch import fx, nn
+from torch.nn import functional as F
+
+from pytest_torchcompile import Box, CheckResult, Verdict
+from pytest_torchcompile.lifecycle.side import layers_with_modes
+from pytest_torchcompile.lifecycle.stories import ACTING, Change, Kind, Possible, canonical, story_text
+
+compiling = torch.compiler.is_compiling
+
+Wrap = Callable[[fx.GraphModule, backends.Run], backends.Run]
+
+
+def check(factory: Any, **arguments: Any) -> CheckResult:
+    options = {"observation": Box((8,)), "batch": (4, 7), "examples": 0, "steps": 0}
+    options |= {"shrink_seconds": 60, "reference": "eager"}
+    return check_any(factory, "lifecycle", **options | arguments)
+
+
+class Normaliser(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(8))
+        self.register_buffer("var", torch.ones(8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x - self.mean) / (self.var + 1e-5).sqrt()
+
+
+class Agent(nn.Module):
+    """A normaliser, two layers and two heads, a temperature."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = Normaliser()
+        self.body = nn.Sequential(nn.Linear(8, 16), nn.Tanh())
+        self.actor, self.critic = nn.Linear(16, 4), nn.Linear(16, 1)
+        self.temperature = 1.5
+
+    def forward(self, x: torch.Tensor) -> Any:
+        hidden = self.body(self.norm(x))
+        return self.actor(hidden) / self.temperature, self.critic(hidden)
+
+
+def assert_told(result: CheckResult, story: str, reason: str = "") -> None:
+    assert result.verdict is Verdict.DIFFERS, result.reason
+    assert result.example == story
+    assert result.reason == reason
+
+
+@pytest.fixture(scope="module")
+def passed() -> CheckResult:
+    return check(Agent)
+
+
+def test_a_policy_that_is_right(passed: CheckResult) -> None:
+    assert_passes(passed)
+    assert not passed.notes
+    # Layout, inference mode; annealed, frozen after annealed, thawed after annealed.
+    assert passed.capture.added <= 5
+
+
+# --- inputs ---------------------------------------------------------------------------------------
+
+
+def remembering_inputs(on: bool) -> Wrap:
+    """The answer to the very tensor of the last call is that of the last call."""
+
+    def wrap(graph: fx.GraphModule, run: backends.Run) -> backends.Run:
+        last: list[Any] = []
+
+        def cached(*args: Any) -> Any:
+            key = [a if not isinstance(a, nn.Parameter) else a._version for a in args]
+            asked = [k for k in key if not isinstance(k, int)]
+            weights = [k for k in key if isinstance(k, int)]
+            if (
+                on
+                and last
+                and weights == last[1]
+                and all(a is b for a, b in zip(asked, last[0], strict=True))
+            ):
+                return last[2]
+            last[:] = [asked, weights, run(*args)]
+            return last[2]
+
+        return cached
+
+    return wrap
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_a_cache_by_the_identity_of_the_observation(on: bool) -> None:
+    result = check(Agent, backend=backends.wrapped(remembering_inputs(on)))
+    if on:
+        story = "act(batch 7), act(batch 7, the same tensors refilled)"
+        assert_told(result, story, "the last move answers what an earlier call was asked")
+    else:
+        assert_passes(result)
+
+
+# --- buffers and attributes -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_a_buffer_taken_for_a_constant(on: bool) -> None:
+    class Wrong(Normaliser):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = torch.zeros(8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            mean = self.first if on and compiling() else self.mean
+            return (x - mean) / (self.var + 1e-5).sqrt()
+
+    class Policy(Agent):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = Wrong()
+
+    result = check(Policy)
+    if on:
+        story = "buffer norm.mean changed by copy_, act(batch 4)"
+        assert_told(result, story, "the last move answers with the buffer from before")
+    else:
+        assert_passes(result)
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_a_buffer_that_was_assigned(on: bool) -> None:
+    """What is compiled goes on with the object that was there."""
+
+    class Wrong(Normaliser):
+        def __init__(self) -> None:
+            super().__init__()
+            var = self.var
+            self.held = lambda: var
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            var = self.held() if on and compiling() else self.var
+            return (x - self.mean) / (var + 1e-5).sqrt()
+
+    class Policy(Agent):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = Wrong()
+
+    result = check(Policy)
+    if on:
+        story = "buffer norm.var changed by assignment, act(batch 4)"
+        assert_told(result, story, "the last move answers with the buffer from before")
+    else:
+        assert_passes(result)
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_a_buffer_that_is_not_loaded(on: bool) -> None:
+    made: list[nn.Module] = []
+
+    class Policy(Agent):
+        def __init__(self) -> None:
+            super().__init__()
+            made.append(self)
+
+        def load_state_dict(self, state: Any, *args: Any, **kwargs: Any) -> Any:
+            # The first one stays eager.
+            if on and self is not made[0]:
+                state = {n: t for n, t in state.items() if n != "norm.mean"}
+                return super().load_state_dict(state, strict=False)
+            return super().load_state_dict(state, *args, **kwargs)
+
+    result = check(Policy)
+    if on:
+        assert_told(result, "buffers changed by load_state_dict")
+        assert result.worst is not None and result.worst.path == "buffer norm.mean"
+    else:
+        assert_passes(result)
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_an_attribute_taken_for_a_constant(on: bool) -> None:
+    class Policy(Agent):
+        def forward(self, x: torch.Tensor) -> Any:
+            logits, value = super().forward(x)
+            return (logits * self.temperature / 1.5 if on and compiling() else logits), value
+
+    result = check(Policy)
+    if on:
+        story = "attribute temperature annealed, act(batch 4)"
+        assert_told(result, story, "the last move answers with the attribute from before")
+    else:
+        assert_passes(result)
+
+
+def test_an_attribute_that_can_not_be_annealed_is_left_out_and_said() -> None:
+    class Policy(Agent):
+        def forward(self, x: torch.Tensor) -> Any:
+            if self.temperature != 1.5:
+                raise ValueError("no schedule for this one")
+            return super().forward(x)
+
+    result = check(Policy)
+    assert_passes(result)
+    (note,) = result.notes
+    assert (
+        note == "left out: attributes annealed, after which eager raises ValueError: no schedule for this one"
+    )
+
+
+def test_what_the_policy_moves_itself_is_not_annealed() -> None:
+    class Policy(Agent):
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls = 0.0
+
+        def forward(self, x: torch.Tensor) -> Any:
+            self.calls = self.calls + 1.0
+            return super().forward(x)
+
+    result = check(Policy)
+    assert result.verdict in (Verdict.EQUAL, Verdict.NOT_COMPILED), result.reason
+
+
+# --- weights --------------------------------------------------------------------------------------
+
+
+def kept_weights(stale: Callable[[nn.Parameter, dict[int, Any]], torch.Tensor]) -> Wrap:
+    """Without gradients each parameter is what `stale` makes of it, given a memory of its own."""
+    memory: dict[int, Any] = {}
+
+    def wrap(graph: fx.GraphModule, run: backends.Run) -> backends.Run:
+        def kept(value: Any) -> Any:
+            return stale(value, memory) if isinstance(value, nn.Parameter) else value
+
+        return lambda *args: run(*args) if torch.is_grad_enabled() else run(*map(kept, args))
+
+    return wrap
+
+
+def by_version(parameter: nn.Parameter, memory: dict[int, Any]) -> torch.Tensor:
+    """A copy that is made anew when the version has moved, which writing through `.data` does not."""
+    version, copied = memory.get(id(parameter), (None, None))
+    if version != parameter._version:
+        copied = parameter.detach().clone()
+        memory[id(parameter)] = (parameter._version, copied)
+    return copied
+
+
+def by_memory(parameter: nn.Parameter, memory: dict[int, Any]) -> torch.Tensor:
+    """The memory that the parameter had first, as an address that was written into code."""
+    return memory.setdefault(id(parameter), parameter.detach())
+
+
+@pytest.mark.parametrize(
+    ("stale", "story"),
+    [
+        (by_version, "act(batch 4), weights changed by .data.copy_, act(batch 4)"),
+        (by_memory, "weights changed by .data =, act(batch 4)"),
+        (lambda parameter, memory: parameter, ""),
+    ],
+)
+def test_weights_that_change_unnoticed(stale: Any, story: str) -> None:
+    result = check(Agent, backend=backends.wrapped(kept_weights(stale)))
+    if story:
+        assert_told(result, story, "the last move answers with the weights from before")
+    else:
+        assert_passes(result)
+
+
+def frozen_for_good(on: bool) -> Wrap:
+    """What once needed no gradient never gets one."""
+    ever: set[int] = set()
+
+    def wrap(graph: fx.GraphModule, run: backends.Run) -> backends.Run:
+        def cut(value: Any) -> Any:
+            if not isinstance(value, nn.Parameter):
+                return value
+            if not value.requires_grad:
+                ever.add(id(value))
+            return value.detach() if on and id(value) in ever else value
+
+        return lambda *args: run(*map(cut, args))
+
+    return wrap
+
+
+def constant_while_frozen(on: bool) -> Wrap:
+    """What needs no gradient is taken for a constant."""
+    constants: dict[int, torch.Tensor] = {}
+
+    def wrap(graph: fx.GraphModule, run: backends.Run) -> backends.Run:
+        def folded(value: Any) -> Any:
+            if not on or not isinstance(value, nn.Parameter) or value.requires_grad:
+                return value
+            return constants.setdefault(id(value), value.detach().clone())
+
+        return lambda *args: run(*map(folded, args))
+
+    return wrap
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_a_layer_that_stays_frozen(on: bool) -> None:
+    result = check(Agent, backend=backends.wrapped(frozen_for_good(on)))
+    if on:
+        # By then it takes nothing but learning to show it.
+        assert_told(result, "learn(batch 4)")
+        assert result.worst is not None
+        assert " body.0." in result.worst.path
+    else:
+        assert_passes(result)
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_a_frozen_layer_taken_for_a_constant(on: bool) -> None:
+    result = check(Agent, backend=backends.wrapped(constant_while_frozen(on)))
+    if on:
+        assert_told(result, "layer body.0 frozen, learn(batch 4)")
+    else:
+        assert_passes(result)
+
+
+class Apart(nn.Module):
+    """Each method learns one layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.actor, self.critic = nn.Linear(8, 4), nn.Linear(8, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.actor(x)
+
+    def value(self, x: torch.Tensor) -> torch.Tensor:
+        return self.critic(x)
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [
+        {"methods": ["forward", "value"]},
+        {"loss": lambda policy, batch: policy.value(batch["observation"]).mean()},
+    ],
+)
+def test_no_layer_is_frozen_without_which_nothing_is_learnt(declared: dict[str, Any]) -> None:
+    result = check(Apart, **{"methods": ["forward", "value"]} | declared)
+    assert_passes(result)
+    assert not result.notes
+
+
+# --- learning -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_batch_statistics_in_eval_while_the_policy_trains(on: bool) -> None:
+    class Policy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.head = nn.BatchNorm1d(8), nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            norm = self.norm
+            if on and compiling() and self.training and not norm.training:
+                statistics = norm.running_mean, norm.running_var, norm.weight, norm.bias
+                return self.head(F.batch_norm(x, *statistics, training=True))
+            return self.head(norm(x))
+
+    result = check(Policy)
+    if on:
+        story = "learn(batch 4, layers in eval())"
+        assert_told(result, story, "the last move answers as in training mode")
+    else:
+        assert_passes(result)
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_the_flag_of_the_policy_in_place_of_the_layers(on: bool) -> None:
+    class Noise(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.outer: list[nn.Module] = []
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            training = self.outer[0].training if on and compiling() else self.training
+            return 0.5 * x if training else x
+
+    class Policy(Agent):
+        def __init__(self) -> None:
+            super().__init__()
+            self.noise = Noise()
+            self.noise.outer.append(self)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return super().forward(self.noise(x))
+
+    result = check(Policy)
+    if on:
+        assert_told(result, "learn(batch 4, layers in eval())", "the last move answers as in training mode")
+    else:
+        assert_passes(result)
+
+
+# --- compiling again ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_a_count_that_is_read_compiles_every_call(on: bool) -> None:
+    """The same word as in the phases, where it is `not compiled`."""
+
+    class Policy(Agent):
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls = 0 if on else torch.zeros(())
+
+        def forward(self, x: torch.Tensor) -> Any:
+            self.calls += 1
+            logits, value = super().forward(x)
+            return logits * (1 + 1 / self.calls), value
+
+    result = check(Policy)
+    if on:
+        assert result.verdict is Verdict.NOT_COMPILED, result.capture
+        assert "6 calls in a row compiled again for shapes already seen" in result.reason
+        assert "calls" in result.reason.rpartition("the guard that fails: ")[2]
+        phase = check_any(Policy, observation=Box((8,)), batch=(4, 7))
+        assert phase.verdict is Verdict.NOT_COMPILED
+    else:
+        assert_passes(result)
+
+
+def test_state_that_settles_is_no_recompile_without_end() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell, self.head = nn.GRUCell(8, 16), nn.Linear(16, 4)
+            self.hidden: torch.Tensor | None = None
+
+        def forward(self, x: torch.Tensor) -> Any:
+            hidden = self.hidden
+            if hidden is None or len(hidden) != len(x):
+                hidden = x.new_zeros(len(x), 16)
+            hidden = self.cell(x, hidden)
+            self.hidden = hidden.detach()
+            return self.head(hidden)
+
+    assert_passes(check(Recurrent))
+
+
+# --- what is the user's ---------------------------------------------------------------------------
+
+
+class Uncopyable(Agent):
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise TypeError("only one of me")
+
+
+@pytest.mark.parametrize("kind", [Agent, Uncopyable])
+def test_all_changes_are_undone(kind: type[Agent]) -> None:
+    agent = kind()
+    agent.actor.weight.requires_grad_(False)
+    before = copy.deepcopy(dict(agent.state_dict()))
+    memory = {name: p.data_ptr() for name, p in agent.named_parameters()}
+    buffers = dict(agent.named_buffers())
+    result = check(agent)
+    assert_passes(result)
+    assert all(torch.equal(before[name], value) for name, value in agent.state_dict().items())
+    assert {name: p.data_ptr() for name, p in agent.named_parameters()} == memory
+    assert all(buffer is buffers[name] for name, buffer in agent.named_buffers())
+    trained = {name for name, p in agent.named_parameters() if p.requires_grad}
+    assert trained == memory.keys() - {"actor.weight"}
+    assert agent.temperature == 1.5
+
+
+# --- the story ------------------------------------------------------------------------------------
+
+
+def test_the_story_in_words() -> None:
+    possible = Possible(
+        manners=ACTING,
+        settled=True,
+        changes=[Change.BUFFERS_COPIED, Change.WEIGHTS_COPIED, Change.WEIGHTS_DATA, Change.ANNEALED],
+        layer="body.0",
+    )
+    story = canonical(["forward"], ["forward"], (4, 7), possible)
+    between = story[10 : story.index(next(move for move in story if move.kind is Kind.CHECKPOINT))]
+    assert story_text(between) == (
+        "act(batch 7, the same tensors refilled), buffers changed by copy_, act(batch 4), "
+        "weights changed by .data.copy_, act(batch 4), attributes annealed, act(batch 4), "
+        "layer body.0 frozen, learn(batch 4, layers in eval()), weights changed by copy_, "
+        "learn(batch 4, layers in eval()), layer body.0 thawed, learn(batch 4)"
+    )
+
+
+def test_the_story_of_one_layer() -> None:
+    possible = Possible(settled=True, changes=[Change.WEIGHTS_COPIED])
+    story = canonical(["forward"], ["forward"], (4, 7), possible)
+    assert story_text(story[10:]) == (
+        "act(batch 7, the same tensors refilled), weights changed by copy_, act(batch 4), "
+        "learn(batch 4, layers in eval()), checkpoint"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "most"),
+    [([], 6), ([Change.BUFFERS_COPIED, Change.BUFFERS_LOADED, Change.BUFFERS_ASSIGNED], 9)],
+)
+def test_how_many_calls_the_changes_add(changes: list[Change], most: int) -> None:
+    def calls(possible: Possible) -> int:
+        return sum(bool(move.method) for move in canonical(["forward"], ["forward"], (4, 7), possible))
+
+    weights = [Change.WEIGHTS_COPIED, Change.WEIGHTS_DATA, Change.WEIGHTS_REPLACED]
+    possible = Possible(changes=[*changes, *weights], layer="body.0", settled=bool(changes))
+    assert calls(possible) == 9 + most
+
+
+def test_a_policy_with_nothing_to_change_has_a_short_story() -> None:
+    story = canonical(["forward"], [], (4, 7), Possible())
+    assert story_text(story) == (
+        "act(batch 4), act(batch 7), act(batch 4), act(batch 7), load_state_dict, act(batch 4), act(batch 4), "
+        "act(batch 7), act(batch 7, the same tensors refilled), checkpoint"
+    )
+
+
+class Halves(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 0.5 * x if self.training else x
+
+
+def test_which_layers_have_modes() -> None:
+    plain = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.InstanceNorm1d(2), nn.GRU(2, 2), Normaliser())
+    assert layers_with_modes(plain) == []
+    tracking = nn.InstanceNorm1d(2, track_running_stats=True)
+    for layer in (nn.Dropout(0.1), nn.BatchNorm1d(2), tracking, nn.GRU(2, 2, 2, dropout=0.1), Halves()):
+        assert layers_with_modes(nn.Sequential(plain, layer)) == ["1"]

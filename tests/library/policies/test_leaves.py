@@ -1,0 +1,338 @@
+"""Everything that a call leaves: each kind is lost or changed by compiled, and caught; its twin passes."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from small_checks import assert_differs, assert_passes, check
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from pytest_torchcompile import Box, Verdict
+
+compiling = torch.compiler.is_compiling
+OBSERVATION = Box((5,))
+
+
+class Base(nn.Module):
+    """The right twin of what derives from it, unless `wrong`."""
+
+    def __init__(self, wrong: bool) -> None:
+        super().__init__()
+        self.net = nn.Linear(5, 3)
+        self.wrong = wrong
+
+    def fails(self) -> bool:
+        return self.wrong and compiling()
+
+
+class Alpha(Base):
+    """A learnt tensor that is no parameter, as SAC's."""
+
+    def __init__(self, wrong: bool) -> None:
+        super().__init__(wrong)
+        self.log_alpha = torch.zeros(1, requires_grad=True)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        alpha = self.log_alpha.detach() if self.fails() else self.log_alpha
+        return self.net(x) * alpha.exp()
+
+
+class AlphasInList(Base):
+    def __init__(self, wrong: bool) -> None:
+        super().__init__(wrong)
+        self.alphas = [torch.zeros(1, requires_grad=True)]
+
+    def forward(self, x: torch.Tensor) -> Any:
+        alpha = self.alphas[0] * (2 if self.fails() else 1)
+        return self.net(x) * alpha.exp()
+
+
+@dataclasses.dataclass
+class Temperature:
+    log: torch.Tensor
+
+
+class AlphaInDataclass(Base):
+    def __init__(self, wrong: bool) -> None:
+        super().__init__(wrong)
+        self.temperature = Temperature(torch.zeros(1, requires_grad=True))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.net(x) * (self.temperature.log * (2 if self.fails() else 1)).exp()
+
+
+class ModuleInDict(Base):
+    def __init__(self, wrong: bool) -> None:
+        super().__init__(wrong)
+        self.heads = {"value": nn.Linear(5, 3)}
+
+    def forward(self, x: torch.Tensor) -> Any:
+        head = self.heads["value"](x)
+        return self.net(x) + (head.detach() if self.fails() else head)
+
+
+LEAVES = {
+    Alpha: "gradient of log_alpha",
+    AlphasInList: "gradient of alphas.0",
+    AlphaInDataclass: "gradient of temperature.log",
+    ModuleInDict: "gradient of heads.value.bias",
+}
+
+
+@pytest.mark.parametrize("model", LEAVES, ids=lambda model: model.__name__)
+def test_the_gradient_of_every_leaf_is_compared(model: Callable[[bool], nn.Module]) -> None:
+    assert_differs(check(lambda: model(True), "update", observation=OBSERVATION), LEAVES[model])  # type: ignore[index]
+    assert_passes(check(lambda: model(False), "update", observation=OBSERVATION))
+
+
+def test_a_leaf_that_is_no_parameter_learns_in_the_lifecycle() -> None:
+    result = check(lambda: Alpha(True), "lifecycle", observation=OBSERVATION, examples=0)
+    assert result.verdict is Verdict.DIFFERS
+    assert {"gradient of log_alpha"} <= {difference.path for difference in result.differences}
+    right = check(lambda: Alpha(False), "lifecycle", observation=OBSERVATION, examples=0)
+    assert right.verdict is Verdict.EQUAL
+
+
+class LearnsALittle(Base):
+    def learn(self, x: torch.Tensor) -> Any:
+        with torch.enable_grad():
+            (self.net(x).pow(2).mean() * (3 if self.fails() else 1)).backward()
+        return torch.zeros(())
+
+
+def test_what_a_method_leaves_in_grad_is_compared_and_put_back() -> None:
+    assert_differs(
+        check(lambda: LearnsALittle(True), observation=OBSERVATION, methods="learn"), ".grad of net.bias"
+    )
+    assert_passes(check(lambda: LearnsALittle(False), observation=OBSERVATION, methods="learn"))
+
+
+def test_grad_of_the_users_module_is_left_as_it_was() -> None:
+    made: list[nn.Module] = []
+
+    class Uncopyable(LearnsALittle):
+        def __deepcopy__(self, memo: Any) -> nn.Module:
+            raise TypeError("it can't be copied")
+
+    model = Uncopyable(False)
+    grad = torch.ones(3, 5)
+    model.net.weight.grad = grad
+    for phase in ("rollout", "update"):
+        assert_passes(check(model, phase, observation=OBSERVATION, methods="learn"))
+    assert model.net.weight.grad is grad
+    assert torch.equal(grad, torch.ones(3, 5))
+    assert model.net.bias.grad is None
+    assert not made
+
+
+class Slot:
+    last: torch.Tensor
+
+
+class SlotInDict(Base):
+    def __init__(self, wrong: bool) -> None:
+        super().__init__(wrong)
+        self.slots = {"hidden": Slot()}
+
+    def forward(self, x: torch.Tensor) -> Any:
+        y = self.net(x)
+        self.slots["hidden"].last = y.detach() * (2 if self.fails() else 1)
+        return y
+
+
+class GrowingList(Base):
+    """Objects that a call adds to a list are dropped before the next."""
+
+    def __init__(self, wrong: bool) -> None:
+        super().__init__(wrong)
+        self.memory: list[Temperature] = [Temperature(torch.zeros(3))]
+
+    def forward(self, x: torch.Tensor) -> Any:
+        y = self.net(x)
+        self.memory.append(Temperature(y.detach().mean(0) * (2 if self.fails() else 1)))
+        return y + self.memory[-2].log
+
+
+class Counter(Base):
+    """Not one that grows: dynamo compiles anew for each number."""
+
+    def __init__(self, wrong: bool) -> None:
+        super().__init__(wrong)
+        self.count = 0
+
+    def forward(self, x: torch.Tensor) -> Any:
+        self.count = x.shape[1] + (1 if self.fails() else 0)
+        return self.net(x)
+
+
+class Annealed(Base):
+    def __init__(self, wrong: bool) -> None:
+        super().__init__(wrong)
+        self.epsilon = 1.0
+
+    def forward(self, x: torch.Tensor) -> Any:
+        self.epsilon = max(self.epsilon * (0.5 if self.fails() else 0.9), 0.1)
+        return self.net(x)
+
+
+class Named(Base):
+    def __init__(self, wrong: bool) -> None:
+        super().__init__(wrong)
+        self.mode = "none"
+
+    def forward(self, x: torch.Tensor) -> Any:
+        self.mode = "odd" if self.fails() else "even"
+        return self.net(x)
+
+
+class History(Base):
+    def __init__(self, wrong: bool) -> None:
+        super().__init__(wrong)
+        self.sizes: collections.deque[int] = collections.deque(maxlen=4)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        self.sizes.append(x.shape[1] + (1 if self.fails() else 0))
+        return self.net(x)
+
+
+class Seen(Base):
+    """A set, which is put back between calls."""
+
+    def __init__(self, wrong: bool) -> None:
+        super().__init__(wrong)
+        self.seen: set[str] = set()
+
+    def forward(self, x: torch.Tensor) -> Any:
+        self.seen.add("odd" if self.fails() else "even")
+        return self.net(x)
+
+
+class Switches(Base):
+    """Switches a layer to evaluation."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        y = self.net(x)
+        self.net.training = self.fails()
+        return y
+
+
+class Freezes(Base):
+    def forward(self, x: torch.Tensor) -> Any:
+        y = self.net(x).detach()
+        self.freeze()
+        return y
+
+    @torch.compiler.disable
+    def freeze(self) -> None:
+        self.net.bias.requires_grad_(False)
+
+
+class Thaws(Freezes):
+    """Only where eager freezes."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        if self.fails():
+            return self.net(x).detach()
+        return super().forward(x)
+
+
+LEFT = {
+    SlotInDict: "attribute slots.hidden.last",
+    GrowingList: "attribute memory.1.log",
+    Counter: "attribute count",
+    Annealed: "attribute epsilon",
+    Named: "attribute mode",
+    History: "attribute sizes",
+    Seen: "attribute seen",
+    Switches: "training of net",
+    Thaws: "requires_grad of net.bias",
+}
+
+
+@pytest.mark.parametrize("model", LEFT, ids=lambda model: model.__name__)
+def test_what_a_call_leaves_among_the_attributes_is_compared(model: Callable[[bool], nn.Module]) -> None:
+    assert_differs(check(lambda: model(True), observation=OBSERVATION), LEFT[model])  # type: ignore[index]
+    assert_passes(check(lambda: model(False), observation=OBSERVATION))
+
+
+def test_a_number_that_eager_does_not_repeat_is_named_and_not_compared() -> None:
+    class Timed(Base):
+        def __init__(self) -> None:
+            super().__init__(False)
+            self.elapsed, self.at = 0.0, 0
+
+        @torch.compiler.disable
+        def clock(self) -> None:
+            self.at = next(TICKS)
+            self.elapsed = self.at / 7
+
+        def forward(self, x: torch.Tensor) -> Any:
+            self.clock()
+            return self.net(x)
+
+    result = check(Timed, observation=OBSERVATION)
+    assert_passes(result)
+    assert "not compared, as eager does not repeat it: attribute at, attribute elapsed" in result.notes
+
+
+TICKS = itertools.count()
+
+
+# --- what is learnt from --------------------------------------------------------------------------
+
+
+class LoggedView(Base):
+    """An output that requires grad and has no history."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        y = self.net(x)
+        with torch.no_grad():
+            flat = y.view(-1)
+        if self.fails():
+            y = y.detach() + self.net.bias
+        return y, flat
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("phase", ["update", "lifecycle"])
+def test_an_output_without_history_is_not_learnt_from(phase: str, backend: str) -> None:
+    options: dict[str, Any] = {"observation": OBSERVATION, "backend": backend, "examples": 2}
+    result = check(lambda: LoggedView(False), phase, **options)
+    assert result.verdict is Verdict.EQUAL, result
+    assert check(lambda: LoggedView(True), phase, **options).verdict is Verdict.DIFFERS
+
+
+class Reentrant(Base):
+    """A checkpoint that `torch.autograd.grad` refuses."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        y = checkpoint(self.net, x.requires_grad_(), use_reentrant=True)
+        return y * (1 + (y.detach() > 0)) if self.fails() else y
+
+
+def test_a_reentrant_checkpoint_is_learnt_through() -> None:
+    result = check(lambda: Reentrant(False), "update", observation=OBSERVATION)
+    assert_passes(result)
+    assert not any("forward only" in note for note in result.notes)
+    assert check(lambda: Reentrant(True), "update", observation=OBSERVATION).verdict is Verdict.DIFFERS
+
+
+class Complex(Base):
+    """A complex output, whose imaginary part learns otherwise."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        y = self.net(x)
+        imaginary = y.detach() if self.fails() else y
+        return torch.complex(y, imaginary)
+
+
+def test_complex_outputs_and_their_gradients_are_compared() -> None:
+    assert_differs(check(lambda: Complex(True), "update", observation=OBSERVATION), "gradient of net.bias")
+    assert_passes(check(lambda: Complex(False), "update", observation=OBSERVATION))
