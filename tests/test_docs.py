@@ -18,7 +18,7 @@ import torch
 
 import pytest_torchcompile
 from pytest_torchcompile import Capture, CheckResult, UsageError, Verdict, __main__
-from pytest_torchcompile.reports.baseline import METRICS
+from pytest_torchcompile.reports.metrics import METRICS
 from pytest_torchcompile.reports.views import VIEWS
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -18,7 +18,7 @@ from pytest_torchcompile.checking.contracts import is_contract, unlike_rejection
 from pytest_torchcompile.checking.pair import Pair
 from pytest_torchcompile.checking.trial import quietly
 from pytest_torchcompile.errors import UsageError
-from pytest_torchcompile.generation import recipes, tensors
+from pytest_torchcompile.generation import descriptions, recipes
 from pytest_torchcompile.generation.recipes import Recipe
 from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.policies.calls import Outcome, Side
@@ -63,7 +63,7 @@ def tried_undeclared(pair: Pair, options: CheckOptions) -> tuple[list[str], Brok
             return remarks, Broken(
                 reason=f"compiled does not reject what eager rejects: {wrong.what}",
                 difference=found.difference,
-                example=tensors.describe(wrong.tree, recipe),
+                example=descriptions.describe(wrong.tree, recipe),
             )
         remarks.append(f"on inputs that were not declared ({wrong.what}) {unlike_text(found.difference)}")
     return remarks, None

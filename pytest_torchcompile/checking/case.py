@@ -21,7 +21,7 @@ from pytest_torchcompile.checking.stops import Stop, require_compiled, unless_fo
 from pytest_torchcompile.checking.trial import Failure, Trial
 from pytest_torchcompile.compiling.recurrent import remedies
 from pytest_torchcompile.errors import CompileFailed
-from pytest_torchcompile.generation import edges, recipes, strategies, tensors
+from pytest_torchcompile.generation import descriptions, edges, recipes, strategies
 from pytest_torchcompile.generation.recipes import Recipe
 from pytest_torchcompile.generation.search import examples_of_profile, search
 from pytest_torchcompile.options import CheckOptions
@@ -238,7 +238,7 @@ class CheckProtocol:
             self._result(Verdict.DIFFERS, reason),
             worst=differences[0],
             differences=differences,
-            example=tensors.describe(self._pair.tree, recipe),
+            example=descriptions.describe(self._pair.tree, recipe),
         )
 
     def _result(self, verdict: Verdict, reason: str) -> CheckResult:

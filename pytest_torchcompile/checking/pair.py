@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from pytest_torchcompile import internals
+from pytest_torchcompile.checking import unrepeatable, written
 from pytest_torchcompile.comparing.float64 import widened
 from pytest_torchcompile.compiling.capture import Recorder, Uses, compile_method, require_known
 from pytest_torchcompile.compiling.work import Work, owners_of
@@ -21,18 +22,9 @@ from pytest_torchcompile.policies.backward import FROM_ALL, Learning
 from pytest_torchcompile.policies.calls import Around, Outcome, Side
 from pytest_torchcompile.policies.declaration import Declaration
 from pytest_torchcompile.policies.holders import policy_of
-from pytest_torchcompile.policies.loss import users_loss
-from pytest_torchcompile.policies.methods import (
-    OBSERVATION,
-    Arguments,
-    Binding,
-    Method,
-    as_methods,
-    bind,
-    input_tree,
-    require_all_taken,
-)
-from pytest_torchcompile.policies.state import Counters, ModuleState, same, unequal_numbers
+from pytest_torchcompile.policies.loss import called_methods
+from pytest_torchcompile.policies.methods import OBSERVATION, Arguments, Binding, Method, as_methods, bind_all
+from pytest_torchcompile.policies.state import Counters, ModuleState
 from pytest_torchcompile.policies.twins import Factory, Twins, build_twins
 from pytest_torchcompile.results import Capture
 from pytest_torchcompile.runtime.autocast import autocasting
@@ -120,13 +112,7 @@ class Pair:
         )
 
     def _bindings(self, model: nn.Module) -> dict[str, Binding]:
-        """What each method is called with, and the user's loss, which takes everything."""
-        tree = input_tree(self.declaration, model)
-        loss = self.declaration.loss
-        methods = (*as_methods(self.declaration.methods), *((users_loss(loss),) if loss else ()))
-        bindings = {method.name: bind(method, model, tree) for method in methods}
-        require_all_taken(bindings, tree)
-        return bindings
+        return bind_all(called_methods(self.declaration), self.declaration, model)
 
     def _first_call(self, model: nn.Module) -> None:
         """Call each method once, which gives lazily initialised parameters their shapes."""
@@ -233,43 +219,9 @@ class Pair:
         )
 
     def notice_written(self, side: Side, outcome: Outcome) -> None:
-        """Find out by their values which parameters a call wrote to, and have them put back and compared.
-
-        It is asked after each call of one side, before the other side is called.
-        """
-        mine, theirs = side.state, (self.compiled if side is self.eager else self.eager).state
-        if mine is None or theirs is None or outcome.error is not None:
-            return
-        others = mine.remembered() if self.shared else theirs.parameters()
-        known = {*mine.written(), *theirs.written()}
-        names = [
-            n
-            for n, p in mine.parameters().items()
-            if n not in known and n in others and not same(p, others[n])
-        ]
-        if not self.shared:
-            for state in (mine, theirs):
-                state.protect(names, theirs.model)
-        for state in (mine, theirs):
-            state.watched.update(names)
-        found = {f"parameter {name}": mine.parameters()[name].detach().clone() for name in names}
-        outcome.state.tensors |= found
-
-    def complete_written(self, eager: Outcome, compiled: Outcome) -> None:
-        """Give each outcome the parameters that only the other side was seen to write to."""
-        for side, outcome, other in (
-            (self.eager, eager, compiled),
-            (self.compiled, compiled, eager),
-        ):
-            if side.state is None or outcome.error is not None or other.error is not None:
-                continue
-            now = side.state.remembered() if self.shared else side.state.parameters()
-            for path in other.state.tensors.keys() - outcome.state.tensors.keys():
-                name = path.removeprefix("parameter ")
-                if name != path and name in now:
-                    outcome.state.tensors[path] = now[name].detach().clone()
-                    # So that this side, asked again, tells of it too.
-                    side.state.watched.add(name)
+        """Compare and restore the parameters that the last call of `side` wrote to; see `written.notice`."""
+        other = self.compiled if side is self.eager else self.eager
+        written.notice(side, other, outcome, shared=self.shared)
 
     def arguments(self, recipe: Recipe, *, wide: bool, tree: Any = None) -> Arguments:
         """New inputs, float64 ones if they are to be `wide`, made by another `tree` if one is given."""
@@ -297,20 +249,15 @@ class Pair:
         self._draws |= bool(outcome.drew())
         self.learning = self.learning.leaving_out(outcome.unfollowed)
         self.notice_written(self.eager, outcome)
-        self._protect_written()
+        if not self.shared:
+            written.protect(self.eager, self.compiled)
         if outcome.error is None and self.eager.state is not None:
             self.eager.state.set_counters(counters)
-            self._leave_out_unrepeatable(outcome, self.run(self.eager, recipe, phase=phase))
+            again = self.run(self.eager, recipe, phase=phase)
+            unequal = unrepeatable.leave_out((self.eager, self.compiled), outcome, again)
+            if unequal:
+                self.notes.append(f"not compared, as eager does not repeat it: {some(unequal)}")
         return outcome
-
-    def _leave_out_unrepeatable(self, outcome: Outcome, again: Outcome) -> None:
-        """Compare no attribute that eager, called again, leaves otherwise: a time, a path, an identity."""
-        unlike = unequal_numbers(outcome.state, again.state) if again.error is None else []
-        for side in (self.eager, self.compiled):
-            if side.state is not None:
-                side.state.unrepeatable.update(unlike)
-        if unlike:
-            self.notes.append(f"not compared, as eager does not repeat it: {some(unlike)}")
 
     def drop_other_draws(self) -> None:
         """Have what comes compiled, and draws, compiled anew; once it is known from eager whether it draws.
@@ -319,14 +266,6 @@ class Pair:
         """
         if self._draws and self.twins.deployed:
             torch.compiler.reset()
-
-    def _protect_written(self) -> None:
-        """Remember the parameters that the first call wrote to by the other side's, not yet called."""
-        eager, compiled = self.eager.state, self.compiled.state
-        if not self.shared and eager is not None and compiled is not None and eager.written():
-            names = set(eager.written()) - eager.remembered().keys()
-            compiled.protect(names, self.twins.compiled)
-            eager.protect(names, self.twins.compiled)
 
     def watched_apart(self, learning: Learning) -> Pair:
         """The same two sides, which learn otherwise, and whose graphs and recompiles are recorded apart."""

@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterator
 import torch
 
 from pytest_torchcompile import internals
+from pytest_torchcompile.checking import written
 from pytest_torchcompile.checking.contracts import is_contract, unlike_rejection, unlike_text
 from pytest_torchcompile.checking.evidence import Evidence
 from pytest_torchcompile.checking.pair import Pair
@@ -22,7 +23,7 @@ from pytest_torchcompile.checking.repeating import own_trouble
 from pytest_torchcompile.checking.sensitivity import SensitivityRecord
 from pytest_torchcompile.checking.stops import RECOMPILES_IN_A_ROW, Stop, compiles_again, require_repeated
 from pytest_torchcompile.comparing import nonfinite, representation
-from pytest_torchcompile.comparing.float64 import float64_reference
+from pytest_torchcompile.comparing.float64 import errors, with_float64
 from pytest_torchcompile.comparing.measure import Tolerance
 from pytest_torchcompile.comparing.references import References, references
 from pytest_torchcompile.comparing.rounding import Floor, scale_for
@@ -33,7 +34,7 @@ from pytest_torchcompile.generation import recipes, tensors
 from pytest_torchcompile.generation.recipes import Recipe
 from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.policies.backward import Learning
-from pytest_torchcompile.policies.calls import Outcome, Rerun, Side
+from pytest_torchcompile.policies.calls import Outcome, Rerun
 from pytest_torchcompile.results import Deviation, Difference, Sensitivity, Verdict
 from pytest_torchcompile.texts import first_line
 
@@ -140,7 +141,7 @@ class Trial:
         self._calls += 1
         if self.climbing:
             pair.notice_written(pair.compiled, compiled)
-        pair.complete_written(eager, compiled)
+        written.complete((pair.eager, eager), (pair.compiled, compiled), shared=pair.shared)
         return eager, compiled, changed
 
     def _judged(
@@ -234,7 +235,7 @@ class Trial:
         if verdict is not Verdict.EQUAL and self._referred < REFERRED:
             self._referred += 1
             (largest,) = self._with_float64((largest,), recipe)
-        eager_error, compiled_error = _errors(largest)
+        eager_error, compiled_error = errors(largest)
         return Deviation(
             example=self.evidence.examples,
             batch=recipe.batch,
@@ -309,16 +310,7 @@ class Trial:
     def _with_float64(self, differences: tuple[Difference, ...], recipe: Recipe) -> tuple[Difference, ...]:
         if self._options.reference == "eager":
             return differences
-        return referred(differences, self._pair.eager, self.rerun(recipe))
-
-
-def referred(differences: tuple[Difference, ...], eager: Side, rerun: Rerun) -> tuple[Difference, ...]:
-    """The differences with the float64 reference's values where there is one."""
-    reference = float64_reference(eager, rerun)
-    if reference is None:
-        return differences
-    values = reference.elementwise() | reference.differentiated()
-    return tuple(_refer(difference, values.get(difference.path)) for difference in differences)
+        return with_float64(differences, self._pair.eager, self.rerun(recipe))
 
 
 def _is_finite(gradient: torch.Tensor | None) -> bool:
@@ -340,23 +332,3 @@ def quietly() -> Iterator[None]:
             yield
     finally:
         logging.disable(disabled)
-
-
-def _refer(difference: Difference, reference: torch.Tensor | None) -> Difference:
-    """`difference` with the float64 reference's value at the worst element."""
-    if reference is None or difference.index is None or difference.problem != "values":
-        return difference
-    if reference.dtype != torch.float64 or len(difference.index) != reference.dim():
-        return difference
-    value = float(reference[difference.index])
-    eager, compiled = abs(float(difference.eager) - value), abs(float(difference.compiled) - value)
-    closer = "eager" if eager < compiled else "compiled" if compiled < eager else "neither"
-    return dataclasses.replace(difference, float64=f"{value:.9g}", closer=closer)
-
-
-def _errors(difference: Difference) -> tuple[float, float] | tuple[None, None]:
-    """How far eager's and compiled's values are from float64's; None where that did not run."""
-    if difference.float64 is None:
-        return None, None
-    value = float(difference.float64)
-    return abs(float(difference.eager) - value), abs(float(difference.compiled) - value)

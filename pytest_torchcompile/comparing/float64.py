@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from pytest_torchcompile.errors import UsageError
 from pytest_torchcompile.policies.calls import Outcome, Rerun, Side
 from pytest_torchcompile.policies.reachable import Reachable
 from pytest_torchcompile.policies.snapshots import map_tensors
+from pytest_torchcompile.results import Difference
 
 
 def float64_reference(eager: Side, rerun: Rerun) -> Outcome | None:
@@ -45,6 +47,35 @@ def float64_reference(eager: Side, rerun: Rerun) -> Outcome | None:
         if other is None or (is_floating and other.dtype != torch.float64):
             return None
     return wide
+
+
+def with_float64(differences: tuple[Difference, ...], eager: Side, rerun: Rerun) -> tuple[Difference, ...]:
+    """The differences with the float64 reference's values where there is one."""
+    reference = float64_reference(eager, rerun)
+    if reference is None:
+        return differences
+    values = reference.elementwise() | reference.differentiated()
+    return tuple(_with_value(difference, values.get(difference.path)) for difference in differences)
+
+
+def _with_value(difference: Difference, reference: torch.Tensor | None) -> Difference:
+    """`difference` with the float64 reference's value at the worst element."""
+    if reference is None or difference.index is None or difference.problem != "values":
+        return difference
+    if reference.dtype != torch.float64 or len(difference.index) != reference.dim():
+        return difference
+    value = float(reference[difference.index])
+    eager, compiled = abs(float(difference.eager) - value), abs(float(difference.compiled) - value)
+    closer = "eager" if eager < compiled else "compiled" if compiled < eager else "neither"
+    return dataclasses.replace(difference, float64=f"{value:.9g}", closer=closer)
+
+
+def errors(difference: Difference) -> tuple[float, float] | tuple[None, None]:
+    """How far eager's and compiled's values are from float64's; None where that did not run."""
+    if difference.float64 is None:
+        return None, None
+    value = float(difference.float64)
+    return abs(float(difference.eager) - value), abs(float(difference.compiled) - value)
 
 
 class _Record(internals.DispatchMode):

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import torch
 
+from pytest_torchcompile.comparing.figures import first_rows, grid, number, relative, ulps
 from pytest_torchcompile.comparing.rounding import (
     FINITE,
     Floor,
@@ -37,10 +38,6 @@ or a value on a coarse grid that no run happened to move could never move."""
 ILL_CONDITIONED = 1e-3
 """A tensor is ill-conditioned on an example if its floor exceeds this share of its largest element."""
 
-_MAX_ROWS = 8
-
-GRID = (10, 48)
-"""The most rows and columns of the picture of a difference."""
 
 FARTHER = 100.0
 """Without a floor, compiled has to be so many times as far from float64 as eager is."""
@@ -311,18 +308,18 @@ class Measured:
         return Difference(
             path=self.path,
             problem=("NaN or infinity" if odd else "values") if bool(unequal.any()) else "",
-            eager=_number(mine),
-            compiled=_number(theirs),
+            eager=number(mine),
+            compiled=number(theirs),
             index=index,
             difference=float(self._distance[index]),
             allowed=max(allowed, float(limit[index]) if limit is not None else 0.0),
-            relative=_relative(mine, theirs) if self.floating and not odd else None,
-            ulps=_ulps(mine, theirs) if self.floating and not odd else None,
+            relative=relative(mine, theirs) if self.floating and not odd else None,
+            ulps=ulps(mine, theirs) if self.floating and not odd else None,
             floor=floor,
             unequal=int(unequal.sum()),
             elements=unequal.numel(),
-            rows=_rows(unequal) if has_rows(self.path, unequal) else (),
-            grid=_grid(torch.where(unequal, self._distance, 0.0), index),
+            rows=first_rows(unequal) if has_rows(self.path, unequal) else (),
+            grid=grid(torch.where(unequal, self._distance, 0.0), index),
         )
 
 
@@ -331,38 +328,3 @@ def _error(value: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     distance = (value.double() - truth.double()).abs()
     alike = (kinds_of(value) == kinds_of(truth)) & (kinds_of(value) != FINITE)
     return distance.nan_to_num_(math.inf, math.inf).masked_fill_(alike, 0.0)
-
-
-def _number(value: torch.Tensor) -> str:
-    return f"{float(value):.9g}" if value.is_floating_point() else str(value.item())
-
-
-def _ulps(eager: torch.Tensor, compiled: torch.Tensor) -> float | None:
-    """The distance in units of the last place of eager's value; of no meaning where that is zero."""
-    if not bool(eager):
-        return None
-    away = torch.full_like(eager, float("inf"))
-    place = torch.nextafter(eager.abs(), away) - eager.abs()
-    return float((eager - compiled).abs() / place) if float(place) > 0 else 0.0
-
-
-def _relative(eager: torch.Tensor, compiled: torch.Tensor) -> float | None:
-    """The distance as a share of eager's value; of no meaning where that is zero."""
-    return float((eager - compiled).abs() / eager.abs()) if bool(eager) else None
-
-
-def _grid(distance: torch.Tensor, worst: tuple[int, ...]) -> tuple[tuple[float, ...], ...]:
-    """The largest distance in each cell of a grid over the last two dimensions, around the worst element."""
-    if distance.dim() < 2 or not bool(distance.any()):
-        return ()
-    plane = distance[worst[:-2]].to(torch.float64)
-    size = [min(most, length) for most, length in zip(GRID, plane.shape, strict=True)]
-    pooled = torch.nn.functional.adaptive_max_pool2d(plane[None], size)[0]
-    return tuple(tuple(row) for row in pooled.tolist())
-
-
-def _rows(unequal: torch.Tensor) -> tuple[int, ...]:
-    if unequal.dim() == 0:
-        return ()
-    per_row = unequal.reshape(unequal.shape[0], -1).any(dim=1)
-    return tuple(torch.nonzero(per_row).reshape(-1)[:_MAX_ROWS].tolist())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
 
 import torch
 
@@ -12,9 +11,9 @@ from pytest_torchcompile.comparing.measure import Flipped, Measured, Pattern, To
 from pytest_torchcompile.comparing.nonfinite import Reference, hidden
 from pytest_torchcompile.comparing.references import References
 from pytest_torchcompile.comparing.rounding import Floor, flipped_rows
+from pytest_torchcompile.comparing.structure import generators, plain_values, structural
 from pytest_torchcompile.policies.calls import Outcome
 from pytest_torchcompile.results import Difference
-from pytest_torchcompile.texts import first_line
 
 CANCELS = 4 * torch.finfo(torch.float32).eps
 """What is small because larger numbers cancelled may differ by this share of the largest of them."""
@@ -64,9 +63,9 @@ def judge(
         finite_inputs: whether the inputs were finite; integers computed from a NaN mean nothing.
         small: whether tensors that are small throughout have to be right to a share of their own size.
     """
-    structural = _structural(eager, compiled)
-    if structural:
-        return Judgement(differences=tuple(structural), worst=structural[0], largest=structural[0])
+    unlike = structural(eager, compiled)
+    if unlike:
+        return Judgement(differences=tuple(unlike), worst=unlike[0], largest=unlike[0])
     measured = _measured(
         *(eager, compiled, tolerance),
         finite_inputs=finite_inputs,
@@ -74,11 +73,11 @@ def judge(
         reference=(lambda: None) if references is None else references.reference,
     )
     exceeding = [m for m in measured if m.exceeds]
-    plain = _plain(eager, compiled) if finite_inputs else []
+    plain = plain_values(eager, compiled) if finite_inputs else []
     explained = _Explained(differences=[*plain, *filter(None, (m.beyond(None) for m in exceeding))])
     if (exceeding or plain) and references is not None:
         explained = _explain(eager, compiled, exceeding, plain, references)
-    differences = [*_generators(eager, compiled), *explained.differences]
+    differences = [*generators(eager, compiled), *explained.differences]
     # What rounding explains would be an alarming figure to show, and no measure of what was found.
     closest = max((m for m in measured if not m.exceeds), key=lambda m: m.ratio, default=None)
     worst = closest.difference() if closest else None
@@ -184,121 +183,6 @@ def _largest(
 
 
 # --- what is not numbers --------------------------------------------------------------------------
-
-
-def _structural(eager: Outcome, compiled: Outcome) -> list[Difference]:
-    """Exceptions, types, dtypes, shapes and ``requires_grad`` that are unequal."""
-    if compiled.error is not None:
-        raised = f"raises {first_line(compiled.error)}"
-        return [Difference(path="output", problem="exception", eager="returns", compiled=raised)]
-    found = []
-    one, other = _kinds(eager), _kinds(compiled)
-    for path in _paths(one, other):
-        mine, theirs = one.get(path), other.get(path)
-        if mine != theirs:
-            found.append(
-                Difference(
-                    path=path, problem="structure", eager=mine or "absent", compiled=theirs or "absent"
-                )
-            )
-    if found:
-        return found
-    for path in _paths(eager.elementwise(), compiled.elementwise()):
-        found += _tensor_facts(path, eager.elementwise().get(path), compiled.elementwise().get(path))
-    unlike = (eager.requires_grad ^ compiled.requires_grad) - eager.unfollowed - compiled.unfollowed
-    for path in sorted(unlike):
-        follows = path in eager.requires_grad
-        found.append(
-            Difference(path=path, problem="requires_grad", eager=str(follows), compiled=str(not follows))
-        )
-    found += [
-        Difference(path=path, problem="memory", eager="memory of its own", compiled=f"shares that of {other}")
-        for path, other in sorted(compiled.aliases - eager.aliases)
-    ]
-    return found + _missing_gradients(eager, compiled)
-
-
-def _kinds(outcome: Outcome) -> dict[str, str]:
-    """The types of what was returned, and of what the user observes."""
-    observed = {path: kind for path, kind in outcome.state.kinds.items() if path.startswith("observed")}
-    return outcome.outputs.kinds | observed
-
-
-def _paths(mine: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
-    return list(dict.fromkeys([*mine, *theirs]))
-
-
-def _tensor_facts(path: str, mine: torch.Tensor | None, theirs: torch.Tensor | None) -> list[Difference]:
-    if mine is None or theirs is None:
-        return [_presence(path, mine, theirs)]
-    facts: dict[str, tuple[Any, Any]] = {
-        "dtype": (mine.dtype, theirs.dtype),
-        "shape": (tuple(mine.shape), tuple(theirs.shape)),
-        "device": (mine.device, theirs.device),
-    }
-    return [
-        Difference(path=path, problem=problem, eager=str(one), compiled=str(two))
-        for problem, (one, two) in facts.items()
-        if one != two
-    ]
-
-
-def _presence(path: str, mine: torch.Tensor | None, theirs: torch.Tensor | None) -> Difference:
-    texts = ["absent" if t is None else f"{t.dtype} {tuple(t.shape)}" for t in (mine, theirs)]
-    return Difference(path=path, problem="presence", eager=texts[0], compiled=texts[1])
-
-
-def _missing_gradients(eager: Outcome, compiled: Outcome) -> list[Difference]:
-    """Gradients that one side lacks; AOTAutograd may give zeros where eager gives None."""
-    found = []
-    one, other = eager.differentiated(), compiled.differentiated()
-    for path in _paths(one, other):
-        mine, theirs = one.get(path), other.get(path)
-        if mine is None or theirs is None:
-            only = mine if theirs is None else theirs
-            if only is not None and bool((only != 0).any()):
-                found.append(_presence(path, mine, theirs))
-    return found
-
-
-def _plain(eager: Outcome, compiled: Outcome) -> list[Difference]:
-    one, other = eager.plain(), compiled.plain()
-    return [
-        Difference(path=path, problem="value", eager=_told(path, one), compiled=_told(path, other))
-        for path in _paths(one, other)
-        if path not in one or path not in other or _unequal(one[path], other[path])
-    ]
-
-
-def _told(path: str, values: dict[str, Any]) -> str:
-    return repr(values[path]) if path in values else "absent"
-
-
-def _unequal(mine: Any, theirs: Any) -> bool:
-    """Whether two plain values differ; what can't tell, such as a list with arrays of objects, does not."""
-    try:
-        return bool(mine != theirs)
-    except (TypeError, ValueError, RuntimeError):
-        return False
-
-
-def _generators(eager: Outcome, compiled: Outcome) -> list[Difference]:
-    """Random generators that the two calls left in different states."""
-    if eager.random is None or compiled.random is None:
-        return []
-    unequal = eager.random.unequal(compiled.random)
-    if not unequal:
-        return []
-    mine, theirs = eager.drew(), compiled.drew()
-    return [
-        Difference(
-            path=f"random state of {name}",
-            problem="random state",
-            eager="drew" if name in mine else "did not draw",
-            compiled=("drew differently" if name in mine else "drew") if name in theirs else "did not draw",
-        )
-        for name in unequal
-    ]
 
 
 # --- numbers --------------------------------------------------------------------------------------

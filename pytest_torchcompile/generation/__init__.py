@@ -2,5 +2,5 @@
 
 In: a tree of specs. Out: recipes (plain data), and the tensors that a recipe describes.
 
-Other folders use `edges`, `recipes`, `search`, `strategies`, `tensors`.
+Other folders use `descriptions`, `edges`, `recipes`, `search`, `strategies`, `tensors`.
 """

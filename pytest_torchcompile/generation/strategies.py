@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pytest_torchcompile.errors import UsageError
 from pytest_torchcompile.generation import edges, tensors
 from pytest_torchcompile.generation.recipes import LARGE, LAYOUTS, TIMES, Fill, Recipe, shape_of, uses_time
-from pytest_torchcompile.specs import spaces, trees
+from pytest_torchcompile.specs import conversion, spaces, trees
 from pytest_torchcompile.specs.spaces import Spec
 
 SCALES = (1.0, 1.0, 1.0, 1.0, 0.1, 10.0, 1e2, LARGE)
@@ -38,7 +38,7 @@ def observations(
     """A Hypothesis strategy for inputs that match `spec`, for use with ``@given``.
 
     Args:
-        spec: an input spec, a nest of them, or a gymnasium space; see `spaces.as_spec`.
+        spec: an input spec, a nest of them, or a gymnasium space; see `conversion.as_spec`.
         batch: a batch size, a pair (smallest, largest), or a strategy of batch sizes.
         layouts: memory layouts to draw from: ``contiguous``, ``offset``, ``sliced``, ``expanded`` (its rows
             are equal), ``strided``, ``transposed``, ``batch_second``, ``permuted``, ``channels_last``,
@@ -57,7 +57,7 @@ def observations(
         ... def test_finite(x):
         ...     assert x.shape[1:] == (4,)
     """
-    tree = spaces.as_spec(spec)
+    tree = conversion.as_spec(spec)
     tensors.require_drawable(tree)
     unknown = set(layouts) - set(LAYOUTS)
     if unknown or not layouts:

@@ -16,7 +16,6 @@ from pytest_torchcompile.generation.recipes import (
     Recipe,
     equal_specs,
     shape_of,
-    uses_time,
 )
 from pytest_torchcompile.specs import spaces, trees
 from pytest_torchcompile.specs.spaces import Spec
@@ -137,7 +136,7 @@ def _array(spec: Spec, fill: Fill, batch: int, time: int) -> np.ndarray[Any, Any
     sampled = _sample(spec, generator, batch, time, fill.scale)
     flat = sampled.reshape(-1)
     if (fill.start, fill.stop) not in ((0, None), (0, flat.size)):
-        bulk, rest = flat, _simplest(spec, sampled.shape, fill.rest)
+        bulk, rest = flat, simplest(spec, sampled.shape, fill.rest)
         flat = rest.astype(sampled.dtype).reshape(-1)
         flat[fill.start : fill.stop] = bulk[fill.start : fill.stop]
     for index, value in fill.edits:
@@ -218,7 +217,7 @@ def _clipped(spec: spaces.Box, array: np.ndarray[Any, Any]) -> np.ndarray[Any, A
     return array
 
 
-def _simplest(spec: Spec, shape: tuple[int, ...], rest: float = 0.0) -> np.ndarray[Any, Any]:
+def simplest(spec: Spec, shape: tuple[int, ...], rest: float = 0.0) -> np.ndarray[Any, Any]:
     """What elements are that neither the bulk nor an edit has set: `rest`, or what comes nearest."""
     match spec:
         case spaces.Box():
@@ -331,49 +330,3 @@ def _laid_out(tensor: torch.Tensor, layout: str, batch_dim: int = 0) -> torch.Te
         case "channels_last_3d" if dims == 5:
             return tensor.contiguous(memory_format=torch.channels_last_3d)
     return tensor
-
-
-def describe(tree: Any, recipe: Recipe) -> str:
-    """One line: ``batch 1; observation: zeros, [0, 3, 1, 2] = -6.0``."""
-    parts = [f"batch {recipe.batch}"] + ([f"T = {recipe.time}"] if uses_time(tree) else [])
-    inputs = leaves(tree, recipe)
-    for (path, spec), fill in zip(trees.leaves(tree), recipe.fills, strict=True):
-        if not isinstance(spec, spaces.Constant):
-            told = _describe_leaf(spec, fill, inputs[path])
-            parts.append(f"{trees.dotted(path) or 'observation'}: {told}")
-    names = [trees.dotted(path) for path, _ in trees.leaves(tree)]
-    for group in equal_specs(tree) if recipe.shared else ():
-        parts.append(f"{' and '.join(names[leaf] for leaf in group)} are {recipe.shared}")
-    return "; ".join(parts)
-
-
-def _describe_leaf(spec: Spec, fill: Fill, tensor: torch.Tensor) -> str:
-    layout = "" if fill.layout == "contiguous" else f", {fill.layout}"
-    if isinstance(spec, spaces.LegalAction):
-        return f"{_elements(tensor.reshape(-1)[:8].tolist())}{' ...' if len(tensor) > 8 else ''}"
-    base = torch.from_numpy(_simplest(spec, tuple(tensor.shape)).astype(np.float64))
-    values = tensor.detach().to(torch.float64)
-    different = torch.nonzero((values != base).reshape(-1)).reshape(-1)
-    first = float(values.reshape(-1)[0]) if values.numel() else 0.0
-    if len(different) <= 4:
-        simplest = "all legal" if isinstance(spec, spaces.LegalMask) else "zeros"
-        if isinstance(spec, spaces.OneHot) or (base.numel() and float(base.reshape(-1)[-1]) not in (0, 1)):
-            simplest = "the simplest values"
-        return f"{simplest}{_listed(values, different)}{layout}"
-    if bool((values == first).all()):
-        return f"all {first:.9g}{layout}"
-    scale = f", scale {fill.scale:g}" if isinstance(spec, spaces.Box) and fill.scale != 1 else ""
-    odd = torch.nonzero(~torch.isfinite(values).reshape(-1)).reshape(-1)
-    return f"random (seed {fill.seed}{scale}){_listed(values, odd[:4])}{layout}"
-
-
-def _listed(values: torch.Tensor, flat: torch.Tensor) -> str:
-    texts = []
-    for position in flat.tolist():
-        index = [int(i) for i in np.unravel_index(position, tuple(values.shape))]
-        texts.append(f", {index} = {float(values.reshape(-1)[position]):.9g}")
-    return "".join(texts)
-
-
-def _elements(values: list[Any]) -> str:
-    return ", ".join(map(str, values))

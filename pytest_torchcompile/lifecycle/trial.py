@@ -15,7 +15,7 @@ from pytest_torchcompile import internals
 from pytest_torchcompile.checking.evidence import Evidence
 from pytest_torchcompile.checking.repeating import graph_advice
 from pytest_torchcompile.checking.stops import Stop, compiles_again, require_repeated
-from pytest_torchcompile.checking.trial import referred
+from pytest_torchcompile.comparing.float64 import with_float64
 from pytest_torchcompile.comparing.measure import Tolerance
 from pytest_torchcompile.comparing.references import References, references
 from pytest_torchcompile.comparing.rounding import Floor
@@ -268,7 +268,7 @@ class StoryTrial:
         if self._options.reference == "eager":
             return failure.differences
         rerun = self.rerun(failure.story, learnt=[difference.path for difference in failure.differences])
-        return referred(failure.differences, self._sides.eager.side, rerun)
+        return with_float64(failure.differences, self._sides.eager.side, rerun)
 
     def likeness(self, failure: StoryFailure) -> Iterator[str]:
         """What the outputs of the failing move are instead, if it is something else that eager computes."""

@@ -17,7 +17,7 @@ from pytest_torchcompile.generation import tensors
 from pytest_torchcompile.generation.recipes import Recipe
 from pytest_torchcompile.policies.declaration import Declaration
 from pytest_torchcompile.policies.holders import Holder, policy_of
-from pytest_torchcompile.specs import conventions, spaces, trees
+from pytest_torchcompile.specs import conventions, conversion, spaces, trees
 
 OBSERVATION = "observation"
 
@@ -177,11 +177,13 @@ def input_tree(declaration: Declaration, model: nn.Module) -> dict[str, Any]:
             f"observation={conventions.proposed_observation(inner)}"
         )
     given = {} if observation is None else {OBSERVATION: observation}
-    tree = {name: spaces.resolve(value, inner, name) for name, value in {**given, **(inputs or {})}.items()}
+    tree = {
+        name: conversion.resolve(value, inner, name) for name, value in {**given, **(inputs or {})}.items()
+    }
     if OBSERVATION in tree:
         _require_drawn(tree[OBSERVATION], OBSERVATION, inner)
     for name, space in conventions.own_actions(inner, signatures).items():
-        tree.setdefault(name, spaces.as_spec(space, name))
+        tree.setdefault(name, conversion.as_spec(space, name))
     tensors.require_drawable(tree)
     for name, value in tree.items():
         if not any(map(_varies, tree.values())) and _constant_tensors(value):
@@ -295,3 +297,15 @@ def require_all_taken(bindings: Mapping[str, Binding], tree: Mapping[str, Any]) 
             near = difflib.get_close_matches(name, accepted, n=1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
             raise UsageError(f"no method takes the input {name!r}{hint}; the methods are {methods}")
+
+
+def bind_all(methods: Sequence[Method], declaration: Declaration, model: nn.Module) -> dict[str, Binding]:
+    """Return what each of `methods` is called with, by name.
+
+    Raises:
+        UsageError: if a method needs an input that is not declared, or no method takes a declared one.
+    """
+    tree = input_tree(declaration, model)
+    bindings = {method.name: bind(method, model, tree) for method in methods}
+    require_all_taken(bindings, tree)
+    return bindings

@@ -19,7 +19,7 @@ from torch.distributions import Distribution, Transform
 from pytest_torchcompile.errors import UsageError
 from pytest_torchcompile.policies.ordinary import described, ordinary
 from pytest_torchcompile.policies.parameters import parameters_of
-from pytest_torchcompile.specs.spaces import class_names
+from pytest_torchcompile.specs.conversion import class_names
 
 _PLAIN = (
     type(None),

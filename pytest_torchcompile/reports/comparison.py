@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pytest_torchcompile.reports.baseline import DEFAULT_RULES, METRICS, Comparison, Reports, Rules
+from pytest_torchcompile.reports.baseline import DEFAULT_RULES, Comparison, Reports, Rules
 from pytest_torchcompile.reports.markdown import SIGNS, code, escaped, fitted, row
+from pytest_torchcompile.reports.metrics import METRICS
 from pytest_torchcompile.texts import some
 
 MOST_CHARACTERS = 65536

@@ -3,5 +3,5 @@
 In: what the user declares, or what a library's policy says of its own inputs. Out: a tree of specs, and the
 inputs that break it.
 
-Other folders use `conventions`, `invalid_inputs`, `notation`, `spaces`, `trees`.
+Other folders use `conventions`, `conversion`, `invalid_inputs`, `notation`, `spaces`, `trees`.
 """

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from pytest_torchcompile.specs import spaces
+from pytest_torchcompile.specs import conversion, spaces
 
 ACTION = frozenset({"act", "action", "actions", "acts", "taken_actions"})
 """Names of parameters that take what `action_space` describes."""
@@ -34,7 +34,7 @@ _STORE_FLOATS = frozenset({_COLUMNS, "stable_baselines3.common.policies.BaseMode
 
 def own_observation(policy: Any) -> Any:
     """What the policy says that its first argument is; None if it says nothing."""
-    for name in spaces.class_names(policy):
+    for name in conversion.class_names(policy):
         if name in _ARGUMENTS:
             found = {part: _own(policy, attribute) for part, attribute in _ARGUMENTS[name].items()}
             spaces_ = {part: space for part, space in found.items() if space is not None}
@@ -49,7 +49,7 @@ def _own(policy: Any, attribute: str) -> Any:
     except Exception:
         # A property that asks an environment which isn't there yet.
         return None
-    return value if spaces.is_description(value) else None
+    return value if conversion.is_description(value) else None
 
 
 def own_actions(policy: Any, signatures: Iterable[inspect.Signature | None]) -> dict[str, Any]:
@@ -69,11 +69,11 @@ def _given(policy: Any, name: str, space: Any) -> Any:
     Stable-Baselines3's and skrl's buffers store float32; Stable-Baselines3 hands out discrete actions as
     integers of one dimension, skrl as a column of floats.
     """
-    stores_floats = not _STORE_FLOATS.isdisjoint(spaces.class_names(policy))
+    stores_floats = not _STORE_FLOATS.isdisjoint(conversion.class_names(policy))
     if not stores_floats or name not in ACTION:
         return space
-    spec = spaces.as_spec(space, name)
-    if isinstance(spec, spaces.Discrete) and _COLUMNS in spaces.class_names(policy) and not spec.start:
+    spec = conversion.as_spec(space, name)
+    if isinstance(spec, spaces.Discrete) and _COLUMNS in conversion.class_names(policy) and not spec.start:
         spec = spaces.MultiDiscrete((spec.n,))
     if isinstance(spec, (spaces.Box, spaces.MultiBinary, spaces.MultiDiscrete)):
         return dataclasses.replace(spec, dtype="float32")

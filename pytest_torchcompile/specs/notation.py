@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pytest_torchcompile.errors import UsageError
-from pytest_torchcompile.specs import spaces
+from pytest_torchcompile.specs import conversion, spaces
 
 SPECS: dict[str, type[spaces.Spec]] = {
     kind.__name__: kind
@@ -51,7 +51,7 @@ def read_spec(written: Any, where: str) -> Any:
             f"{where}={written!r} is no spec ({problem}); accepted: sizes such as 46,9,9, or what a test "
             f"would say, such as Box((8,), low=0), with {', '.join(SPECS)}, dicts, tuples and literals"
         ) from None
-    return spaces.as_spec((value,) if isinstance(value, int) else value, where)
+    return conversion.as_spec((value,) if isinstance(value, int) else value, where)
 
 
 def _value(node: ast.expr) -> Any:

@@ -8,7 +8,7 @@ because test modules build them at collection time, when nothing may be slow.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from pytest_torchcompile.errors import UsageError
@@ -45,7 +45,8 @@ class Spec:
             raise UsageError(f"{self!r}: {expected}")
 
 
-def _is_size(size: Any) -> bool:
+def is_size(size: Any) -> bool:
+    """Whether `size` can stand in a shape: a positive integer or `TIME`."""
     return size == TIME or (_is_integer(size) and size > 0)
 
 
@@ -67,7 +68,7 @@ class _Shaped(Spec):
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", _shape(self.shape))
         self._require(
-            isinstance(self.shape, tuple) and all(map(_is_size, self.shape)),
+            isinstance(self.shape, tuple) and all(map(is_size, self.shape)),
             "the shape is a tuple of positive integers, or 'T' for a sequence, without the batch",
         )
 
@@ -233,7 +234,7 @@ class Tokens(Spec):
         self._require(
             _is_integer(self.vocabulary) and self.vocabulary > 0, "vocabulary is a positive integer"
         )
-        self._require(_is_size(self.length), "length is a positive integer or 'T'")
+        self._require(is_size(self.length), "length is a positive integer or 'T'")
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -293,135 +294,3 @@ def are_equal(one: Spec, other: Spec) -> bool:
         np.array_equal(getattr(one, field.name), getattr(other, field.name))
         for field in dataclasses.fields(one)
     )
-
-
-def as_spec(value: Any, where: str = "observation") -> Any:
-    """`value` as a tree whose leaves are specs.
-
-    Args:
-        value: a spec; a tuple of sizes (a `Box`); a dict, tuple or list of such, or one `Wrapped`; a
-            gymnasium or gym space; anything else is a constant, an empty tuple or dict too.
-        where: names the input in messages.
-
-    Raises:
-        UsageError: for a spec class that was not called, a function (they need the module, see
-            `resolve`) and a space of a kind that is not known.
-
-    Example:
-        >>> as_spec({"board": (46, 9, 9), "turn": Discrete(2)})["turn"]
-        Discrete(2)
-    """
-    if isinstance(value, Spec):
-        return value
-    if isinstance(value, Wrapped):
-        return Wrapped(as_spec(value.spec, where), value.wrap)
-    if isinstance(value, type) and issubclass(value, (Spec, Wrapped)):
-        raise UsageError(f"{where}={value.__name__} is a class; write {value.__name__}(...)")
-    if _is_space(value):
-        return _from_space(value, where)
-    if _is_shape(value):
-        return Box(value)
-    if isinstance(value, Mapping):
-        return {key: as_spec(item, f"{where}.{key}") for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        items = [as_spec(item, f"{where}.{i}") for i, item in enumerate(value)]
-        if hasattr(value, "_fields"):
-            return type(value)(*items)
-        return type(value)(items)
-    if callable(value) and not hasattr(value, "shape"):
-        raise UsageError(
-            f"{where} is a function; a function of the built module must return a spec such as "
-            f"Box((8,)), and only a whole input may be one"
-        )
-    return Constant(value)
-
-
-def _is_shape(value: Any) -> bool:
-    return (
-        isinstance(value, tuple)
-        and bool(value)
-        and not hasattr(value, "_fields")
-        and all(map(_is_size, value))
-    )
-
-
-def resolve(value: Any, model: Any, where: str) -> Any:
-    """`value` as a tree of specs; a function is called with the built module first.
-
-    Raises:
-        UsageError: if the function raises, or as `as_spec` does.
-    """
-    if not isinstance(value, (type, Wrapped)) and callable(value) and not hasattr(value, "shape"):
-        try:
-            value = value(model)
-        except Exception as error:
-            raise UsageError(
-                f"{where} is a function that raised {type(error).__name__} when given the built "
-                f"{type(model).__name__}: {error}"
-            ) from error
-    return as_spec(value, where)
-
-
-def is_description(value: Any) -> bool:
-    """Whether `value` is a space, a spec, a shape, or a dict or tuple of them."""
-    if _is_shape(value):
-        return True
-    if isinstance(value, Mapping):
-        return bool(value) and all(map(is_description, value.values()))
-    if isinstance(value, tuple):
-        return bool(value) and all(map(is_description, value))
-    return isinstance(value, (Spec, Wrapped)) or _is_space(value)
-
-
-def class_names(value: Any) -> list[str]:
-    """The full names of a value's class and its bases, by which other libraries' types are known."""
-    return [f"{base.__module__}.{base.__qualname__}" for base in type(value).__mro__]
-
-
-def _is_space(value: Any) -> bool:
-    """Whether `value` is a gymnasium or gym space, told without importing either."""
-    return any(base.__name__ == "Space" for base in type(value).__mro__) and any(
-        base.__module__.split(".")[0] in ("gymnasium", "gym", "gymnax", "shimmy")
-        for base in type(value).__mro__
-    )
-
-
-def _from_space(space: Any, where: str) -> Any:
-    kinds = [base.__name__ for base in type(space).__mro__]
-    if "Box" in kinds:
-        return _from_box(space)
-    if "Discrete" in kinds:
-        return Discrete(int(space.n), int(getattr(space, "start", 0)))
-    if "MultiDiscrete" in kinds:
-        return MultiDiscrete(space.nvec.reshape(-1).tolist())
-    if "MultiBinary" in kinds:
-        return MultiBinary(tuple(space.shape), "int8")
-    if "Dict" in kinds:
-        return {key: as_spec(item, f"{where}.{key}") for key, item in space.spaces.items()}
-    if "Tuple" in kinds:
-        return tuple(as_spec(item, f"{where}.{i}") for i, item in enumerate(space.spaces))
-    raise UsageError(
-        f"{where}: a space of type {type(space).__name__} has no spec; describe the tensor yourself, "
-        f"for example {where}=Box((8,))"
-    )
-
-
-def _from_box(space: Any) -> Spec:
-    import numpy as np
-
-    dtype = np.dtype(space.dtype)
-    if dtype == np.uint8 and np.all(space.low == 0) and np.all(space.high == 255):
-        return Image(tuple(space.shape))
-    # CartPole and its like write the largest float for "unbounded".
-    unbounded = np.finfo(np.float32).max if dtype.kind == "f" else np.inf
-    low = np.where(space.low <= -unbounded, -np.inf, space.low) if dtype.kind == "f" else space.low
-    high = np.where(space.high >= unbounded, np.inf, space.high) if dtype.kind == "f" else space.high
-    return Box(tuple(space.shape), _bound(low, -np.inf), _bound(high, np.inf), dtype.name)
-
-
-def _bound(bound: Any, unbounded: float) -> Any:
-    """A space's bounds as short as they can be written: None, a number, or the array."""
-    values = set(bound.reshape(-1).tolist())
-    if values == {unbounded}:
-        return None
-    return values.pop() if len(values) == 1 else bound

@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from pytest_torchcompile import internals
+from pytest_torchcompile.checking.callables import side_of
 from pytest_torchcompile.checking.pair import Pair
 from pytest_torchcompile.compiling.capture import Recorder
-from pytest_torchcompile.direct import CompiledPolicy, side_of
+from pytest_torchcompile.direct import CompiledPolicy
 from pytest_torchcompile.errors import CompileCheckError, UsageError
 from pytest_torchcompile.generation.recipes import random_recipe
 from pytest_torchcompile.options import PHASES, CheckOptions

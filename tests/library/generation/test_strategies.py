@@ -32,6 +32,7 @@ from pytest_torchcompile import (
     UsageError,
     observations,
 )
+from pytest_torchcompile.generation.descriptions import describe
 from pytest_torchcompile.generation.recipes import (
     LAYOUTS,
     Fill,
@@ -43,8 +44,8 @@ from pytest_torchcompile.generation.recipes import (
     random_recipe,
 )
 from pytest_torchcompile.generation.strategies import recipes
-from pytest_torchcompile.generation.tensors import build, describe, leaves
-from pytest_torchcompile.specs.spaces import as_spec
+from pytest_torchcompile.generation.tensors import build, leaves
+from pytest_torchcompile.specs.conversion import as_spec
 
 # --- every spec -----------------------------------------------------------------------------------
 

@@ -10,9 +10,10 @@ from documents import differing, document, result, shares, speedup
 
 from pytest_torchcompile import Capture, UsageError
 from pytest_torchcompile.__main__ import main
-from pytest_torchcompile.reports.baseline import DEFAULT_RULES, METRICS, compare, rules_of
+from pytest_torchcompile.reports.baseline import DEFAULT_RULES, compare, rules_of
 from pytest_torchcompile.reports.comparison import MOST_CHARACTERS, comparison_markdown
 from pytest_torchcompile.reports.document import written
+from pytest_torchcompile.reports.metrics import METRICS
 from pytest_torchcompile.reports.reading import read
 
 CASE = "test_policy.py::test_a[forward-rollout]"

@@ -26,7 +26,8 @@ from pytest_torchcompile import (
     Tokens,
     UsageError,
 )
-from pytest_torchcompile.specs.spaces import are_equal, as_spec, resolve
+from pytest_torchcompile.specs.conversion import as_spec, resolve
+from pytest_torchcompile.specs.spaces import are_equal
 from pytest_torchcompile.specs.trees import dotted, leaves, mask_of, rebuild
 
 Pair = collections.namedtuple("Pair", "board turn")
@@ -229,7 +230,8 @@ def test_spaces_are_told_by_name_and_never_imported() -> None:
     """A gym space works where only that library is installed, and specs cost no import of torch."""
     script = """
 import sys
-from pytest_torchcompile.specs.spaces import Discrete, as_spec
+from pytest_torchcompile.specs.spaces import Discrete
+from pytest_torchcompile.specs.conversion import as_spec
 
 Space = type("Space", (), {"__module__": "gym.spaces.space"})
 Fake = type("Discrete", (Space,), {"__module__": "gym.spaces.discrete", "n": 4})

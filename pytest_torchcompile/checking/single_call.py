@@ -1,0 +1,142 @@
+"""One call of each side on inputs given by hand, judged as a case is."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from pytest_torchcompile import internals
+from pytest_torchcompile.checking import unrepeatable
+from pytest_torchcompile.checking.callables import side_of
+from pytest_torchcompile.checking.evidence import Evidence
+from pytest_torchcompile.checking.known_causes import OTHER_NUMBERS, rounding_cause
+from pytest_torchcompile.checking.stops import require_repeated
+from pytest_torchcompile.comparing.float64 import widened
+from pytest_torchcompile.comparing.measure import Tolerance
+from pytest_torchcompile.comparing.references import References, references
+from pytest_torchcompile.comparing.tolerance import Judgement, judge
+from pytest_torchcompile.compiling.capture import Recorder, failure_text
+from pytest_torchcompile.errors import CompileFailed
+from pytest_torchcompile.policies.calls import Around, Outcome, Side
+from pytest_torchcompile.policies.outputs import NamedValues
+from pytest_torchcompile.policies.snapshots import copied, map_tensors
+
+
+class SingleCall:
+    """One call of each side on inputs given by hand; see `assert_equivalent`."""
+
+    def __init__(
+        self,
+        eager: Callable[..., Any],
+        compiled: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        phase: str,
+        seed: int,
+    ) -> None:
+        self._eager = side_of(eager, lambda: torch.compiler.set_stance("force_eager"))
+        self._compiled = side_of(compiled, internals.eager_random_numbers)
+        self._compiled.is_compiled = True
+        self._comes_compiled = internals.is_compiled(compiled)
+        self._recorder = Recorder(self._compiled.model or nn.Module())
+        self._args = args
+        self._kwargs = kwargs
+        self._phase = phase
+        self._seed = seed
+        self._counters = {
+            side: {} if side.state is None else side.state.counters()
+            for side in (self._eager, self._compiled)
+        }
+        self._expected = Outcome()
+        self._changed = False
+        self._ran_compiled = False
+
+    def _run(self, side: Side, under: Around, wide: bool = False) -> Outcome:
+        convert = widened if wide else copied
+        if side.state is not None:
+            side.state.set_counters(self._counters[side])
+        outcome = side.call(
+            map_tensors(convert, self._args),
+            map_tensors(convert, dict(self._kwargs)),
+            phase=self._phase,
+            seed=self._seed,
+            under=under,
+        )
+        if self._eager.state is None or self._compiled.state is None:
+            # A function leads to no attributes, whatever it calls.
+            outcome.state, outcome.left = NamedValues(), {}
+        return outcome
+
+    def _rerun(self, under: Around = contextlib.nullcontext, wide: bool = False) -> Outcome:
+        return self._run(self._eager, under, wide)
+
+    def judged(self, tolerance: Tolerance, reference: str) -> tuple[Judgement, tuple[str, ...]]:
+        """What calling both sides concludes, and the known cause of what differs.
+
+        Raises:
+            CompileFailed: if the compiler does; what eager raises is raised as it is.
+        """
+        expected = self._repeated(tolerance)
+        actual = self._run(self._compiled, self._watching)
+        if actual.error is not None and self._recorder.is_compile_failure(actual.error):
+            raise CompileFailed(failure_text(actual.error)) from actual.error
+
+        def judge_by(asked: References | None) -> Judgement:
+            return judge(expected, actual, tolerance, asked, small=True)
+
+        asked = references(expected, self._eager, self._rerun)
+        judgement = judge_by(asked if reference == "float64" else None)
+        compiled_before = self._comes_compiled and not self._recorder.compile_s
+        if compiled_before and any(d.problem == "random state" for d in judgement.differences):
+            return judgement, (OTHER_NUMBERS,)
+        if judgement.differences and reference == "eager" and not judge_by(asked).differences:
+            return judgement, (rounding_cause(self._rerun),)
+        return judgement, ()
+
+    def _repeated(self, tolerance: Tolerance) -> Outcome:
+        """What eager leaves behind, twice alike but for Python's numbers, which are then not compared.
+
+        Raises:
+            Stop: if it does not repeat itself; what it raises is raised as it is.
+        """
+        expected = self._rerun()
+        if expected.error is not None:
+            raise expected.error
+        self._changed = self._eager.state is not None and self._eager.state.changed()
+        again = self._rerun()
+        unlike = unrepeatable.leave_out((self._eager, self._compiled), expected, again)
+        self._expected = self._rerun() if unlike else expected
+        require_repeated(self._expected, self._rerun() if unlike else again, tolerance)
+        return self._expected
+
+    @contextlib.contextmanager
+    def _watching(self) -> Iterator[None]:
+        with self._recorder.watching(), internals.compiled_code_run() as ran:
+            yield
+            self._ran_compiled |= ran()
+
+    def nothing_shown(self, judgement: Judgement) -> str:
+        """Why what agreed shows nothing; empty if it shows something."""
+        evidence = Evidence()
+        # One call can't tell a number that is always the same from one that is computed.
+        number = any(value is not None for value in self._expected.outputs.plain.values())
+        number |= not judgement.finite.isdisjoint(self._expected.outputs.tensors)
+        evidence.add(self._expected, judgement, degenerate=False, changed=self._changed or number)
+        verdict, reason = evidence.verdict()
+        if not verdict.passed:
+            return reason
+        if self._ran_compiled or self._recorder.capture(set()).graphs:
+            return ""
+        return (
+            f"what was given as compiled ran no compiled code ({internals.why_disabled() or 'it is eager'}); "
+            f"give torch.compile(model), or torch.compile(model.act) of a method other than forward"
+        )
+
+    def restore(self) -> None:
+        """Leave the modules as they were found."""
+        for side in (self._eager, self._compiled):
+            side.restore()
