@@ -1,7 +1,7 @@
-"""The site of the pages as they lie in the repository: mkdocs calls this, for ``tox -e docs``.
+"""Makes a site of the pages as they lie in the repository: mkdocs calls these functions.
 
-Pages link to each other and to files of the repository as GitHub shows them. On the site the pages from the top of the
-repository stand beside those in docs/, and a link to any other file leads to GitHub.
+The pages link to each other, and to other files of the repository, as GitHub shows them. On the site the
+pages from the top of the repository stand beside those in docs/. A link to any other file leads to GitHub.
 """
 
 import pathlib
@@ -29,7 +29,10 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Turn links between files into links between pages, or to GitHub. What leads nowhere is left for mkdocs to report."""
+    """Turn links between files into links between pages, or to GitHub.
+
+    A link that leads nowhere stays as it is, for mkdocs to report.
+    """
     folder = pathlib.Path(page.file.abs_src_path).parent
 
     def on_the_site(link: re.Match[str]) -> str:
