@@ -168,7 +168,9 @@ def test_the_recipes_choose_tests(pytester, command):
         pytester.path.joinpath(name).write_text(text)
     arguments = shlex.split(command, comments=True)
     collected = pytester.inline_run("--collect-only", "-p", "no:randomly", *arguments)
-    assert collected.ret == (pytest.ExitCode.NO_TESTS_COLLECTED if "--lfnf=none" in arguments else pytest.ExitCode.OK)
+    assert collected.ret == (
+        pytest.ExitCode.NO_TESTS_COLLECTED if "--lfnf=none" in arguments else pytest.ExitCode.OK
+    )
 
 
 SCHEMAS = {
