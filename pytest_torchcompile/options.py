@@ -23,6 +23,13 @@ REFERENCES = ("float64", "eager")
 BEYOND = ("remark", "fail", "off")
 AUTOCAST = ("bfloat16", "float16")
 
+PROFILES: dict[str, dict[str, Any]] = {
+    "quick": {"examples": 10, "layouts": False, "beyond": "off", "steps": 1},
+    "default": {},
+    "thorough": {"examples": 500, "steps": 20, "samples": 10_000, "sensitivity": True},
+}
+"""Options that `profile` sets together; an option that is given by itself wins over them."""
+
 
 def _option(default: Any, accepts: Callable[[Any], Any], expected: str, help: str) -> Any:
     """A field of the table; `accepts` returns the normalised value or raises ValueError or TypeError."""
@@ -43,6 +50,13 @@ class CheckOptions:
         UsageError: from `merge`, naming the source, the value and what is accepted.
     """
 
+    profile: str = _option(
+        "default",
+        values.choices(tuple(PROFILES)),
+        f"one of {', '.join(map(repr, PROFILES))}",
+        "how much to try: quick answers while you edit, thorough is for the night; it sets other options "
+        "together, and one that is given by itself wins",
+    )
     backend: Any = _option(
         "inductor",
         values.backend,
@@ -92,6 +106,13 @@ class CheckOptions:
         values.optional(values.choices(AUTOCAST)),
         "'bfloat16', 'float16' or none",
         "the policy acts and learns under torch.autocast to this dtype, on both sides and in all phases",
+    )
+    layouts: bool = _option(
+        True,
+        values.boolean,
+        "true or false",
+        "also try inputs in other memory layouts (strided, transposed, channels last) and inputs that share "
+        "memory; each layout may add a graph",
     )
     nonfinite: bool = _option(
         True, values.boolean, "true or false", "include an example with a NaN and one with an infinity"
@@ -236,15 +257,26 @@ class CheckOptions:
 
     @classmethod
     def merge(cls, *layers: tuple[str, Mapping[str, Any]]) -> CheckOptions:
-        """Options in which later layers win; each layer is its source, for messages, and its values."""
-        merged: dict[str, Any] = {}
+        """Return options in which later layers win, and what the profile sets lies below all of them.
+
+        Args:
+            layers: each is its source, for messages, and its values.
+
+        Raises:
+            UsageError: for a name or a value that is not accepted, or values that contradict each other.
+        """
+        given: dict[str, Any] = {}
         sources: dict[str, str] = {}
-        for source, given in layers:
-            for name, value in given.items():
-                merged[name] = validated(name, value, source)
+        for source, values_of_layer in layers:
+            for name, value in values_of_layer.items():
+                given[name] = validated(name, value, source)
                 sources[name] = source
-        result = cls(**merged)
-        object.__setattr__(result, "_sources", sources)
+        profile = given.get("profile", OPTIONS["profile"].default)
+        result = cls(**(PROFILES[profile] | given))
+        object.__setattr__(
+            result, "_sources", dict.fromkeys(PROFILES[profile], f"the profile {profile}") | sources
+        )
+        object.__setattr__(result, "_given", frozenset(given))
         result._reject_contradictions()
         return result
 
@@ -254,8 +286,11 @@ class CheckOptions:
         return sources.get(name, "default")
 
     def is_set(self, name: str) -> bool:
-        """Whether somebody set an option, be it to its default."""
-        return self.source(name) != "default" or getattr(self, name) != OPTIONS[name].default
+        """Whether the user set an option, be it to its default; what a profile sets does not count."""
+        given: frozenset[str] | None = getattr(self, "_given", None)
+        if given is not None:
+            return name in given
+        return bool(getattr(self, name) != OPTIONS[name].default)
 
     def _reject_contradictions(self) -> None:
         def said(name: str) -> str:
@@ -288,7 +323,18 @@ class CheckOptions:
         return {name: getattr(self, name) for name in _SETTINGS}
 
 
-_SETTINGS = ("mode", "dynamic", "fullgraph", "autocast", "atol", "rtol", "reference", "beyond", "seed")
+_SETTINGS = (
+    "profile",
+    "mode",
+    "dynamic",
+    "fullgraph",
+    "autocast",
+    "atol",
+    "rtol",
+    "reference",
+    "beyond",
+    "seed",
+)
 
 
 def _name_of(function: Any) -> str:

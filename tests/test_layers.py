@@ -251,6 +251,19 @@ def test_private_names_of_torch_stay_in_one_folder():
     assert found == []
 
 
+def test_what_the_benchmarks_import_is_there():
+    """They run in nobody's tests, and the scripts inside them are text."""
+    lines = {
+        line.strip()
+        for path in (ROOT.parent / "benchmarks").glob("*.py")
+        for line in path.read_text().splitlines()
+        if line.strip().startswith(f"from {PACKAGE}")
+    }
+    assert lines
+    for line in sorted(lines):
+        exec(line, {})
+
+
 # --- the test of that test ------------------------------------------------------------------------
 
 SOUND = {

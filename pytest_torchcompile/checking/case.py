@@ -111,7 +111,7 @@ class CheckProtocol:
         failure = sizes.climb(began)
         self._each_size_compiles = sizes.each_compiles
         self._notes += sizes.notes
-        if failure is not None:
+        if failure is not None or not options.layouts:
             return failure
         before = len(self._pair.capture.recompiles)
         met = options.batch[:1] if sizes.each_compiles else options.batch

@@ -146,10 +146,11 @@ class LifecycleProtocol:
 
     def _possible(self) -> Possible:
         """What can be done with the policy besides acting and learning."""
-        tree, changes = self._sides.first.tree, self._sides.eager.changes
+        changes = self._sides.eager.changes
+        laid_out = self._options.layouts and recipes.layouts(self._sides.first.tree)
         modes = layers_with_modes(internals.uncompiled(self._sides.first.twins.eager))
         return Possible(
-            manners=[m for m in ACTING if m is not Manner.LAYOUT or recipes.layouts(tree)],
+            manners=[m for m in ACTING if m is not Manner.LAYOUT or laid_out],
             settled=bool(modes),
             changes=list(changes.possible()),
             layer=changes.layer(list(self._learning.values())),

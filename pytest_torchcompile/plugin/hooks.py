@@ -104,9 +104,10 @@ def pytest_report_header(config: pytest.Config) -> str | None:
         return None
     said = options.merged(config, "", {})
     unrecorded = benchmark.why_not_recorded(config) if said.benchmark_seconds != 0 else ""
-    return f"compile check: backend {said.backend_name}" + (
-        f"; speedups are measured but not recorded: {unrecorded}" if unrecorded else ""
-    )
+    parts = [f"backend {said.backend_name}", *options.profile_text(said)]
+    if unrecorded:
+        parts.append(f"speedups are measured but not recorded: {unrecorded}")
+    return f"compile check: {'; '.join(parts)}"
 
 
 @pytest.hookimpl(trylast=True)

@@ -9,13 +9,13 @@ import argparse
 import dataclasses
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
 
 from pytest_torchcompile.errors import UsageError
-from pytest_torchcompile.options import OPTIONS, CheckOptions, boolean, unknown_name, validated
+from pytest_torchcompile.options import OPTIONS, PROFILES, CheckOptions, boolean, unknown_name, validated
 from pytest_torchcompile.policies.declaration import ARGUMENTS, Declaration
 
 PROOFS = ".compile-failures"
@@ -227,6 +227,14 @@ def merged(config: pytest.Config, source: str, values: Mapping[str, Any]) -> Che
         UsageError: if a value, or the combination, is not accepted.
     """
     return CheckOptions.merge(*project_layers(config), (source, values))
+
+
+def profile_text(said: CheckOptions) -> Iterator[str]:
+    """Yield ``profile quick (examples=10, layouts=false)``: what the profile sets; nothing for the default."""
+    chosen = PROFILES[said.profile]
+    if chosen:
+        values = (f"{name}={str(value).lower()}" for name, value in chosen.items() if not said.is_set(name))
+        yield f"profile {said.profile} ({', '.join(values)})"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from .project import failure, failures, since_pytest_9, table, verdicts
 # Each option with a value as text for the ini file and the command line, and one for the marker:
 # name: (ini text, its meaning, command line text, its meaning, marker value, its meaning)
 LAYERS = {
+    "profile": ("quick", "quick", "default", "default", "quick", "quick"),
     "backend": ("aot_eager", "aot_eager", "eager", "eager", "inductor", "inductor"),
     "mode": ("default", "default", "max-autotune", "max-autotune", None, None),
     "dynamic": ("true", True, "false", False, None, None),
@@ -27,6 +28,7 @@ LAYERS = {
     "batch": ("2 3", (2, 3), "4,5", (4, 5), 6, (6,)),
     "examples": ("7", 7, "8", 8, None, None),
     "autocast": ("bfloat16", "bfloat16", "float16", "float16", "none", None),
+    "layouts": ("no", False, "--", True, False, False),
     "nonfinite": ("false", False, "--", True, False, False),
     "steps": ("0", 0, "8", 8, 9, 9),
     "seed": ("7", 7, "8", 8, 9, 9),
