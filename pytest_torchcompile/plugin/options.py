@@ -230,7 +230,7 @@ def merged(config: pytest.Config, source: str, values: Mapping[str, Any]) -> Che
 
 
 def profile_text(said: CheckOptions) -> Iterator[str]:
-    """Yield ``profile quick (examples=10, layouts=false)``: what the profile sets; nothing for the default."""
+    """Yield ``profile quick (examples=10)``, the options that the profile sets; nothing for the default."""
     chosen = PROFILES[said.profile]
     if chosen:
         values = (f"{name}={str(value).lower()}" for name, value in chosen.items() if not said.is_set(name))

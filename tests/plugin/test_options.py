@@ -109,6 +109,16 @@ def test_marker_over_command_line_over_ini(project, seen, name):
     assert getattr(seen["test_marked"], name) == from_marker
 
 
+def test_what_is_given_by_itself_wins_over_the_profile(project, seen):
+    (project.path / "pytest.ini").write_text("[pytest]\ncompile_check = true\ncompile_examples = 7\n")
+    project.write(TWO_TESTS.format(name="profile", value="default"))
+    assert project.pytest("--compile-profile=quick").ret == 0
+    assert (seen["test_plain"].examples, seen["test_plain"].layouts) == (7, False)
+    assert (seen["test_marked"].examples, seen["test_marked"].layouts) == (7, True)
+    assert seen["test_plain"].source("layouts") == "the profile quick"
+    assert not seen["test_plain"].is_set("layouts")
+
+
 def test_what_nobody_sets_has_its_default(project, seen):
     project.write(TWO_TESTS.format(name="seed", value=3))
     assert project.pytest("--compile-check").ret == 0
@@ -219,6 +229,7 @@ def test_methods_are_an_option_too(project, seen):
 # Each option with values that are no good: one that can be written in a file and on the command
 # line (None if its flag takes no value), one that only a marker can hold.
 WRONG = {
+    "profile": ("fast", True),
     "backend": ("", 3),
     "mode": (None, 3),
     "dynamic": ("auto", 2),
@@ -228,6 +239,7 @@ WRONG = {
     "batch": ("4 0", [4, 2.5]),
     "examples": ("-1", True),
     "autocast": ("half", True),
+    "layouts": ("maybe", 2),
     "nonfinite": ("maybe", "maybe"),
     "steps": ("-1", 1.5),
     "seed": ("x", -1),

@@ -319,13 +319,16 @@ def test_a_fast_compile_is_not_announced(project):
 def test_the_header_names_the_backend(project):
     project.write(agent())
     project.check().stdout.fnmatch_lines(["compile check: backend eager"])
-
-
-def test_the_header_shows_what_a_profile_sets(project):
-    project.write(agent())
-    result = project.check("--compile-profile=quick", "--compile-steps=3")
-    result.stdout.fnmatch_lines(["compile check: backend eager; profile quick (beyond=off)"])
     project.pytest().stdout.no_fnmatch_line("compile check: *")
+
+
+def test_the_header_shows_what_a_profile_sets(project, monkeypatch):
+    project.write(agent())
+    monkeypatch.delenv("PYTEST_ADDOPTS")
+    result = project.pytest(
+        "--compile-check", "--compile-profile=quick", "--compile-steps=3", "--collect-only"
+    )
+    result.stdout.fnmatch_lines(["compile check: *; profile quick (examples=10, layouts=false, beyond=off)*"])
 
 
 # --- plain data -----------------------------------------------------------------------------------
