@@ -86,3 +86,16 @@ def share(part: int, whole: int) -> str:
     """A percentage that says 0 % and 100 % only of none and all."""
     rounded = round(100 * part / whole)
     return f"{min(max(rounded, 1), 99) if 0 < part < whole else rounded} %"
+
+
+def shortened(text: str, most: int) -> str:
+    """Return `text` in at most `most` characters, with ``...`` for the middle if it is longer.
+
+    Example:
+        >>> shortened("get_action_and_value-lifecycle", 17)
+        'get_act...fecycle'
+    """
+    if len(text) <= most:
+        return text
+    kept = max(most - 3, 2)
+    return f"{text[: kept - kept // 2]}...{text[len(text) - kept // 2 :]}"

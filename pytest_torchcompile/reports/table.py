@@ -12,7 +12,7 @@ HEADINGS = (
     "case",
     "verdict",
     "examples",
-    "worst difference",
+    "worst / allowed",
     "compiled",
     "graphs",
     "breaks",
@@ -56,9 +56,14 @@ def cells(name: str, values: Mapping[str, Any], *, timed: bool) -> tuple[str, ..
 
 
 def _worst(values: Mapping[str, Any]) -> str:
-    """The worst difference; the place alone of what has no size, such as an infinity or another dtype."""
-    size, place = float(values["worst_difference"]), values["worst_place"]
-    return f"{size:.1e} {place}" if size else place or "0"
+    """The worst difference as a share of what is allowed, and where; the place alone of what has no size."""
+    return " ".join(filter(None, (share_text(values), values["worst_place"]))) or "0"
+
+
+def share_text(values: Mapping[str, Any]) -> str:
+    """``0.31``: the worst difference over what is allowed there; empty where nothing numeric differs."""
+    allowed = float(values["worst_allowed"])
+    return f"{float(values['worst_difference']) / allowed:.2g}" if allowed and values["worst_place"] else ""
 
 
 def _graphs(values: Mapping[str, Any]) -> str:
@@ -71,8 +76,13 @@ def speedup_text(values: Mapping[str, Any]) -> str:
     """Ratio, interval and conclusion; ``-`` if the case was not timed."""
     if not is_timed(values):
         return "-"
-    ratio, low, high = (float(values[f"speedup{end}"]) for end in ("", "_low", "_high"))
-    return f"{ratio:.2f} [{low:.2f}, {high:.2f}] {values['conclusion']}"
+    low, high = (float(values[f"speedup{end}"]) for end in ("_low", "_high"))
+    return f"{float(values['speedup']):.2f} [{low:.2f}, {high:.2f}] {values['conclusion']}"
+
+
+def short_speedup_text(values: Mapping[str, Any]) -> str:
+    """Ratio and conclusion; ``-`` if the case was not timed."""
+    return f"{float(values['speedup']):.2f} {values['conclusion']}" if is_timed(values) else "-"
 
 
 def is_timed(values: Mapping[str, Any]) -> bool:

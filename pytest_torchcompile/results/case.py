@@ -87,6 +87,7 @@ class CheckResult:
             "reason": self.reason,
             "examples": self.examples,
             "worst_difference": worst.difference if worst else 0.0,
+            "worst_allowed": worst.allowed if worst else 0.0,
             "worst_place": worst.place if worst and (worst.difference or worst.problem) else "",
             "coverage": "n/a" if capture.coverage is None else round(capture.coverage, 4),
             "coverage_work": "n/a" if capture.coverage_work is None else round(capture.coverage_work, 4),

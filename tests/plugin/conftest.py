@@ -33,4 +33,6 @@ def project(_lasting, pytester, monkeypatch):
     # What runs in here is no worker, though this process may be one.
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     monkeypatch.setenv("PYTEST_ADDOPTS", " ".join(quick))
+    # Every column of the table, and a test and its case on one line.
+    monkeypatch.setenv("COLUMNS", "300")
     return Project(pytester, _lasting)
