@@ -18,6 +18,8 @@ import pytest_torchcompile
 
 PACKAGE = "pytest_torchcompile"
 ROOT = pathlib.Path(pytest_torchcompile.__file__).parent
+# The tests may run against an installed package.
+REPOSITORY = pathlib.Path(__file__).parent.parent
 ENTRY_POINT = f"{PACKAGE}.plugin.hooks"
 HEAVY = ("hypothesis", "numpy", "torch")
 # What only gathers names for users and is imported by nobody.
@@ -214,7 +216,7 @@ def test_what_a_folder_names_for_others_they_use():
 
 
 def test_the_map_in_the_documentation_is_true():
-    text = (ROOT.parent / "docs" / "architecture.md").read_text()
+    text = (REPOSITORY / "docs" / "architecture.md").read_text()
     drawn = set(re.findall(r"^    (\w+) --> (\w+)$", text, re.MULTILINE))
     everybody = {"errors", "texts", "values", "options", "results", "__main__"}
     assert drawn == {edge for edge in Package(ROOT).room_graph() if not everybody & set(edge)}

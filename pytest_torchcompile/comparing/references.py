@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 
 from pytest_torchcompile.comparing.cancellation import largest_operands
 from pytest_torchcompile.comparing.float64 import float64_reference
-from pytest_torchcompile.comparing.rounding import Floor, add_run, rounding_floors
+from pytest_torchcompile.comparing.rounding import Floor, add_run, choice_floors, rounding_floors
 from pytest_torchcompile.policies.calls import Outcome, Rerun, Side
 
 
@@ -19,11 +19,14 @@ class References:
     Args:
         floors: given the paths that differ, makes the rounding floors of the example, each higher than the
             last.
+        choices: given the last floor and the paths that differ, raises it by choices that flip in further
+            runs.
         reference: what float64 computes, None where that does not run.
         operands: given paths of small tensors, the largest number of whose sum each is.
     """
 
     floors: Callable[[Collection[str]], Iterator[Floor]]
+    choices: Callable[[Floor, Collection[str]], Iterator[Floor]]
     reference: Callable[[], Outcome | None]
     operands: Callable[[Collection[str]], Mapping[str, float]]
 
@@ -52,6 +55,7 @@ def references(eager: Outcome, side: Side, rerun: Rerun, scale: float = 1.0) -> 
 
     return References(
         floors=floors,
+        choices=lambda floor, paths: choice_floors(floor, eager, rerun, paths, scale),
         reference=functools.cache(lambda: float64_reference(side, rerun)),
         operands=lambda paths: largest_operands(eager, rerun, paths),
     )

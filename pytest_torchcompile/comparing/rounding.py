@@ -27,6 +27,10 @@ KINK_FACTOR = 4.0
 moves across the kink of a ReLU changes a gradient at once, and is seldom hit by a run. They move what
 different operators compute apart: two equal numbers whose difference is at a kink lie there by chance."""
 
+CHOICE_RUNS = 56
+"""Further runs for choices alone, where both rounding and compiled flip some: among hundreds of rows with two
+equal scores, eight runs leave one unflipped in each that compiled flips with a chance of 1 in 256."""
+
 EQUAL_TERMS_PER_EPS = 64
 LARGEST_SCALE = 32.0
 """Sums of n equal terms round the same way each time, so that their error grows with n and not with its
@@ -74,6 +78,7 @@ class Floor:
         plain: paths of plain values that changed.
         runs: how many runs came to their end.
         half: whether eager computes in floating-point numbers of 16 bits.
+        choices: whether a choice that eager returned came out otherwise in some run.
     """
 
     moved: dict[str, Movement] = dataclasses.field(default_factory=lambda: collections.defaultdict(Movement))
@@ -81,6 +86,7 @@ class Floor:
     plain: set[str] = dataclasses.field(default_factory=set)
     runs: int = 0
     half: bool = False
+    choices: bool = False
 
 
 def scale_for(equal_terms: int) -> float:
@@ -115,12 +121,41 @@ def rounding_floors(
         yield floor
 
 
+def choice_floors(
+    floor: Floor, eager: Outcome, rerun: Rerun, paths: Collection[str], scale: float = 1.0
+) -> Iterator[Floor]:
+    """Yield `floor` after each of further runs, to which only the rows add in which a choice flips.
+
+    Args:
+        floor: the floor of `rounding_floors` after its last run; it is changed.
+        eager: see `rounding_floors`, as the others.
+        rerun: likewise.
+        paths: likewise.
+        scale: likewise.
+    """
+    for run in range(CHOICE_RUNS):
+        arithmetic = MonteCarlo(RUNS + KINK_RUNS + run, scale)
+        moved = rerun(lambda: arithmetic)  # noqa: B023  # called before the next is made
+        if moved.error is None:
+            add_run(floor, eager, moved, paths, flips_only=True)
+        yield floor
+
+
 def add_run(
-    floor: Floor, eager: Outcome, moved: Outcome, paths: Collection[str], *, gradients_only: bool = False
+    floor: Floor,
+    eager: Outcome,
+    moved: Outcome,
+    paths: Collection[str],
+    *,
+    gradients_only: bool = False,
+    flips_only: bool = False,
 ) -> None:
-    """Add what one run moved to the floor."""
+    """Add what one run moved to the floor: everything, the gradients, or what flipped choices took along."""
     floor.runs += 1
     flips = _Flips(eager, moved)
+    floor.choices |= flips.any()
+    if flips_only and not flips.any():
+        return
     base = eager.differentiated() if gradients_only else eager.elementwise() | eager.differentiated()
     others = moved.elementwise() | moved.differentiated()
     for path, mine in base.items():
@@ -129,7 +164,7 @@ def add_run(
             continue
         mine, other = comparable(mine), comparable(other)
         if mine.is_floating_point():
-            _add_movement(floor.moved[path], path, mine, other, flips)
+            _add_movement(floor.moved[path], path, mine, other, flips, flips_only=flips_only)
         elif not gradients_only:
             odd = mine != other
             floor.flipped[path] = floor.flipped.get(path, torch.zeros_like(odd)) | odd
@@ -190,12 +225,25 @@ class _Flips:
         return self._rows.get(length, torch.zeros(length, dtype=torch.bool))
 
 
+def flips_a_choice(eager: Outcome, compiled: Outcome) -> bool:
+    """Whether compiled chose otherwise than eager anywhere."""
+    return _Flips(eager, compiled).any()
+
+
 def flipped_rows(eager: Outcome, compiled: Outcome, length: int) -> torch.Tensor:
     """Which of so many rows compiled chose otherwise in than eager."""
     return _Flips(eager, compiled).rows(length)
 
 
-def _add_movement(found: Movement, path: str, base: torch.Tensor, other: torch.Tensor, flips: _Flips) -> None:
+def _add_movement(
+    found: Movement,
+    path: str,
+    base: torch.Tensor,
+    other: torch.Tensor,
+    flips: _Flips,
+    *,
+    flips_only: bool = False,
+) -> None:
     """Add the movement of one tensor in one run."""
     largest = largest_distance(base, other)
     if not math.isfinite(largest):
@@ -212,6 +260,18 @@ def _add_movement(found: Movement, path: str, base: torch.Tensor, other: torch.T
         return
     distances = _finite_distances(base, other)
     flipped = flips.rows(len(base)).to(base.device)
+    if not flips_only:
+        _add_calm_rows(found, base, other, distances, flips)
+    if flips.any():
+        jumped = distances * flipped.reshape(-1, *(1,) * (distances.dim() - 1))
+        found.jumps = jumped if found.jumps is None else torch.maximum(found.jumps, jumped)
+
+
+def _add_calm_rows(
+    found: Movement, base: torch.Tensor, other: torch.Tensor, distances: torch.Tensor, flips: _Flips
+) -> None:
+    """Add the movement of the rows without a flip."""
+    flipped = flips.rows(len(base)).to(base.device)
     each = distances.reshape(len(base), -1).amax(dim=1).masked_fill(flipped, 0.0)
     found.rows = each if found.rows is None else torch.maximum(found.rows, each)
     found.calm = ~flipped if found.calm is None else found.calm | ~flipped
@@ -219,9 +279,6 @@ def _add_movement(found: Movement, path: str, base: torch.Tensor, other: torch.T
     found.runs += not bool(flipped.all())
     if not flips.any():
         found.slope = max(found.slope, abs(slope(base, other)))
-        return
-    jumped = distances * flipped.reshape(-1, *(1,) * (distances.dim() - 1))
-    found.jumps = jumped if found.jumps is None else torch.maximum(found.jumps, jumped)
 
 
 def _add_kinds(found: Movement, base: torch.Tensor, other: torch.Tensor) -> None:

@@ -83,7 +83,7 @@ def test_a_defect_of_ours_is_a_row_that_says_so(project, monkeypatch):
     assert list(verdicts(result).values()) == ["crashed"]
     (case,) = json.loads((project.path / "report.json").read_text())["cases"]
     assert case["reason"].startswith("a defect of pytest-torchcompile: TypeError: ")
-    assert "protocol.py:" in case["reason"]
+    assert "case.py:" in case["reason"]
 
 
 def test_what_ends_the_session_is_a_row(project):
