@@ -347,7 +347,7 @@ def test_a_compile_that_fails_in_the_warm_up_falls_back(log):
 
 
 def test_usage_errors_are_no_reason_to_fall_back():
-    with pytest.raises(UsageError, match="nothing says what Agent observes"):
+    with pytest.raises(UsageError, match="Agent has no observation spec"):
         compile_checked(Agent(), methods="get_value", **CHEAP)
     with pytest.raises(UsageError, match=r"compile_checked\(\) got unknown option 'atoll'"):
         checked(atoll=1)
