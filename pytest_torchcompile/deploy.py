@@ -203,7 +203,7 @@ def _names_of(methods: tuple[Method, ...]) -> list[str]:
     for method in methods:
         if method.adapter is not None:
             raise UsageError(
-                f"compile_checked() can't put {method.name} in the place of a method; methods are names here"
+                f"compile_checked() can't compile the function {method.name} in place; give names of methods"
             )
     return [method.name for method in methods]
 

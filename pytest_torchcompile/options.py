@@ -70,8 +70,8 @@ class CheckOptions:
     phases: tuple[str, ...] = _option(
         (*PHASES, LIFECYCLE),
         values.several(values.choices((*PHASES, LIFECYCLE))),
-        "some of 'rollout' (eval, no grad), 'update' (train, gradients) and 'lifecycle' (one compiled object "
-        "through acting, learning, loading)",
+        "some of 'rollout' (eval, no grad), 'update' (train, gradients) and 'lifecycle' (one compiled policy "
+        "that acts, learns and loads weights in turn)",
         "the phases to check",
     )
     batch: tuple[int, ...] = _option(

@@ -52,9 +52,9 @@ class Declaration:
                     f"{name}={getattr(self, name)!r}; accepted: some of methods={self.methods!r}"
                 )
         if self.act is not None and not listed(self.act):
-            raise UsageError(f"act={self.act!r}; a policy acts by one method at least: leave it out for all")
+            raise UsageError(f"act={self.act!r}; accepted: at least one method; leave it out for all methods")
         if self.loss is not None and self.learn is not None:
-            raise UsageError(f"learn={self.learn!r} beside a loss, which says how to learn; drop one of them")
+            raise UsageError(f"learn={self.learn!r} can't be combined with a loss; drop one of them")
 
     @property
     def acting(self) -> list[Any]:
