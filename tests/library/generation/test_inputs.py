@@ -323,7 +323,7 @@ def test_an_observation_that_never_varies_is_refused(constant: Any, line: str) -
 
 
 def test_inputs_that_never_vary_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"x is a tensor of shape \(4, 17\), where a spec belongs.*x=Box"):
+    with pytest.raises(UsageError, match=r"x is a tensor of shape \(4, 17\), but must be a spec.*x=Box"):
         check(functools.partial(Net, 17), inputs={"x": torch.zeros(4, 17)}, **OPTIONS)
 
 
