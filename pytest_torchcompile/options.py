@@ -292,7 +292,7 @@ class CheckOptions:
         return sources.get(name, "default")
 
     def is_set(self, name: str) -> bool:
-        """Return whether the user gave an option, even if with its default; what a profile sets does not count."""
+        """Return whether the user gave an option, be it its default; what a profile sets does not count."""
         given: frozenset[str] | None = getattr(self, "_given", None)
         if given is not None:
             return name in given

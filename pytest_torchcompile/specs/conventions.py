@@ -74,7 +74,7 @@ def _from_buffer(policy: Any, name: str, space: Any) -> Any:
     stores_floats = not _FLOAT_BUFFERS.isdisjoint(conversion.class_names(policy))
     if not stores_floats or name not in ACTION:
         return space
-    spec = spaces.as_spec(space, name)
+    spec = conversion.as_spec(space, name)
     if isinstance(spec, spaces.Discrete) and _SKRL in conversion.class_names(policy) and not spec.start:
         spec = spaces.MultiDiscrete((spec.n,))
     if isinstance(spec, (spaces.Box, spaces.MultiBinary, spaces.MultiDiscrete)):
