@@ -296,7 +296,7 @@ class CheckProtocol:
         if recompiles > limit:
             notes.append(
                 f"{recompiles} recompiles exceed your recompile_limit of {limit}: outside the check "
-                f"torch would run some of these calls eager without a warning"
+                f"torch would run some of these calls eager"
             )
         return notes
 

@@ -160,8 +160,8 @@ class Evidence:
         if self._learns and not gradients:
             return (
                 "outputs require grad, but no gradient of any example was finite and not zero, so that no "
-                "learning was compared; return what is learnt from as an output of its own, keep what learns "
-                'in attributes of the policy, or check phases="rollout"'
+                "learning was compared; return the tensor that the loss uses as a separate output, keep the "
+                'trained modules in attributes of the policy, or check phases="rollout" only'
             )
         return ""
 

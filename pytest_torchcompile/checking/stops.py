@@ -57,7 +57,7 @@ def compiles_again(in_a_row: int, limit: int, recompiles: Sequence[str]) -> Stop
     return Stop(
         Verdict.NOT_COMPILED,
         f"{in_a_row} calls in a row compiled again for shapes already seen; torch gives up after {limit} and "
-        f"runs eager without a warning; the guard that fails: {recompiles[-1] if recompiles else 'unknown'}",
+        f"runs eager instead; the guard that fails: {recompiles[-1] if recompiles else 'unknown'}",
     )
 
 

@@ -21,7 +21,7 @@ def fresh_compile_cache() -> contextlib.AbstractContextManager[None]:
 
 
 def recompile_limit() -> int:
-    """Return the number of recompiles of a function after which dynamo runs it eager without a warning."""
+    """Return the number of recompiles of a function after which dynamo runs it eager."""
     import torch._dynamo.config as config
 
     return int(config.recompile_limit)
