@@ -33,7 +33,7 @@ differently: if the difference of two equal numbers lies at a kink, it does so b
 
 EQUAL_TERMS_PER_EPS = 64
 LARGEST_SCALE = 32.0
-"""Inputs with n equal terms are perturbed n / EQUAL_TERMS_PER_EPS times as much, at most LARGEST_SCALE times.
+"""If an input has n equal terms, perturbations grow by n / EQUAL_TERMS_PER_EPS, at most by LARGEST_SCALE.
 
 A sum of n equal terms rounds the same way each time, so its error grows with n and not with sqrt(n) (Higham
 2002, "Accuracy and Stability of Numerical Algorithms", chapter 4). The factor is at least three times what
