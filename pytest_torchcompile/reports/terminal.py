@@ -1,4 +1,4 @@
-"""The table at the end of a pytest run: a row for each case."""
+"""Writes the table at the end of a pytest run, with a row for each case."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _COLORS = {
 
 
 def write_summary(reporter: Any, document: Plain) -> None:
-    """Write the table, the sentences below it and the count, which can't be overlooked if it is of nothing.
+    """Write the table, the sentences below it and the count, which is red if nothing was checked.
 
     Args:
         reporter: pytest's terminal reporter.
@@ -46,7 +46,7 @@ def _write_table(reporter: Any, cases: list[Case], document: Plain) -> None:
 
 
 def _padded(cells: tuple[str, ...], widths: list[int]) -> str:
-    """Text to the left, numbers to the right."""
+    """Join the cells. Text is aligned to the left, numbers to the right."""
     return "  ".join(
         cell.ljust(width) if i in table.TEXTS else cell.rjust(width)
         for i, (cell, width) in enumerate(zip(cells, widths, strict=True))

@@ -229,7 +229,7 @@ def test_an_explanation_that_goes_wrong_does_not_hide_the_difference(monkeypatch
     assert found.stage == "dynamo"
     (remark,) = found.remarks
     assert "the submodule can't be had: looking for it raised RuntimeError: torch has changed" in remark
-    assert f"  untold    {remark}" in failure_text(result)
+    assert f"  unknown   {remark}" in failure_text(result)
 
 
 # --- lifecycles -----------------------------------------------------------------------------------
