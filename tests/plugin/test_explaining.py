@@ -104,7 +104,7 @@ def test_a_script_can_not_have_a_fixture(project):
     )
     text = failure(project.check("--compile-explain-seconds=60", "--compile-backend=aot_eager"))
     assert (
-        "a script can't be had: test_agent is given agent, a Distracted that no script can have"
+        "a script could not be written: test_agent is given agent, a Distracted that can't be written in a script"
         in " ".join(text.split())
     )
 
