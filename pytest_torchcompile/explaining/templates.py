@@ -136,7 +136,8 @@ class Side:
             return {}, {}
         state = self.policy.state_dict()
         self.policy.load_state_dict(state)
-        return {f"checkpoint[{name!r}]": tensor.clone() for name, tensor in without_wrapper(state.items())}, {}
+        tensors = without_wrapper(state.items())
+        return {f"checkpoint[{name!r}]": tensor.clone() for name, tensor in tensors}, {}
 
     def write(self, tensors, how):
         """Write weights or buffers in the way `how`."""
