@@ -230,7 +230,7 @@ class LifecycleProtocol:
         return True
 
     def _frozen(self) -> Difference | None:
-        """Return the difference of a method whose samples, compiled as deployed, never change; None if none."""
+        """Return the difference of a method whose samples, compiled as deployed, never change; else None."""
         try:
             for pair in self._sampling:
                 still = frozen(pair, self._options)

@@ -1,7 +1,7 @@
 """Plays the moves of a story on one side of a lifecycle: the policy acts, learns, is loaded and changed.
 
-Nothing is restored between moves. The outcome of a move is an `Outcome`, as that of a single call, so both are
-compared in the same way.
+Nothing is restored between moves. A move has an `Outcome` like that of a single call, and is compared in the
+same way.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class LifecycleSide:
                 return self._change(functools.partial(self.changes.make, move.change, move.name, move.seed))
 
     def learnt(self) -> dict[str, torch.Tensor]:
-        """Return the weights and the optimizer's state, not copied: they are three times the module's size."""
+        """Return the weights and the optimizer's state. They are large, so they are not copied."""
         found: dict[str, torch.Tensor] = {}
         state = {} if self._optimizer is None else self._optimizer.state
         for name, parameter in self._weights().items():
@@ -160,7 +160,7 @@ class LifecycleSide:
         )
 
     def _refilled(self, method: str, new: Arguments) -> Arguments:
-        """Return the inputs of the last call with the new values in them; the new inputs if they don't fit."""
+        """Return the inputs of the last call, with the new values if they fit; else the new inputs."""
         kept = self._inputs.get(method)
         if kept is None:
             return new
