@@ -1,4 +1,4 @@
-"""The table at the end of a pytest run: a row for each case, no wider than the terminal if that can be."""
+"""Writes the table at the end of a pytest run: a row for each case, in the columns that fit the terminal."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _COLORS = {
 }
 
 _LEFT_OUT = ("breaks", "recompiles", "graphs", "seconds", "examples", "compiled")
-"""The columns that a narrow terminal does not show, the first to go first; other views have all of them."""
+"""The columns that a narrow terminal leaves out, in this order. The other views show all columns."""
 _BEFORE_SHORT = 3
-"""So many of them go before figures are shortened."""
+"""The number of columns that are left out before figures are shortened."""
 
 _TEXTS = [table.HEADINGS[position] for position in table.TEXTS]
 _INDENT = "  "
 _LEAST_NAME = 12
-"""The characters of a name that are shown however narrow the terminal is."""
+"""The least number of characters that are shown of a name."""
 
 
 class Line(NamedTuple):
@@ -40,9 +40,9 @@ class _Grid(NamedTuple):
     """A choice of columns.
 
     Args:
-        headings: of the columns.
-        cells: of each case, one text a column.
-        grouped: whether the test stands on a line above its cases, whose names are then short.
+        headings: the headings of the columns.
+        cells: the texts of each case, one for each column.
+        grouped: whether a line with the test's name precedes its cases, which then have short names.
     """
 
     headings: tuple[str, ...]
@@ -51,16 +51,16 @@ class _Grid(NamedTuple):
 
     @property
     def widths(self) -> list[int]:
-        """The characters of each column."""
+        """The number of characters of each column."""
         return [max(map(len, column)) for column in zip(self.headings, *self.cells, strict=True)]
 
     @property
     def width(self) -> int:
-        """The characters of a line."""
+        """The number of characters of a line."""
         return sum(self.widths) + 2 * (len(self.headings) - 1)
 
     def line(self, cells: Sequence[str]) -> str:
-        """Return the cells side by side, text to the left, numbers to the right."""
+        """Return the cells as one line: texts are left-aligned, numbers right-aligned."""
         columns = zip(self.headings, cells, self.widths, strict=True)
         return "  ".join(
             cell.ljust(width) if heading in _TEXTS else cell.rjust(width) for heading, cell, width in columns
@@ -68,7 +68,7 @@ class _Grid(NamedTuple):
 
 
 def write_summary(reporter: Any, document: Plain) -> None:
-    """Write the table, the sentences below it and the count, which can't be overlooked if it is of nothing.
+    """Write the table, the sentences below it and the count, which is red if nothing was checked.
 
     Args:
         reporter: pytest's terminal reporter.
@@ -89,12 +89,12 @@ def write_summary(reporter: Any, document: Plain) -> None:
 def lines(cases: Sequence[Case], width: int) -> Iterator[Line]:
     """Yield the lines of the table: the headings, and the rows of the cases.
 
-    The first of these that fits is taken: all columns; the test on a line above its cases; fewer columns;
+    It tries, until the lines fit: all columns; the test's name on a line above its cases; fewer columns;
     shorter figures; names with ``...`` in the middle.
 
     Args:
-        cases: at least one.
-        width: of the terminal, in characters.
+        cases: at least one case.
+        width: the terminal's width in characters.
     """
     grid = next((grid for grid in _grids(cases) if grid.width <= width), None)
     if grid is None:
@@ -111,7 +111,7 @@ def lines(cases: Sequence[Case], width: int) -> Iterator[Line]:
 
 
 def _grids(cases: Sequence[Case]) -> Iterator[_Grid]:
-    """The choices of columns, the widest first."""
+    """Yield the choices of columns, the widest first."""
     timed = any(case.speedup for case in cases)
     headings = table.headings(timed=timed)
     full = [tuple(map(one_line, table.cells(case.id, case.values, timed=timed))) for case in cases]
@@ -131,7 +131,7 @@ def _of_columns(headings: tuple[str, ...], rows: list[tuple[str, ...]], left_out
 
 
 def _with_short_figures(case: Case, cells: tuple[str, ...], headings: tuple[str, ...]) -> tuple[str, ...]:
-    """The cells with a worst difference without its place, and a speedup without its interval."""
+    """Return the cells without the place of the worst difference and the interval of the speedup."""
     short = {
         "worst / allowed": table.share_text(case.values) or ("-" if case.values["worst_place"] else "0"),
         "speedup": table.short_speedup_text(case.values),
@@ -145,7 +145,7 @@ def _with_short_names(grid: _Grid, width: int) -> _Grid:
 
 
 def _name(case: Case) -> tuple[str, str]:
-    """The test of a case, and its method and phase: ``test_x.py::test_agent``, ``forward-rollout``."""
+    """Return the test of a case, and its method and phase: ``test_x.py::test_agent``, ``forward-rollout``."""
     name = case.result.case
     test = case.id.removesuffix(f" ({name})").removesuffix(f"{name}]")
     if not test.endswith(("[", "-")) or test == case.id:

@@ -99,7 +99,7 @@ MISUSE = {
         f"{MARK}(Box((2,)), 4)\ndef test_agent(): return note('ran')",
         "test_agent[usage-error]",
         f"{MARK} on test_policy.py::test_agent got positional arguments "
-        "(Box((2,)), 4); it takes names only, such as observation=Box((8,))",
+        "(Box((2,)), 4); accepted: keyword arguments, such as observation=Box((8,))",
     ),
     "methods that are none": (
         f"{MARK}(observation=Box((2,)), methods=[])\ndef test_agent(): return note('ran')",

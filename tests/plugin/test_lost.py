@@ -238,4 +238,4 @@ def test_an_exit_that_comes_of_asking_whether_it_is_compiled_differs(project):
     project.write("import sys\n" + policy(call=call))
     result = project.check("--compile-explain-seconds=120")
     assert verdicts(result) == {ENDING: "differs"}
-    assert "which shows it by itself" in failure(result)
+    assert "which reproduces the difference" in failure(result)

@@ -110,7 +110,7 @@ def test_a_misspelt_marker_is_named_and_fails_a_strict_session(project, argument
     assert report_of(result) == [
         "0 cases: nothing was checked",
         "test_policy.py::test_agent: is 'compiled_equivalance' a misspelt 'compiled_equivalence'?",
-        "the session fails: it is strict and nothing narrowed it, yet no test is marked compiled_equivalence",
+        "the session fails: it is strict and ran all tests, but no test is marked compiled_equivalence",
     ]
 
 

@@ -74,7 +74,7 @@ def test_an_empty_batch(change: Any, what: str, phase: str) -> None:
     result = checked(Policy, phase, backend=with_run(change))
     assert_passes(result)
     (remark,) = result.remarks
-    assert remark.startswith(f"on an empty batch, which eager takes in {phase}, {what}")
+    assert remark.startswith(f"on an empty batch, which eager accepts in {phase}, {what}")
     right = checked(Policy, phase)
     assert_passes(right)
     assert not right.remarks
