@@ -1,4 +1,4 @@
-"""The document as one HTML page that needs nothing beside it."""
+"""Renders the document as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _KINDS = {
 
 
 def html(document: Plain) -> str:
-    """The page: an overview of the verdicts, the plots over all cases, a part for each case."""
+    """Return the page: the number of cases per verdict, plots of all cases, and a section for each case."""
     cases = cases_of(document)
     timed = any(case.speedup for case in cases)
     verdicts = [case.result.verdict for case in cases]
@@ -31,7 +31,7 @@ def html(document: Plain) -> str:
         loader=jinja2.PackageLoader("pytest_torchcompile.reports", ""),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
-        finalize=_shown,
+        finalize=_escape_control_characters,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -41,7 +41,7 @@ def html(document: Plain) -> str:
         tiles=[(v.value, verdicts.count(v), kind_of(v)) for v in Verdict if v in verdicts],
         headings=table.headings(timed=timed),
         texts=table.TEXTS,
-        cases=[_part(number, case, timed) for number, case in enumerate(cases, 1)],
+        cases=[_section(number, case, timed) for number, case in enumerate(cases, 1)],
         sentences=table.sentences((case.id, case.values) for case in cases),
         machines=[machine_text(name, machine) for name, machine in document["machines"].items()],
         speedups=Markup(plots.speedups(cases)),
@@ -49,17 +49,17 @@ def html(document: Plain) -> str:
     )
 
 
-def _shown(value: Any) -> Any:
-    """What the page shows of a value; what is markup already was made by us."""
+def _escape_control_characters(value: Any) -> Any:
+    """Escape the control characters of a string. Markup, which this package made, is returned as it is."""
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def kind_of(verdict: Verdict) -> str:
-    """The colour of a verdict: ``good``, ``warn`` or ``bad``."""
+    """Return the CSS class of a verdict: ``good``, ``warn`` or ``bad``."""
     return _KINDS.get(verdict, "bad")
 
 
-def _part(number: int, case: Case, timed: bool) -> dict[str, Any]:
+def _section(number: int, case: Case, timed: bool) -> dict[str, Any]:
     result = case.result
     return {
         "anchor": f"case-{number}",
@@ -81,5 +81,5 @@ def _part(number: int, case: Case, timed: bool) -> dict[str, Any]:
 
 
 def _with_sources(text: str, case: Case) -> tuple[str, list[str]]:
-    """What a break or recompile says, and the source lines of the places that it names."""
+    """Return the text of a break or recompile, and the source lines of the places in it."""
     return text, [line for place, line in case.sources.items() if place in text]

@@ -1,4 +1,4 @@
-"""Plots as SVG for a page that is light or dark: their colours are the page's CSS variables."""
+"""Draws plots as SVG. Their colours are CSS variables of the page, which has a light and a dark theme."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from pytest_torchcompile.texts import visible
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# matplotlib knows no CSS: these stand for variables, which replace them in what it writes.
+# matplotlib has no CSS variables. It draws with these colours, which `_svg` replaces by variables.
 TEXT, GRID, GOOD, WARN, BAD, ACCENT = (f"#0{i}0{i}0{i}" for i in range(1, 7))
 _VARIABLES = dict(
     zip((TEXT, GRID, GOOD, WARN, BAD, ACCENT), ["text", "grid", "good", "warn", "bad", "accent"], strict=True)
 )
 _STYLE = {
-    "svg.fonttype": "none",  # letters stay letters: to be found, selected and scaled
-    "text.parse_math": False,  # a dollar in a name is a dollar
+    "svg.fonttype": "none",  # keep text as text, which can be searched and selected
+    "text.parse_math": False,  # a name may contain a dollar sign
     "text.color": TEXT,
     "axes.labelcolor": TEXT,
     "axes.edgecolor": GRID,
@@ -40,11 +40,11 @@ _WIDTH = 8.0
 _COLORS = {Verdict.EQUAL: GOOD, Verdict.WITHIN_ROUNDING: WARN, Verdict.DIFFERS: BAD}
 _MARKERS = {Verdict.EQUAL: "o", Verdict.WITHIN_ROUNDING: "^", Verdict.DIFFERS: "X"}
 EXACT = 1e-5
-"""Where differences of zero, and all below, are drawn: a logarithm has no zero."""
+"""Smaller differences, and zero, are drawn at this height, because the axis is logarithmic."""
 
 
 def deviations(case: Case) -> str:
-    """Each example's difference in units of its tolerance; empty if there is no record of them."""
+    """Return a plot of each example's difference in units of its tolerance; empty if none were recorded."""
     found = case.result.deviations
     if not found:
         return ""
@@ -95,11 +95,11 @@ def _share(value: float, position: int | None = None) -> str:
 
 
 FAINTEST = 0.15
-"""The opacity of the smallest difference: any difference at all is seen."""
+"""The opacity of the smallest difference, so that it can be seen."""
 
 
 def picture(case: Case) -> str:
-    """Where in its tensor the worst difference lies; empty for what has no two dimensions."""
+    """Return a picture of where in its tensor the worst difference lies; empty below two dimensions."""
     grid = case.result.differences[0].grid if case.result.differences else ()
     if len(grid) < 2:
         return ""
@@ -123,7 +123,7 @@ def _draw_picture(axes: Axes, grid: Sequence[Sequence[float]]) -> None:
 
 
 def speedups(cases: Sequence[Case]) -> str:
-    """A forest plot: the speedup of each case with its interval; empty if nothing was timed."""
+    """Return a forest plot of the speedup of each case with its interval; empty if nothing was timed."""
     timed = [case for case in cases if case.speedup]
     if not timed:
         return ""
@@ -150,7 +150,7 @@ def _draw_speedups(axes: Axes, timed: Sequence[Case]) -> None:
 
 
 def compile_times(cases: Sequence[Case]) -> str:
-    """Seconds spent compiling, a bar for each case, with its graphs; empty if nothing was compiled."""
+    """Return a bar plot of compile times with the numbers of graphs; empty if nothing was compiled."""
     compiled = [case for case in cases if case.result.capture.graphs]
     if not compiled:
         return ""
@@ -180,7 +180,7 @@ def _name_rows(axes: Axes, cases: Sequence[Case]) -> None:
 
 
 def _svg(height: float, draw: Callable[[Axes], None], name: str) -> str:
-    """What `draw` draws, as an element of a page; `name` keeps its ids apart from those of other plots."""
+    """Return what `draw` draws as an ``<svg>`` element. `name` makes its ids differ from other plots' ids."""
     with style.context({**_STYLE, "svg.hashsalt": name}, after_reset=True):
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         draw(figure.subplots())
