@@ -203,6 +203,8 @@ def explanation_lines(explanation: Explanation) -> list[str]:
         lines.append(f"  code      {some(explanation.lines)}")
     if explanation.remedy:
         lines.append(f"  remedy    options={explanation.remedy!r}, under which this example agrees")
+    if explanation.advice:
+        lines.append(f"  remedy    {explanation.advice}")
     lines += [f"  unknown   {remark}" for remark in explanation.remarks]
     if explanation.confirmed:
         lines.append(f"  proof     python {explanation.proof}/repro.py, which reproduces the difference")
