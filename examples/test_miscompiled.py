@@ -20,6 +20,27 @@ def miscompiled(reason, where=True):
     return pytest.mark.xfail(where, strict=True, raises=pytest.fail.Exception, reason=reason)
 
 
+class AnnealedPolicy(nn.Module):
+    """Explores less with every call."""
+
+    def __init__(self):
+        super().__init__()
+        self.actor = nn.Linear(8, 4)
+        self.critic = nn.Linear(8, 1)
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, observation):
+        self.steps += 1
+        logits = self.actor(observation) * (1 + self.steps / 10)
+        return logits.softmax(-1), self.critic(observation)
+
+
+@miscompiled(f"backward reads the counter after it has moved: {ISSUES.replace('issues', 'pull')}/197039")
+@pytest.mark.compiled_equivalence(observation=Box((8,)), phases="update")
+def test_annealed_learning():
+    return AnnealedPolicy()
+
+
 class InhibitedPolicy(nn.Module):
     """On a 9x9 board, each feature is inhibited by the strongest around it."""
 
