@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
+import os
 import platform
 import time
 import types
@@ -37,6 +38,8 @@ CONTROL_S = 2.0
 """Seconds for which eager is timed against itself, once per session."""
 _NUMBERED = "[0-9][0-9][0-9][0-9]_"
 """Glob for the start of the names of saved files."""
+_MARK = "control"
+"""The field of `extra_info` that all entries of this plugin have."""
 _CONTROL = pytest.StashKey[Speedup]()
 _ENTRIES = pytest.StashKey[list[Any]]()
 
@@ -139,7 +142,7 @@ def record(item: pytest.Item, speedup: Speedup, figures: dict[str, Any], **param
     if session is None:
         return
     control = control_of(item.config)
-    extra = {**figures, "torch": torch.__version__, "control": "" if control is None else str(control)}
+    extra = {**figures, "torch": torch.__version__, _MARK: "" if control is None else str(control)}
     if _is_worker(item.config):
         extra["host"] = platform.node()
     for side, times in (("eager", speedup.eager_s), ("compiled", speedup.compiled_s)):
@@ -235,6 +238,23 @@ def forget(item: pytest.Item) -> None:
         session = _session(item.config)
         session.benchmarks[:] = [b for b in session.benchmarks if not any(b is e for e in entries)]
         entries.clear()
+
+
+def hide_table_unless_asked(config: pytest.Config) -> None:
+    """Hide pytest-benchmark's table if all its entries are of this plugin and no option of its was given.
+
+    The report has the speedups already, and the table is 45 lines of up to 230 columns for 10 cases.
+    """
+    session = _session(config)
+    if session is None or not session.benchmarks or not all(map(_is_of_ours, session.benchmarks)):
+        return
+    given = (*config.invocation_params.args, *config.getini("addopts"), os.environ.get("PYTEST_ADDOPTS", ""))
+    if not any("--benchmark" in str(argument) for argument in given):
+        session.quiet = True
+
+
+def _is_of_ours(entry: Any) -> bool:
+    return _MARK in entry.extra_info
 
 
 def latest_saved(config: pytest.Config, source: str) -> str:

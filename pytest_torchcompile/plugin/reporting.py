@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
@@ -201,7 +201,14 @@ class Reporting:
                 red=True,
             )
 
-    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+    @pytest.hookimpl(wrapper=True)
+    def pytest_terminal_summary(self, terminalreporter: Any) -> Generator[None, None, None]:
+        """Write the table and the paths of the files, after what other plugins write."""
+        benchmark.hide_table_unless_asked(self._config)
+        yield
+        self._write_summary(terminalreporter)
+
+    def _write_summary(self, terminalreporter: Any) -> None:
         """Write the table and the paths of the files. On GitHub, also annotate the failures."""
         if self._is_worth_writing():
             terminal.write_summary(terminalreporter, self._document)

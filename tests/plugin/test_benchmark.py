@@ -167,6 +167,20 @@ def test_the_control_is_timed_once(timed, monkeypatch):
     assert controls == [True, False, False]
 
 
+# --- pytest-benchmark's table -----------------------------------------------------------------------
+
+
+def test_the_table_of_pytest_benchmark_is_hidden_unless_asked_for(timed):
+    assert "2 tests" not in timed.check().stdout.str()
+    text = timed.check("--benchmark-columns=median").stdout.str()
+    assert text.index(f"benchmark '{ITEM}': 2 tests") < text.index("= compiled against eager =")
+
+
+def test_a_benchmark_of_the_users_own_shows_the_table(timed):
+    timed.write("def test_own(benchmark): benchmark(list)", name="test_own")
+    assert f"benchmark '{ITEM}': 2 tests" in timed.check().stdout.str()
+
+
 # --- pytest-benchmark's options -------------------------------------------------------------------
 
 
