@@ -258,6 +258,7 @@ class CheckProtocol:
             verdict=verdict,
             reason=reason,
             examples=self._trial.evidence.examples,
+            attempts=self._trial.evidence.attempts,
             rounding=self._trial.evidence.rounding,
             worst=self._trial.evidence.worst,
             capture=pair.capture,

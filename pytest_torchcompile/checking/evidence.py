@@ -24,6 +24,11 @@ class Evidence:
 
     def __init__(self) -> None:
         self.examples = 0
+        """The examples that were compared up to the first failure."""
+        self.attempts = 0
+        """The examples that were compared after it, to make it smaller."""
+        self.failed = False
+        """Whether an example has differed."""
         self.rounding = 0
         self._closest: Difference | None = None
         self._largest_rounding: Difference | None = None
@@ -42,6 +47,11 @@ class Evidence:
         self._tensors = False
         self._rounded = 0
         self._returned: set[str] = set()
+
+    @property
+    def compared(self) -> int:
+        """All examples that were compared."""
+        return self.examples + self.attempts
 
     @property
     def learns(self) -> bool:
@@ -76,7 +86,9 @@ class Evidence:
             degenerate: whether its inputs are degenerate: near-constant, or with one huge element.
             changed: whether the call changed tensors of the policy.
         """
-        self.examples += 1
+        self.attempts += self.failed
+        self.examples += not self.failed
+        self.failed |= bool(judgement.differences)
         self._degenerate += judgement.rounding and degenerate
         self._changed |= changed
         if len(self._returned) < 2 and eager.outputs.kinds and not _returns_tensors(eager):
@@ -85,9 +97,10 @@ class Evidence:
 
     def add_learning(self, eager: Outcome, judgement: Judgement, *, again: bool = True) -> None:
         """Add the judgement of one way to learn from an example; `again` if the example is counted."""
-        self.rounding += judgement.rounding and (not again or self._rounded != self.examples)
+        self.rounding += judgement.rounding and (not again or self._rounded != self.compared)
         if judgement.rounding:
-            self._rounded = self.examples
+            self._rounded = self.compared
+        self.failed |= bool(judgement.differences)
         self._learns |= bool(eager.learnt_from)
         self._tensors |= _returns_tensors(eager)
         self._ill_conditioned.update(judgement.ill_conditioned)

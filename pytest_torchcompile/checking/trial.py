@@ -237,7 +237,7 @@ class Trial:
             (largest,) = self._with_float64((largest,), recipe)
         eager_error, compiled_error = errors(largest)
         return Deviation(
-            example=self.evidence.examples,
+            example=self.evidence.compared,
             batch=recipe.batch,
             verdict=verdict,
             path=largest.path,

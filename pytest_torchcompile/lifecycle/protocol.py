@@ -292,6 +292,7 @@ class LifecycleProtocol:
             verdict=verdict,
             reason=reason,
             examples=self._trial.evidence.examples,
+            attempts=self._trial.evidence.attempts,
             rounding=self._trial.evidence.rounding,
             worst=self._trial.evidence.worst,
             capture=capture,

@@ -166,7 +166,8 @@ def _context_lines(result: CheckResult, rerun: str) -> list[str]:
     lines = []
     if result.example:
         lines.append(f"  {example}  {result.example}")
-    lines.append(f"  {examples}  {result.examples} compared")
+    attempts = f", and {result.attempts} more to make it smaller" if result.attempts else ""
+    lines.append(f"  {examples}  {result.examples} compared{attempts}")
     if result.capture != Capture():
         lines.append(f"  captured  {capture_line(result.capture)}")
     lines += _listed("break", result.capture.breaks)

@@ -27,7 +27,8 @@ class CheckResult:
         phase: ``rollout`` or ``update``.
         verdict: the conclusion.
         reason: one sentence that explains any verdict but ``equal``.
-        examples: how many examples were compared on both sides.
+        examples: how many examples were compared on both sides, up to the first failure.
+        attempts: how many more were compared to make the failing example smaller.
         rounding: how many of them were equal only within rounding.
         worst: the difference with the largest ratio to what is allowed.
         differences: the differences that exceed what is allowed on the reported example, worst first.
@@ -51,6 +52,7 @@ class CheckResult:
     verdict: Verdict
     reason: str = ""
     examples: int = 0
+    attempts: int = 0
     rounding: int = 0
     worst: Difference | None = None
     differences: tuple[Difference, ...] = ()

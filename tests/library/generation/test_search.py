@@ -301,3 +301,18 @@ def test_the_file_database_of_a_project(pytester: pytest.Pytester) -> None:
     first, second = Path(pytester.path, "first.txt").read_text().split()
     assert first != "1000"
     assert second == "1000"
+
+
+def test_what_makes_a_failing_example_smaller_is_counted_apart() -> None:
+    def shift(outputs: list[Any], call: int) -> list[Any]:
+        return [output + 1 for output in outputs]
+
+    result = check(
+        lambda: nn.Linear(3, 2), observation=Box((3,)), backend=backends.changed(shift), examples=20
+    )
+    assert result.verdict is Verdict.DIFFERS
+    assert result.examples == 1, "the first example differs"
+    assert result.attempts > 0
+    assert len(result.deviations) == result.examples + result.attempts
+    right = check(lambda: nn.Linear(3, 2), observation=Box((3,)), backend="eager", examples=20)
+    assert (right.verdict, right.attempts) == (Verdict.EQUAL, 0)
