@@ -8,13 +8,13 @@ pass a *source*, which names the origin of a value in messages.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib.util
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pytest_torchcompile import values
 from pytest_torchcompile.errors import UsageError
+from pytest_torchcompile.texts import suggestion
 
 PHASES = ("rollout", "update")
 LIFECYCLE = "lifecycle"
@@ -380,6 +380,5 @@ def validated(name: str, value: Any, source: str) -> Any:
 def unknown_name(source: str, kind: str, name: str, accepted: Iterable[str]) -> str:
     """Return the message for a name that is not among `accepted`; it suggests the nearest one."""
     accepted = sorted(accepted)
-    near = difflib.get_close_matches(name, accepted, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    hint = suggestion(name, accepted)
     return f"{source} got unknown {kind} {name!r}{hint}; accepted: {', '.join(accepted) or 'none'}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import traceback
 import unicodedata
@@ -15,6 +16,12 @@ def some(names: Iterable[str], most: int = 4) -> str:
     """Return the first few names, and how many more there are."""
     names = list(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Return `` (did you mean 'atol'?)``, with the known name closest to `name`; empty if none is close."""
+    near = difflib.get_close_matches(name, sorted(known), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def first_line(error: BaseException) -> str:

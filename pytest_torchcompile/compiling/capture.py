@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import difflib
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -28,7 +27,7 @@ from pytest_torchcompile.policies.reachable import Reachable
 from pytest_torchcompile.results import Capture
 from pytest_torchcompile.runtime.progress import Progress, silent
 from pytest_torchcompile.runtime.watchdog import Watchdog
-from pytest_torchcompile.texts import at, first_line, some
+from pytest_torchcompile.texts import at, first_line, some, suggestion
 
 # If generated code raises one of these at run time, the code is invalid; a failing kernel raises others.
 _BROKEN_CODE = (AssertionError, AttributeError, NameError, SyntaxError, TypeError)
@@ -58,8 +57,7 @@ def require_known(options: CheckOptions) -> None:
 def _require(options: CheckOptions, option: str, value: str, known: list[str], accepted: str) -> None:
     if value in known:
         return
-    near = difflib.get_close_matches(value, known, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    hint = suggestion(value, known)
     source = options.source(option)
     flags = {"the command line": f" of --compile-{option}"}
     is_file = source.endswith((".toml", ".ini", ".cfg"))

@@ -39,6 +39,7 @@ from pytest_torchcompile.plugin.fixtures import (
 
 __all__ = ["assert_equivalent", "compile_check", "compile_policy", "observations", "record_speedup"]
 
+_NOT_ENABLED = "compiled against eager: run with --compile-check"
 _HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
@@ -125,7 +126,7 @@ def pytest_collection_modifyitems(
 ) -> Generator[None, None, None]:
     items += models.named_on_the_command_line(session)
     if not options.enabled(config):
-        skip = pytest.mark.skip(reason="compiled against eager: run with --compile-check")
+        skip = pytest.mark.skip(reason=_NOT_ENABLED)
         for item in items:
             if item.get_closest_marker(options.MARKER) is not None:
                 item.add_marker(skip)
@@ -135,6 +136,16 @@ def pytest_collection_modifyitems(
     if options.enabled(config):
         selection.record(config, before, items)
     return result
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Say once how many tests were skipped because the check is not enabled."""
+    if options.enabled(config):
+        return
+    skipped = sum(_NOT_ENABLED in str(report.longrepr) for report in terminalreporter.getreports("skipped"))
+    if skipped:
+        tests = "1 compiled-equivalence test" if skipped == 1 else f"{skipped} compiled-equivalence tests"
+        terminalreporter.write_line(f"{tests} skipped: run with --compile-check")
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

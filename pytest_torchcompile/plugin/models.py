@@ -7,7 +7,6 @@ or ``pyproject.toml`` is named, not when only other files are named.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import functools
 import importlib
 import sys
@@ -22,7 +21,7 @@ from pytest_torchcompile.options import OPTIONS, unknown_name
 from pytest_torchcompile.plugin import cases
 from pytest_torchcompile.plugin.options import MARKER, Marked, session_option
 from pytest_torchcompile.specs.notation import read_spec
-from pytest_torchcompile.texts import raised_text
+from pytest_torchcompile.texts import raised_text, suggestion
 
 FILE = "pyproject.toml"
 TABLE = "tool.pytest-torchcompile.models"
@@ -180,8 +179,7 @@ def _build(factory: str) -> Any:
         try:
             found = getattr(owner, name)
         except AttributeError:
-            near = difflib.get_close_matches(name, dir(owner), n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            hint = suggestion(name, dir(owner))
             raise UsageError(f"factory={factory!r}: {module} has no {name!r}{hint}") from None
     if isinstance(found, nn.Module):
         return found

@@ -18,6 +18,7 @@ from pytest_torchcompile.generation.recipes import Recipe
 from pytest_torchcompile.policies.declaration import Declaration
 from pytest_torchcompile.policies.holders import Holder, policy_of
 from pytest_torchcompile.specs import conventions, conversion, spaces, trees
+from pytest_torchcompile.texts import suggestion
 
 OBSERVATION = "observation"
 
@@ -76,11 +77,15 @@ class Method:
         return signature
 
 
+_MOST_METHODS = 12
+
+
 def _suggestion(owner: Any, name: str) -> str:
     names = [n for n in dir(type(owner)) if not n.startswith("_") and n not in dir(nn.Module)]
     public = [n for n in (*names, "forward") if callable(getattr(owner, n, None))]
+    # The closest first, and the others too: 'get_vaule' may be meant for either of two methods.
     near = difflib.get_close_matches(name, public, n=3)
-    shown = near or public[:12]
+    shown = list(dict.fromkeys([*near, *public]))[:_MOST_METHODS]
     return f"; it has: {', '.join(shown)}" if shown else ""
 
 
@@ -297,8 +302,7 @@ def require_all_taken(bindings: Mapping[str, Binding], tree: Mapping[str, Any]) 
     methods = ", ".join(f"{name}({', '.join(each.accepts)})" for name, each in bindings.items())
     for name in tree:
         if name not in taken:
-            near = difflib.get_close_matches(name, accepted, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            hint = suggestion(name, accepted)
             raise UsageError(f"no method takes the input {name!r}{hint}; the methods are {methods}")
 
 

@@ -261,6 +261,7 @@ def test_without_the_flag_items_skip_and_say_how_to_run_them(project):
         ["SKIPPED [[]2[]] test_policy.py:6: compiled against eager: run with --compile-check"]
     )
     result.stdout.no_fnmatch_line("*compiled against eager ==*")
+    assert result.outlines.count("2 compiled-equivalence tests skipped: run with --compile-check") == 1
     assert project.lines("fixture ran") == project.lines("factory ran") == []
 
 
