@@ -51,10 +51,10 @@ class CompiledPolicy(InPhase):
         try:
             return super().__call__(*args, **kwargs)
         except Exception as error:
-            self._eager_must_accept(args, kwargs)
+            self._require_eager_accepts(args, kwargs)
             self.fail(error)
 
-    def _eager_must_accept(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _require_eager_accepts(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Return if eager takes these inputs; otherwise its exception is the one to tell."""
         self.eager(*map_tensors(copied, args), **map_tensors(copied, kwargs))
 

@@ -168,7 +168,7 @@ class Pair:
         state = self.compiled.state
         self._counters = {} if state is None else state.counters()
 
-    def at(self, what: str) -> None:
+    def report_step(self, what: str) -> None:
         """Tell what is done on the example that was begun."""
         self.progress.step(f"example {self._examples}, {what}")
 
@@ -259,7 +259,7 @@ class Pair:
                 self.notes.append(f"not compared, as eager does not repeat it: {some(unequal)}")
         return outcome
 
-    def drop_other_draws(self) -> None:
+    def drop_deployed_code_that_draws(self) -> None:
         """Have what comes compiled, and draws, compiled anew; once it is known from eager whether it draws.
 
         What its factory has called draws inductor's random numbers, which are others by design.
@@ -267,7 +267,7 @@ class Pair:
         if self._draws and self.twins.deployed:
             torch.compiler.reset()
 
-    def watched_apart(self, learning: Learning) -> Pair:
+    def with_own_recorder(self, learning: Learning) -> Pair:
         """The same two sides, which learn otherwise, and whose graphs and recompiles are recorded apart."""
         other = copy.copy(self)
         other.learning = learning

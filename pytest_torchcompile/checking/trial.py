@@ -16,10 +16,10 @@ import torch
 
 from pytest_torchcompile import internals
 from pytest_torchcompile.checking import written
-from pytest_torchcompile.checking.contracts import is_contract, unlike_rejection, unlike_text
+from pytest_torchcompile.checking.contracts import is_contract, rejection_difference, rejection_text
 from pytest_torchcompile.checking.evidence import Evidence
 from pytest_torchcompile.checking.pair import Pair
-from pytest_torchcompile.checking.repeating import own_trouble
+from pytest_torchcompile.checking.repeating import caused_by_earlier_call
 from pytest_torchcompile.checking.sensitivity import SensitivityRecord
 from pytest_torchcompile.checking.stops import RECOMPILES_IN_A_ROW, Stop, compiles_again, require_repeated
 from pytest_torchcompile.comparing import nonfinite, representation
@@ -38,11 +38,11 @@ from pytest_torchcompile.policies.calls import Outcome, Rerun
 from pytest_torchcompile.results import Deviation, Difference, Sensitivity, Verdict
 from pytest_torchcompile.texts import first_line
 
-REFERRED = 4
+MOST_WITH_FLOAT64 = 4
 """Examples beyond the tolerance whose distance to float64 is kept: enough for a picture, two calls each."""
 
 
-MOST_ALONE = 8
+MOST_SINGLE_OUTPUTS = 8
 """At most so many outputs are learnt from alone."""
 
 
@@ -76,13 +76,13 @@ class Trial:
         self._calls = 0
         self._recompiling = Recompiling(RECOMPILES_IN_A_ROW)
         self._repeats = False
-        self._reach = SensitivityRecord(pair.twins.eager) if options.sensitivity else None
-        self._referred = 0
+        self._sensitivity_record = SensitivityRecord(pair.twins.eager) if options.sensitivity else None
+        self._examples_with_float64 = 0
         self._rejections: set[str] = set()
-        self.climbing = True
+        self.extra_checks = True
         """Whether this is the ladder: writes are looked for by value, each output is learnt from alone."""
-        self._ways: set[tuple[int, int, Learning]] = set()
-        self._alone: dict[str, bool] = {}
+        self._learnt: set[tuple[int, int, Learning]] = set()
+        self._finite_alone: dict[str, bool] = {}
         self._left_out: list[str] = []
 
     def __call__(self, recipe: Recipe) -> Failure | None:
@@ -110,8 +110,8 @@ class Trial:
                 f"on inputs with a NaN or an infinity eager returns and compiled raises {raised}"
             )
             return None
-        if self._reach is not None and finite:
-            self._reach.add(eager, recipe.batch)
+        if self._sensitivity_record is not None and finite:
+            self._sensitivity_record.add(eager, recipe.batch)
         if self._left_out:
             self._leave_to_remarks(pair.learning, eager, compiled)
         judgement = self._judged(recipe, pair.learning, eager, compiled, finite)
@@ -120,26 +120,26 @@ class Trial:
         self.evidence.keep(self._deviation(recipe, judgement))
         if judgement.differences:
             return Failure(recipe=recipe, judgement=judgement, call=self._calls)
-        beyond = () if finite else nonfinite.beyond(eager, compiled)
-        for kind, sentence in (*beyond, *representation.unlike(eager, compiled)):
+        beyond = () if finite else nonfinite.nonfinite_remarks(eager, compiled)
+        for kind, sentence in (*beyond, *representation.representation_remarks(eager, compiled)):
             self.evidence.remark(sentence, kind)
-        return self._learn_from_each(recipe, eager) if self.climbing and finite else None
+        return self._learn_from_each(recipe, eager) if self.extra_checks and finite else None
 
     def _called(self, recipe: Recipe, learning: Learning) -> tuple[Outcome, Outcome, bool]:
         """What both sides leave behind, and whether eager changed any tensor of the policy or its inputs."""
         pair = self._pair
-        pair.at("eager call")
+        pair.report_step("eager call")
         eager = pair.run(pair.eager, recipe, learning=learning)
-        if self.climbing:
+        if self.extra_checks:
             pair.notice_written(pair.eager, eager)
-        changed = self.climbing and pair.eager.state is not None and pair.eager.state.changed()
+        changed = self.extra_checks and pair.eager.state is not None and pair.eager.state.changed()
         # Eager raised, so that compiled is expected to raise too; its log output is noise.
         quiet = contextlib.nullcontext if eager.error is None else quietly
-        pair.at("compiled call")
+        pair.report_step("compiled call")
         compiled = pair.run(pair.compiled, recipe, under=quiet, learning=learning)
-        pair.at("comparison")
+        pair.report_step("comparison")
         self._calls += 1
-        if self.climbing:
+        if self.extra_checks:
             pair.notice_written(pair.compiled, compiled)
         written.complete((pair.eager, eager), (pair.compiled, compiled), shared=pair.shared)
         return eager, compiled, changed
@@ -167,11 +167,11 @@ class Trial:
         if len(eager.learnt_from) < 2:
             return None
         hidden = not _finite_gradients(eager)
-        for path in eager.learnt_from[:MOST_ALONE]:
+        for path in eager.learnt_from[:MOST_SINGLE_OUTPUTS]:
             learning = dataclasses.replace(self._pair.learning, outputs=frozenset({path}))
             way = (recipe.batch, recipe.time, learning)
-            if hidden or way not in self._ways:
-                self._ways.add(way)
+            if hidden or way not in self._learnt:
+                self._learnt.add(way)
                 failure = self._learn(recipe, learning, hidden=hidden)
                 if failure is not None:
                     return failure
@@ -185,7 +185,7 @@ class Trial:
         if compiled.error is not None and self._pair.recorder.is_compile_failure(compiled.error):
             raise Stop(Verdict.COMPILE_FAILED, f"{failure_text(compiled.error)}, on call {self._calls}")
         for path in learning.outputs or ():
-            self._alone[path] = self._alone.get(path, False) or _finite_gradients(eager)
+            self._finite_alone[path] = self._finite_alone.get(path, False) or _finite_gradients(eager)
         if hidden:
             self._leave_to_remarks(learning, eager, compiled)
         judgement = self._judged(recipe, learning, eager, compiled, finite=True)
@@ -215,8 +215,8 @@ class Trial:
 
     def leave_out_of_loss(self) -> list[str]:
         """Learn no more from the outputs whose own gradient was never finite, unless all are; their paths."""
-        never = [path for path, finite in self._alone.items() if not finite]
-        if not never or len(never) == len(self._alone):
+        never = [path for path, finite in self._finite_alone.items() if not finite]
+        if not never or len(never) == len(self._finite_alone):
             return []
         self._pair.learning = self._pair.learning.leaving_out(never)
         self._left_out = never
@@ -224,7 +224,7 @@ class Trial:
 
     def sensitivity(self) -> Sensitivity | None:
         """How much of the policy the examples have reached; None if nobody asks."""
-        return None if self._reach is None else self._reach.sensitivity()
+        return None if self._sensitivity_record is None else self._sensitivity_record.sensitivity()
 
     def _deviation(self, recipe: Recipe, judgement: Judgement) -> Deviation:
         """What this example showed, with the distances to float64 if it is among the first that exceed."""
@@ -232,8 +232,8 @@ class Trial:
         if judgement.rounding:
             verdict = Verdict.WITHIN_ROUNDING
         largest = judgement.largest or Difference(path="")
-        if verdict is not Verdict.EQUAL and self._referred < REFERRED:
-            self._referred += 1
+        if verdict is not Verdict.EQUAL and self._examples_with_float64 < MOST_WITH_FLOAT64:
+            self._examples_with_float64 += 1
             (largest,) = self._with_float64((largest,), recipe)
         eager_error, compiled_error = errors(largest)
         return Deviation(
@@ -253,10 +253,10 @@ class Trial:
     ) -> Failure | None:
         """Eager raised: so must compiled, and alike, unless the compiler noticed before it ran."""
         self.evidence.reject(eager)
-        difference = unlike_rejection(self._pair, eager, compiled)
+        difference = rejection_difference(self._pair, eager, compiled)
         if difference is not None or type(eager).__name__ not in self._rejections:
             self._rejections.add(type(eager).__name__)
-            trouble = own_trouble(self._pair, recipe, eager)
+            trouble = caused_by_earlier_call(self._pair, recipe, eager)
             if trouble:
                 raise Stop(Verdict.EAGER_FAILED, trouble)
         if difference is None:
@@ -264,7 +264,7 @@ class Trial:
         layouts = {fill.layout for fill in recipe.fills}
         if (not finite or layouts != {"contiguous"}) and not is_contract(eager, compiled):
             odd = f"that lie in memory as {recipe.shape}" if finite else "with a NaN or an infinity"
-            self.evidence.remark(f"on inputs {odd} {unlike_text(difference)}")
+            self.evidence.remark(f"on inputs {odd} {rejection_text(difference)}")
             return None
         judgement = Judgement(differences=(difference,), worst=difference)
         return Failure(recipe=recipe, judgement=judgement, call=self._calls)

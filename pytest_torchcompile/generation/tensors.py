@@ -84,8 +84,8 @@ def leaves(
             value = copy_constant(spec.value)
             values[path] = of(value) if isinstance(value, torch.Tensor) else value
         elif not isinstance(spec, spaces.LegalAction):
-            tensor = of(_drawn(spec, fills[path], recipe))
-            values[path] = _laid_out(tensor, fills[path].layout, getattr(spec, "batch_dim", 0))
+            tensor = of(_content(spec, fills[path], recipe))
+            values[path] = _in_layout(tensor, fills[path].layout, getattr(spec, "batch_dim", 0))
     for group in equal_specs(tree) if recipe.shared else ():
         _share(values, [[*specs][leaf] for leaf in group], recipe.shared)
     for path, spec in specs.items():
@@ -96,7 +96,7 @@ def leaves(
     return {path: values[path] for path in specs}
 
 
-def _drawn(spec: Spec, fill: Fill, recipe: Recipe) -> torch.Tensor:
+def _content(spec: Spec, fill: Fill, recipe: Recipe) -> torch.Tensor:
     """The content of one tensor, contiguous."""
     array = _array(spec, fill, recipe.batch, recipe.time)
     dtype = torch.uint8 if isinstance(spec, spaces.Image) else torch_dtype(getattr(spec, "dtype", "int64"))
@@ -140,8 +140,8 @@ def _array(spec: Spec, fill: Fill, batch: int, time: int) -> np.ndarray[Any, Any
         flat = rest.astype(sampled.dtype).reshape(-1)
         flat[fill.start : fill.stop] = bulk[fill.start : fill.stop]
     for index, value in fill.edits:
-        flat[index] = _admitted(spec, value, index, sampled.shape)
-    return _consistent(spec, flat.reshape(sampled.shape), generator)
+        flat[index] = _to_valid_value(spec, value, index, sampled.shape)
+    return _with_valid_rows(spec, flat.reshape(sampled.shape), generator)
 
 
 def _sample(
@@ -234,11 +234,11 @@ def simplest(spec: Spec, shape: tuple[int, ...], rest: float = 0.0) -> np.ndarra
             return np.zeros(shape)
 
 
-def _admitted(spec: Spec, value: float, index: int, shape: tuple[int, ...]) -> float:
+def _to_valid_value(spec: Spec, value: float, index: int, shape: tuple[int, ...]) -> float:
     """An edit's value made one that the spec admits."""
     match spec:
         case spaces.Box():
-            return _within(spec, value, index, shape[1:])
+            return _clip_to_bounds(spec, value, index, shape[1:])
         case spaces.Discrete():
             return spec.start + int(value) % spec.n
         case spaces.MultiDiscrete():
@@ -253,7 +253,7 @@ def _admitted(spec: Spec, value: float, index: int, shape: tuple[int, ...]) -> f
             return int(value) % 2
 
 
-def _within(spec: spaces.Box, value: float, index: int, row: tuple[int, ...]) -> float:
+def _clip_to_bounds(spec: spaces.Box, value: float, index: int, row: tuple[int, ...]) -> float:
     """`value` within the bounds at a flat index into the batch; for a NaN that they keep out, 0."""
     if spec.low is None and spec.high is None:
         return value
@@ -270,7 +270,7 @@ def _bound_at(bound: Any, index: int, row: tuple[int, ...]) -> float:
     return float(values[index % len(values)])
 
 
-def _consistent(
+def _with_valid_rows(
     spec: Spec, array: np.ndarray[Any, Any], generator: np.random.Generator
 ) -> np.ndarray[Any, Any]:
     """`array` with whole rows repaired: one legal action at least, exactly one 1."""
@@ -302,7 +302,7 @@ def _legal_action(mask: Any, fill: Fill, spec: spaces.LegalAction) -> torch.Tens
     return torch.from_numpy(actions)
 
 
-def _laid_out(tensor: torch.Tensor, layout: str, batch_dim: int = 0) -> torch.Tensor:
+def _in_layout(tensor: torch.Tensor, layout: str, batch_dim: int = 0) -> torch.Tensor:
     """`tensor` in another memory layout, with the same values; `expanded` repeats its first row.
 
     A layout that needs more dimensions changes nothing.
