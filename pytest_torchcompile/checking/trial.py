@@ -1,7 +1,7 @@
-"""One example: both sides called on it, and what they leave behind judged.
+"""Calls both sides on one example and judges their outcomes.
 
-What the examples of a case show is summed up on the way; what makes further examples pointless ends
-the check.
+A trial accumulates evidence over the examples of a case. It raises `Stop` when no further example can change
+the verdict.
 """
 
 from __future__ import annotations
@@ -39,16 +39,26 @@ from pytest_torchcompile.results import Deviation, Difference, Sensitivity, Verd
 from pytest_torchcompile.texts import first_line
 
 MOST_WITH_FLOAT64 = 4
-"""Examples beyond the tolerance whose distance to float64 is kept: enough for a picture, two calls each."""
+"""The number of examples above the tolerance whose distances to float64 are recorded, at most.
 
+It is enough for a plot, and each costs two more calls.
+"""
 
 MOST_SINGLE_OUTPUTS = 8
-"""At most so many outputs are learnt from alone."""
+"""The number of outputs whose gradients are also computed separately, at most."""
 
 
 @dataclasses.dataclass(kw_only=True)
 class Failure:
-    """An example on which compiled differs; `learning` is how it was learnt from, if not as usual."""
+    """An example on which compiled differs.
+
+    Args:
+        recipe: the example.
+        judgement: what differs.
+        call: the number of the call of each side.
+        learning: how gradients were computed; None for the pair's own `learning`.
+        replayed: whether the difference appeared again when the example was repeated.
+    """
 
     recipe: Recipe
     judgement: Judgement
@@ -69,7 +79,7 @@ class Trial:
         self.evidence = Evidence()
         self.recompile_limit = internals.recompile_limit()
         self.small = True
-        """Whether tensors that are small throughout have to be right to a share of their own size."""
+        """Whether a tensor whose largest element is small is compared relative to that element."""
         self._pair = pair
         self._options = options
         self._tolerance = Tolerance(atol=options.atol, rtol=options.rtol)
@@ -80,17 +90,17 @@ class Trial:
         self._examples_with_float64 = 0
         self._rejections: set[str] = set()
         self.extra_checks = True
-        """Whether this is the ladder: writes are looked for by value, each output is learnt from alone."""
+        """Whether to look for written parameters, and to compute the gradients of each output separately."""
         self._learnt: set[tuple[int, int, Learning]] = set()
         self._finite_alone: dict[str, bool] = {}
         self._left_out: list[str] = []
 
     def __call__(self, recipe: Recipe) -> Failure | None:
-        """Call both sides on one example and compare; a failure, or None.
+        """Call both sides on one example and compare them; return the failure, or None.
 
         Raises:
-            Stop: if the compiler fails, or compiles on every call, or eager does not repeat itself, or
-                raises for a reason of its own.
+            Stop: if compiling fails, every call compiles again, eager returns different results for the same
+                example, or an earlier call of eager makes it raise.
         """
         pair = self._pair
         pair.begin(recipe)
@@ -113,7 +123,7 @@ class Trial:
         if self._sensitivity_record is not None and finite:
             self._sensitivity_record.add(eager, recipe.batch)
         if self._left_out:
-            self._leave_to_remarks(pair.learning, eager, compiled)
+            self._drop_lost_gradients(pair.learning, eager, compiled)
         judgement = self._judged(recipe, pair.learning, eager, compiled, finite)
         degenerate = recipes.equal_terms(pair.tree, recipe) > 0
         self.evidence.add(eager, judgement, degenerate=degenerate, changed=changed)
@@ -126,7 +136,7 @@ class Trial:
         return self._learn_from_each(recipe, eager) if self.extra_checks and finite else None
 
     def _called(self, recipe: Recipe, learning: Learning) -> tuple[Outcome, Outcome, bool]:
-        """What both sides leave behind, and whether eager changed any tensor of the policy or its inputs."""
+        """Call both sides; return both outcomes, and whether eager changed the state of the policy."""
         pair = self._pair
         pair.report_step("eager call")
         eager = pair.run(pair.eager, recipe, learning=learning)
@@ -147,7 +157,7 @@ class Trial:
     def _judged(
         self, recipe: Recipe, learning: Learning, eager: Outcome, compiled: Outcome, finite: bool
     ) -> Judgement:
-        """Compiled held against eager, which is asked again for its floors the way it was asked."""
+        """Judge the outcomes; the references repeat the call of eager with the same `learning`."""
         return judge(
             eager,
             compiled,
@@ -157,12 +167,13 @@ class Trial:
             small=self.small,
         )
 
-    # --- learning from single outputs ---
+    # --- gradients of single outputs ---
 
     def _learn_from_each(self, recipe: Recipe, eager: Outcome) -> Failure | None:
-        """Try a loss of each output alone: once for each size, and where the gradient of all is not finite.
+        """Compute the gradients of each output separately: once for each size, and whenever they hide others.
 
-        A gradient of one output that is no number makes one of all of them no number, and hides the others.
+        If the gradient of one output is not finite, the sum over all outputs is not finite either, and a
+        difference in another output's gradient is hidden.
         """
         if len(eager.learnt_from) < 2:
             return None
@@ -178,7 +189,13 @@ class Trial:
         return None
 
     def _learn(self, recipe: Recipe, learning: Learning, *, hidden: bool) -> Failure | None:
-        """Both sides learn from an example in another way; a failure, or None."""
+        """Compare the gradients that another `learning` computes; return the failure, or None.
+
+        Args:
+            recipe: the example.
+            learning: how to compute the gradients.
+            hidden: whether the gradients of all outputs together were not finite.
+        """
         eager, compiled, _ = self._called(recipe, learning)
         if eager.error is not None:
             return None
@@ -187,17 +204,18 @@ class Trial:
         for path in learning.outputs or ():
             self._finite_alone[path] = self._finite_alone.get(path, False) or _finite_gradients(eager)
         if hidden:
-            self._leave_to_remarks(learning, eager, compiled)
+            self._drop_lost_gradients(learning, eager, compiled)
         judgement = self._judged(recipe, learning, eager, compiled, finite=True)
         self.evidence.add_learning(eager, judgement)
         if not judgement.differences:
             return None
         return Failure(recipe=recipe, judgement=judgement, call=self._calls, learning=learning)
 
-    def _leave_to_remarks(self, learning: Learning, eager: Outcome, compiled: Outcome) -> None:
-        """Compare no gradient that only compiled makes no number of, where an output that is left out does.
+    def _drop_lost_gradients(self, learning: Learning, eager: Outcome, compiled: Outcome) -> None:
+        """Leave out the gradients that are finite in eager only, and add a remark about them.
 
-        AOTAutograd gives such an output a gradient of zeros, and zero times infinity is no number.
+        AOTAutograd passes gradients of zeros to the outputs that `learning` leaves out, and zero times an
+        infinite derivative is NaN.
         """
         lost = [
             name
@@ -208,13 +226,17 @@ class Trial:
             del eager.gradients[name], compiled.gradients[name]
         if lost:
             self.evidence.remark(
-                f"learning from {learning}, compiled's gradients are not "
-                f"finite and eager's are: torch.compile gives the other outputs gradients of zeros, one of "
-                f"which is multiplied by an infinity; detach() what is not learnt from"
+                f"with a loss of {learning}, eager's gradients are finite and compiled's are not: torch.compile "
+                f"passes gradients of zeros to the other outputs, and zero times an infinity is NaN; detach() "
+                f"the outputs that the loss does not use"
             )
 
     def leave_out_of_loss(self) -> list[str]:
-        """Learn no more from the outputs whose own gradient was never finite, unless all are; their paths."""
+        """Leave the outputs whose separate gradient was never finite out of the following backward passes.
+
+        Returns:
+            The paths of these outputs; empty if that would leave out all of them.
+        """
         never = [path for path, finite in self._finite_alone.items() if not finite]
         if not never or len(never) == len(self._finite_alone):
             return []
@@ -223,11 +245,14 @@ class Trial:
         return never
 
     def sensitivity(self) -> Sensitivity | None:
-        """How much of the policy the examples have reached; None if nobody asks."""
+        """Return how much of the policy the examples reached; None without the option `sensitivity`."""
         return None if self._sensitivity_record is None else self._sensitivity_record.sensitivity()
 
     def _deviation(self, recipe: Recipe, judgement: Judgement) -> Deviation:
-        """What this example showed, with the distances to float64 if it is among the first that exceed."""
+        """Return the deviation of this example.
+
+        The first `MOST_WITH_FLOAT64` examples above the tolerance include the distances to float64.
+        """
         verdict = Verdict.DIFFERS if judgement.differences else Verdict.EQUAL
         if judgement.rounding:
             verdict = Verdict.WITHIN_ROUNDING
@@ -251,7 +276,11 @@ class Trial:
     def _both_reject(
         self, recipe: Recipe, eager: BaseException, compiled: BaseException | None, finite: bool
     ) -> Failure | None:
-        """Eager raised: so must compiled, and alike, unless the compiler noticed before it ran."""
+        """Handle an exception of eager: return the failure if compiled does not raise a matching one.
+
+        It is only a remark if the inputs are not finite or have another memory layout, unless one of the
+        exceptions was raised on purpose.
+        """
         self.evidence.reject(eager)
         difference = rejection_difference(self._pair, eager, compiled)
         if difference is not None or type(eager).__name__ not in self._rejections:
@@ -263,14 +292,14 @@ class Trial:
             return None
         layouts = {fill.layout for fill in recipe.fills}
         if (not finite or layouts != {"contiguous"}) and not is_contract(eager, compiled):
-            odd = f"that lie in memory as {recipe.shape}" if finite else "with a NaN or an infinity"
+            odd = f"of another memory layout ({recipe.shape})" if finite else "with a NaN or an infinity"
             self.evidence.remark(f"on inputs {odd} {rejection_text(difference)}")
             return None
         judgement = Judgement(differences=(difference,), worst=difference)
         return Failure(recipe=recipe, judgement=judgement, call=self._calls)
 
     def rerun(self, recipe: Recipe) -> Rerun:
-        """Calls eager again on one example."""
+        """Return a function that calls eager again on one example."""
         return self._rerun(recipe, self._pair.learning)
 
     def _rerun(self, recipe: Recipe, learning: Learning) -> Rerun:
@@ -280,13 +309,13 @@ class Trial:
         )
 
     def _references(self, eager: Outcome, recipe: Recipe, learning: Learning) -> References:
-        """What eager can be asked about this example."""
+        """Return the references of this example; `floors` raises `Stop` if eager does not repeat itself."""
         scale = scale_for(recipes.equal_terms(self._pair.tree, recipe))
         rerun = self._rerun(recipe, learning)
         asked = references(eager, self._pair.eager, rerun, scale)
 
         def floors(paths: Collection[str]) -> Iterator[Floor]:
-            # The first time, and where none explains, also whether eager repeats itself.
+            # Checked before the first floor of the case, and whenever no floor explains the difference.
             if not self._repeats:
                 require_repeated(eager, rerun(contextlib.nullcontext), self._tolerance)
                 self._repeats = True
@@ -296,7 +325,7 @@ class Trial:
         return dataclasses.replace(asked, floors=floors)
 
     def _watch_recompiles(self, recipe: Recipe) -> None:
-        """Stop if call after call compiles for shapes already seen."""
+        """Raise `Stop` if consecutive calls compile again for shapes already seen."""
         shape = (recipe.batch, recipe.time, recipe.shared, tuple(fill.layout for fill in recipe.fills))
         if self._recompiling.add(shape, self._pair.recorder.compiled_in_last_call):
             raise compiles_again(
@@ -304,7 +333,7 @@ class Trial:
             )
 
     def differences(self, failure: Failure) -> tuple[Difference, ...]:
-        """What differs in a failure, with the float64 reference's values where there is one."""
+        """Return the differences of a failure, with the values of the float64 reference if it runs."""
         return self._with_float64(failure.judgement.differences, failure.recipe)
 
     def _with_float64(self, differences: tuple[Difference, ...], recipe: Recipe) -> tuple[Difference, ...]:
@@ -324,7 +353,7 @@ def _finite_gradients(outcome: Outcome) -> bool:
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Run the body without what torch prints and logs of the exceptions in its graphs."""
+    """Run the body without the output and log records of torch about exceptions in compiled code."""
     disabled = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
