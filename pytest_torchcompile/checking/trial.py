@@ -226,9 +226,9 @@ class Trial:
             del eager.gradients[name], compiled.gradients[name]
         if lost:
             self.evidence.remark(
-                f"with a loss of {learning}, eager's gradients are finite and compiled's are not: torch.compile "
-                f"passes gradients of zeros to the other outputs, and zero times an infinity is NaN; detach() "
-                f"the outputs that the loss does not use"
+                f"with a loss of {learning}, eager's gradients are finite and compiled's are not: "
+                f"torch.compile passes gradients of zeros to the other outputs, and zero times an infinity "
+                f"is NaN; detach() the outputs that the loss does not use"
             )
 
     def leave_out_of_loss(self) -> list[str]:

@@ -30,8 +30,8 @@ def structural(eager: Outcome, compiled: Outcome) -> list[Difference]:
         return found
     for path in _paths(eager.elementwise(), compiled.elementwise()):
         found += _tensor_facts(path, eager.elementwise().get(path), compiled.elementwise().get(path))
-    unlike = (eager.requires_grad ^ compiled.requires_grad) - eager.unfollowed - compiled.unfollowed
-    for path in sorted(unlike):
+    unequal = (eager.requires_grad ^ compiled.requires_grad) - eager.unfollowed - compiled.unfollowed
+    for path in sorted(unequal):
         follows = path in eager.requires_grad
         found.append(
             Difference(path=path, problem="requires_grad", eager=str(follows), compiled=str(not follows))

@@ -75,9 +75,9 @@ def judge(
             because integers computed from a NaN are undefined.
         small: whether a tensor whose largest element is small is compared relative to that element.
     """
-    unlike = structural(eager, compiled)
-    if unlike:
-        return Judgement(differences=tuple(unlike), worst=unlike[0], largest=unlike[0])
+    structure = structural(eager, compiled)
+    if structure:
+        return Judgement(differences=tuple(structure), worst=structure[0], largest=structure[0])
     measured = _measured(
         *(eager, compiled, tolerance),
         finite_inputs=finite_inputs,

@@ -137,25 +137,27 @@ def _allowed(metric: str, threshold: float) -> str:
     return f"{threshold:.0f} more" if METRICS[metric].counted else f"{threshold:.0%}"
 
 
-_TIMED = ("processor", "cpus", "accelerator", "system", "threads")
-_NAMED = ("torch", "python")
+_MACHINE = ("processor", "cpus", "accelerator", "system", "threads")
+_VERSIONS = ("torch", "python")
 
 
 def compare_case(base: Case, head: Case) -> Comparison:
     """Compare two reports of one case."""
-    forbidding = [
-        _change_text(name, *_pair(name, base, head)) for name in _TIMED if _differs(name, base, head)
+    machine = [
+        _change_text(name, *_pair(name, base, head)) for name in _MACHINE if _differs(name, base, head)
     ]
     backend = [_change_text("backend", base.result.backend, head.result.backend)]
     backend = backend if base.result.backend != head.result.backend else []
-    named = [_change_text(name, *_pair(name, base, head)) for name in _NAMED if _differs(name, base, head)]
+    versions = [
+        _change_text(name, *_pair(name, base, head)) for name in _VERSIONS if _differs(name, base, head)
+    ]
     changes: dict[str, Change] = {}
     reasons: dict[str, str] = {}
     for name, metric in METRICS.items():
-        unlike = backend + (forbidding if metric.timed else [])
+        obstacles = backend + (machine if metric.timed else [])
         if name == "compile-time" and _cached(base) != _cached(head):
-            unlike.append("one of them took graphs from inductor's cache")
-        found = ", ".join(unlike) or _change(name, base, head)
+            obstacles.append("one of them took graphs from inductor's cache")
+        found = ", ".join(obstacles) or _change(name, base, head)
         if isinstance(found, Change):
             changes[name] = found
         else:
@@ -166,7 +168,7 @@ def compare_case(base: Case, head: Case) -> Comparison:
         head=head,
         changes=changes,
         reasons=reasons,
-        circumstances=(*named, *backend, *forbidding),
+        circumstances=(*versions, *backend, *machine),
     )
 
 
@@ -243,7 +245,7 @@ class Baseline:
     def of(self, head: Case) -> Case | None:
         """Return the baseline of `head`, preferably from the same machine; None if there is none."""
         known = self._cases.get(head.id, [])
-        alike = [case for case in known if not any(_differs(name, case, head) for name in _TIMED)]
+        alike = [case for case in known if not any(_differs(name, case, head) for name in _MACHINE)]
         return next(iter(alike or known), None)
 
     def gone(self, heads: Iterable[Case]) -> list[str]:
