@@ -1,4 +1,4 @@
-"""The check's parts for use by hand: in an ordinary test, under ``@given``, in a notebook."""
+"""Functions to compile and compare by hand: in an ordinary test, under ``@given``, in a notebook."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from pytest_torchcompile.texts import raised_text
 
 
 class CompiledPolicy(InPhase):
-    """A compiled method of a policy, ready to call; made by `compile_policy`.
+    """A compiled method of a policy, returned by `compile_policy`.
 
-    Calling it runs the compiled method in its phase: ``eval()`` without gradients in ``rollout``,
-    ``train()`` with gradients in ``update``.
+    A call runs the compiled method in its phase: in ``eval()`` mode without gradients in ``rollout``, in
+    ``train()`` mode with gradients in ``update``.
     """
 
     def __init__(self, pair: Pair, options: CheckOptions) -> None:
@@ -43,23 +43,24 @@ class CompiledPolicy(InPhase):
         self.eager: Callable[..., Any] = InPhase(pair.eager, pair.phase)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What the compiled method returns.
+        """Return what the compiled method returns.
 
         Raises:
-            CompileFailed: if these inputs need a compile and it fails.
+            CompileFailed: if the call compiles and that fails.
+            Exception: if the method raises; eager's exception if eager raises on these inputs too.
         """
         try:
             return super().__call__(*args, **kwargs)
         except Exception as error:
-            self._eager_must_accept(args, kwargs)
+            self._require_eager_accepts(args, kwargs)
             self.fail(error)
 
-    def _eager_must_accept(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Return if eager takes these inputs; otherwise its exception is the one to tell."""
+    def _require_eager_accepts(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Call eager on copies of the inputs, so that its exception is raised and not compiled's."""
         self.eager(*map_tensors(copied, args), **map_tensors(copied, kwargs))
 
     def fail(self, error: BaseException) -> NoReturn:
-        """Raise `error`, as `CompileFailed` if it came out of the compiler."""
+        """Raise `error`, or `CompileFailed` from it if the compiler raised it."""
         if not self._pair.recorder.is_compile_failure(error):
             raise error
         result = CheckResult(
@@ -75,7 +76,7 @@ class CompiledPolicy(InPhase):
         ) from error
 
     def as_deployed(self) -> Side | None:
-        """The compiled side as `measure_speedup` times it; see `Pair.as_deployed`."""
+        """Return the compiled side that `measure_speedup` times; see `Pair.as_deployed`."""
         return self._pair.as_deployed()
 
     @property
@@ -98,25 +99,26 @@ def compile_policy(
     phase: str = "rollout",
     **options: Any,
 ) -> CompiledPolicy:
-    """A compiled method that has been called once, so that what can't be compiled shows here.
+    """Compile a method and call it once, so that a failure to compile is raised here.
 
     Args:
-        factory: makes the module, is run twice; or a module, which is copied.
-        method: a name, or an adapter ``f(model, **inputs)``.
-        observation: spec of its first argument; see `check_equivalence`.
-        inputs: specs of further arguments by name.
+        factory: returns a new module, and is called twice; or a module, which is copied.
+        method: the name of a method, or an adapter ``f(model, **inputs)``.
+        observation: spec of the first argument; see `check_equivalence`.
+        inputs: specs of further arguments, by name.
         observe: see `check_equivalence`.
-        reset: likewise.
+        reset: see `check_equivalence`.
         phase: ``rollout`` or ``update``.
         options: see `CheckOptions`.
 
     Returns:
-        A callable with `eager`, the same method of an equal module, and `capture`.
+        A callable. Its `eager` is the same method of an equal module; its `capture` says what was compiled.
 
     Raises:
-        CompileFailed: if torch.compile raises; under pytest the plugin makes it a skip.
+        CompileFailed: if torch.compile raises; under pytest the plugin skips the test.
         NotEquivalent: if nothing was compiled.
-        UsageError: if the declaration and the module don't fit, or eager raises, or does not repeat itself.
+        UsageError: if the declaration does not fit the module, eager raises, or eager returns different
+            results for the same inputs and seed.
 
     Example:
         >>> import torch
@@ -178,24 +180,25 @@ def assert_equivalent(
     seed: int = 0,
     **kwargs: Any,
 ) -> None:
-    """Return if one call of each leaves the same behind: outputs, state, inputs, gradients, random state.
+    """Call both once and compare what they leave: outputs, state, inputs, gradients, random state.
 
     Args:
         eager: the reference: a module, a bound method, a function, or ``policy.eager``.
-        compiled: the candidate; it may share its module with `eager`, whose state is put back. Where one of
-            the two is a function that is no method, what they leave in attributes is not compared.
-        args: inputs; each side gets copies.
-        phase: ``rollout`` (eval, no grad) or ``update`` (train, gradients).
-        atol: allowed absolute difference where eager is small.
-        rtol: allowed difference relative to eager where it is large.
-        reference: ``float64`` also excuses what rounding explains; ``eager`` does not.
-        seed: of whatever the two draw.
-        kwargs: further inputs.
+        compiled: the candidate. It may share its module with `eager`; the module's state is restored. If one
+            of the two is a plain function, attributes are not compared.
+        args: positional inputs; each side gets copies.
+        phase: ``rollout`` (eval mode, no gradients) or ``update`` (train mode, gradients).
+        atol: absolute tolerance.
+        rtol: tolerance relative to eager's value. The larger of the two tolerances applies.
+        reference: with ``float64``, differences that rounding explains pass; with ``eager`` they do not.
+        seed: seed of the random generators before each call.
+        kwargs: keyword inputs; each side gets copies.
 
     Raises:
-        NotEquivalent: an AssertionError that names the output, the index, both values, what was allowed; or
-            says why nothing was shown: eager does not repeat itself, compiled runs eager, nothing was finite.
-        CompileFailed: if the call needs a compile and it fails.
+        NotEquivalent: if the two differ; an `AssertionError` that names the output, the index, both values
+            and the allowed difference. Also if the comparison proves nothing: eager returns different results
+            for the same inputs, compiled ran no compiled code, or no value was finite.
+        CompileFailed: if the call compiles and that fails.
 
     Example:
         >>> import torch

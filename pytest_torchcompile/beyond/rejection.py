@@ -14,7 +14,7 @@ import functools
 
 import torch
 
-from pytest_torchcompile.checking.contracts import is_contract, unlike_rejection, unlike_text
+from pytest_torchcompile.checking.contracts import is_contract, rejection_difference, rejection_text
 from pytest_torchcompile.checking.pair import Pair
 from pytest_torchcompile.checking.trial import quietly
 from pytest_torchcompile.errors import UsageError
@@ -65,7 +65,7 @@ def try_undeclared_inputs(pair: Pair, options: CheckOptions) -> tuple[list[str],
                 difference=found.difference,
                 example=descriptions.describe(wrong.tree, recipe),
             )
-        remarks.append(f"on inputs that were not declared ({wrong.what}) {unlike_text(found.difference)}")
+        remarks.append(f"on inputs that were not declared ({wrong.what}) {rejection_text(found.difference)}")
     return remarks, None
 
 
@@ -100,7 +100,7 @@ class _Attempt:
     def _difference(self, eager: Outcome, compiled: Outcome) -> Difference | None:
         if eager.error is not None:
             returned = f"returns {_shapes(compiled.outputs)}"
-            return unlike_rejection(self._pair, eager.error, compiled.error, returned)
+            return rejection_difference(self._pair, eager.error, compiled.error, returned)
         if compiled.error is None:
             return None
         return Difference(

@@ -1,4 +1,4 @@
-"""A callable that a user hands over, as one side of a check."""
+"""Makes a side of a check from a callable that the user passes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pytest_torchcompile.policies.state import ModuleState
 
 
 class InPhase:
-    """A side, called as its users call it: no reset, no seed."""
+    """Calls a side in a phase, without resetting its state and without seeding."""
 
     def __init__(self, side: Side, phase: str) -> None:
         self._side = side
         self.phase = phase
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Return what the side returns in this phase: gradients are on in ``update`` only."""
+        """Return what the side returns; gradients are enabled in ``update`` only."""
         if self._side.model is not None:
             self._side.model.train(self.phase == "update")
         with self._side.around(), torch.set_grad_enabled(self.phase == "update"):
@@ -29,24 +29,28 @@ class InPhase:
 
 
 def side_of(function: Any, around: Around) -> Side:
-    """A side made of a bare callable, with the module it belongs to.
+    """Return a side that calls `function`, with the module that it belongs to.
+
+    Args:
+        function: a module, a bound method, a function, or an `InPhase`.
+        around: makes the context that each call runs in; an `InPhase` keeps its own.
 
     Raises:
-        UsageError: if it can't be called.
+        UsageError: if `function` is not callable.
     """
     if isinstance(function, InPhase):
-        # By position, as the other side may be any callable.
+        # Without names of inputs: the other side may be any callable, whose inputs are named by position.
         side = function._side
         return Side(side.function, side.model, leading=side.leading, around=side.around, cast=side.cast)
     if not callable(function):
         raise UsageError(f"{function!r} is not callable; give a module, a bound method or a function")
     model = internals.module_of(function) or _holder_of(function)
-    # The caller's own weights are at stake, whoever writes to them.
+    # The module is the caller's, so its parameters are restored too.
     state = None if model is None else ModuleState(model, parameters=True)
     return Side(function, model, around=around, state=state)
 
 
 def _holder_of(function: Any) -> Holder | None:
-    """The policy whose method `function` is, compiled or not, if it holds modules but is none."""
+    """Return the object that `function` is a method of, if it holds modules and is none itself; else None."""
     owner = internals.owner_of(function)
     return Holder(owner) if is_holder(owner) else None

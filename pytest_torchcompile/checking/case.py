@@ -17,7 +17,7 @@ from pytest_torchcompile.checking.known_causes import rounding_causes
 from pytest_torchcompile.checking.pair import Pair
 from pytest_torchcompile.checking.sampling import compare_samples
 from pytest_torchcompile.checking.sizes import Sizes
-from pytest_torchcompile.checking.stops import Stop, require_compiled, unless_found
+from pytest_torchcompile.checking.stops import Stop, require_compiled, suppress_stop_if_found
 from pytest_torchcompile.checking.trial import Failure, Trial
 from pytest_torchcompile.compiling.recurrent import remedies
 from pytest_torchcompile.errors import CompileFailed
@@ -88,7 +88,7 @@ class CheckProtocol:
 
     def _try_eager(self, recipe: Recipe) -> None:
         outcome = self._pair.first_eager(recipe)
-        self._pair.drop_other_draws()
+        self._pair.drop_deployed_code_that_draws()
         if outcome.error is not None:
             raise Stop(
                 Verdict.EAGER_FAILED,
@@ -159,14 +159,14 @@ class CheckProtocol:
         if self._pair.phase != "update" or not self._trial.evidence.learns:
             return None
         learning = dataclasses.replace(self._pair.learning, training=False)
-        apart = Trial(self._pair.watched_apart(learning), self._options)
-        failure = apart(recipe)
-        self._trial.evidence.take_remarks(apart.evidence)
+        separate = Trial(self._pair.with_own_recorder(learning), self._options)
+        failure = separate(recipe)
+        self._trial.evidence.take_remarks(separate.evidence)
         return failure and dataclasses.replace(failure, learning=failure.learning or learning)
 
     def _fix_learning(self, failure: Failure | None) -> None:
         """Set the learning for the following examples: as in the failure, or without what is never finite."""
-        self._trial.climbing = False
+        self._trial.extra_checks = False
         if failure is not None and failure.learning is not None:
             self._pair.learning = failure.learning
             self._notes.append(f"it differs when learning from {failure.learning}")
@@ -185,7 +185,7 @@ class CheckProtocol:
         def fails(recipe: Recipe) -> bool:
             if self._out_of_budget():
                 return False
-            failure = unless_found(failures, lambda: self._trial(recipe))
+            failure = suppress_stop_if_found(failures, lambda: self._trial(recipe))
             if failure is not None:
                 failures.append(failure)
             return failure is not None
@@ -200,7 +200,7 @@ class CheckProtocol:
         )
         if replayed or not failures:
             return failures[-1] if failures else None
-        again = unless_found(failures, lambda: self._trial(failures[0].recipe))
+        again = suppress_stop_if_found(failures, lambda: self._trial(failures[0].recipe))
         return again or dataclasses.replace(failures[0], replayed=False)
 
     def _batches(self, first: Failure | None) -> st.SearchStrategy[int]:

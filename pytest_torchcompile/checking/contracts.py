@@ -62,7 +62,7 @@ def _raises(frame: types.TracebackType) -> bool:
     return frame.tb_frame.f_code.co_code[frame.tb_lasti] == _RAISE
 
 
-def unlike_rejection(
+def rejection_difference(
     pair: Pair, eager: BaseException, compiled: BaseException | None, returned: str = "returns"
 ) -> Difference | None:
     """Return the difference if eager raised and compiled did not raise a matching exception; else None.
@@ -88,6 +88,6 @@ def is_contract(*errors: BaseException | None) -> bool:
     return any(error is not None and on_purpose(error) for error in errors)
 
 
-def unlike_text(difference: Difference) -> str:
+def rejection_text(difference: Difference) -> str:
     """Describe a difference in which at least one side raises."""
     return f"eager {difference.eager} and compiled {difference.compiled}"

@@ -1,4 +1,4 @@
-"""The two sides of one method in one phase, ready to be called with the same recipe."""
+"""Builds the two sides of one method in one phase, and calls them with the same recipe."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ from pytest_torchcompile.texts import some
 
 
 class Pair:
-    """Eager and compiled, from a declaration to callables; nothing is compiled before the first call.
+    """The eager and the compiled side of a method. Nothing is compiled before the first call.
 
     Args:
-        factory: makes the module, or is one.
-        method: what to call.
+        factory: returns a new module; or a module.
+        method: the method to call.
         phase: ``rollout`` or ``update``.
-        declaration: what was said of the policy; its inputs are shared out among its methods.
+        declaration: what the user says about the policy. Each method takes its own of the declared inputs.
         options: how to compile.
-        progress: told what is done.
-        beside: a pair of another method, whose modules and remembered state this one shares.
-        remember_parameters: whether to remember the parameters too, for who writes to them.
+        progress: receives a line for each step.
+        beside: a pair of another method; this pair shares its modules and their recorded state.
+        remember_parameters: whether to copy the parameters too, so that they can be restored.
 
     Raises:
-        UsageError: if the declaration and the module don't fit.
+        UsageError: if the declaration does not fit the module.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Pair:
         self._options = options
         self.progress = progress
         self._examples = 0
-        # A factory may call what it has compiled; such graphs have to be known when they run again.
+        # A factory may call a method that it has compiled, and its graphs may run again during the check.
         with internals.graphs_run(lambda call: None):
             self.twins: Twins = (
                 beside.twins if beside else build_twins(factory, options.seed, self._first_call)
@@ -90,7 +90,7 @@ class Pair:
         self._counters: Counters = {}
         self._used: set[str] = set()
         self.accepted: Recipe | None = None
-        """An example on which eager has returned, in this pair's phase."""
+        """An example on which eager returned in this pair's phase; None before the first one."""
         self.learning = FROM_ALL
         self.notes: list[str] = []
         parameters = remember_parameters or self.shared
@@ -115,7 +115,7 @@ class Pair:
         return bind_all(called_methods(self.declaration), self.declaration, model)
 
     def _first_call(self, model: nn.Module) -> None:
-        """Call each method once, which gives lazily initialised parameters their shapes."""
+        """Call each method once in eager, which initialises lazy parameters."""
         bindings = self._bindings(model)
         model.eval()
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
@@ -151,36 +151,36 @@ class Pair:
 
     @contextlib.contextmanager
     def _while_compiled(self) -> Iterator[None]:
-        # Inductor draws other numbers than eager for the same seed unless it is told not to; told
-        # without need, it would compile something else than what is deployed.
+        # By default inductor draws other random numbers than eager for the same seed. The setting that makes
+        # them equal changes the compiled code, so it is used only if the method draws.
         numbers = internals.eager_random_numbers() if self._draws else contextlib.nullcontext()
         with numbers, internals.raised_recompile_limit(), self.recorder.watching():
             yield
 
     def begin(self, recipe: Recipe) -> None:
-        """Begin an example: eager, however often it runs, starts from compiled's counters.
+        """Begin an example: record compiled's counters, from which each call of eager starts.
 
-        Counters are not put back between examples, because a guard on one that grows compiles anew on
-        every call, which has to show.
+        Counters are not reset between examples. If a guard depends on a counter, every call compiles again,
+        and the check has to see that.
         """
         self._examples += 1
         self.recorder.begin(recipe)
         state = self.compiled.state
         self._counters = {} if state is None else state.counters()
 
-    def at(self, what: str) -> None:
-        """Tell what is done on the example that was begun."""
+    def report_step(self, what: str) -> None:
+        """Report a step on the current example as progress."""
         self.progress.step(f"example {self._examples}, {what}")
 
     def eager_again(self, recipe: Recipe) -> Outcome:
-        """Eager called once more, from the counters that compiled starts from."""
+        """Call eager again, from the counters that compiled starts from."""
         if self.eager.state is not None and self.compiled.state is not None:
             self.eager.state.set_counters(self.compiled.state.counters())
         return self.run(self.eager, recipe)
 
     @property
     def shared(self) -> bool:
-        """Whether both sides are one module, because no second one could be had."""
+        """Whether both sides are one module, because no second one could be built."""
         return self.twins.eager is self.twins.compiled
 
     def run(
@@ -194,16 +194,16 @@ class Pair:
         tree: Any = None,
         learning: Learning | None = None,
     ) -> Outcome:
-        """Call one side on inputs of its own.
+        """Call one side on new inputs.
 
         Args:
-            side: which.
-            recipe: the inputs.
-            under: a further context.
-            wide: whether the inputs are float64.
-            phase: another than this pair's.
-            tree: other inputs than those declared.
-            learning: another way to learn than `self.learning`.
+            side: the side to call.
+            recipe: the example.
+            under: makes a further context for the call.
+            wide: whether the inputs are converted to float64.
+            phase: the phase; empty for that of the pair.
+            tree: the specs of the inputs; None for those declared.
+            learning: how gradients are computed; None for `self.learning`.
         """
         if side.state is not None and (side is self.eager or self.shared):
             side.state.set_counters(self._counters)
@@ -219,19 +219,28 @@ class Pair:
         )
 
     def notice_written(self, side: Side, outcome: Outcome) -> None:
-        """Compare and restore the parameters that the last call of `side` wrote to; see `written.notice`."""
+        """Add the parameters that the last call of `side` wrote to to its outcome; see `written.notice`."""
         other = self.compiled if side is self.eager else self.eager
         written.notice(side, other, outcome, shared=self.shared)
 
     def arguments(self, recipe: Recipe, *, wide: bool, tree: Any = None) -> Arguments:
-        """New inputs, float64 ones if they are to be `wide`, made by another `tree` if one is given."""
-        # A `Wrapped` input may draw as it is made.
+        """Return new inputs for a recipe.
+
+        Args:
+            recipe: the example.
+            wide: whether to convert them to float64.
+            tree: the specs; None for those declared.
+        """
+        # The function of a `Wrapped` input may draw random numbers.
         seed_everything(recipe.seed)
         binding = self.binding if tree is None else dataclasses.replace(self.binding, tree=tree)
         return binding.arguments(recipe, of=widened) if wide else binding.arguments(recipe)
 
     def first_eager(self, recipe: Recipe, phase: str = "") -> Outcome:
-        """The first eager call in a phase, which tells what the method uses, draws and writes to."""
+        """Make the first eager call in a phase; record what the method uses, draws and writes to.
+
+        A second call finds the attributes that eager does not repeat.
+        """
         self.progress.step("the first eager call")
         uses, work = Uses(self.twins.eager), Work(owners_of(self.twins.eager))
         counters = {} if self.eager.state is None else self.eager.state.counters()
@@ -259,16 +268,17 @@ class Pair:
                 self.notes.append(f"not compared, as eager does not repeat it: {some(unequal)}")
         return outcome
 
-    def drop_other_draws(self) -> None:
-        """Have what comes compiled, and draws, compiled anew; once it is known from eager whether it draws.
+    def drop_deployed_code_that_draws(self) -> None:
+        """Drop the compiled code of a factory that returns something compiled, if the method draws.
 
-        What its factory has called draws inductor's random numbers, which are others by design.
+        If the factory has called it, its code draws inductor's random numbers, which differ from eager's by
+        design. Call this after the first eager call, which shows whether the method draws.
         """
         if self._draws and self.twins.deployed:
             torch.compiler.reset()
 
-    def watched_apart(self, learning: Learning) -> Pair:
-        """The same two sides, which learn otherwise, and whose graphs and recompiles are recorded apart."""
+    def with_own_recorder(self, learning: Learning) -> Pair:
+        """Return a copy with another `learning` that records its graphs and recompiles separately."""
         other = copy.copy(self)
         other.learning = learning
         other.recorder = Recorder(self.twins.compiled, limit_s=self._options.max_seconds)
@@ -276,7 +286,7 @@ class Pair:
         return other
 
     def compiled_anew(self, options: CheckOptions) -> Pair:
-        """The same two modules, the compiled side under other options and on code of its own."""
+        """Return a copy with the same modules, whose compiled side is compiled again with other options."""
         other = copy.copy(self)
         other._options = options
         other.progress = silent
@@ -286,10 +296,10 @@ class Pair:
         return other
 
     def on_one_thread(self) -> Side | None:
-        """The compiled side with kernels that can raise, compiled anew if need be; None if it can't be had.
+        """Return the compiled side with single-threaded kernels; None if that is impossible.
 
-        A kernel that runs on several threads ends the process instead, and one on another device
-        leaves the device unusable.
+        A failing assertion in a single-threaded kernel raises. In a kernel with several threads it ends the
+        process, and on an accelerator it leaves the device unusable.
         """
         devices = {parameter.device.type for parameter in self.twins.compiled.parameters()}
         if devices - {"cpu", "meta"}:
@@ -308,9 +318,9 @@ class Pair:
         return self.compiled.replaced(function, around)
 
     def as_deployed(self) -> Side | None:
-        """The compiled side without what the check adds; None if it can't be had.
+        """Return the compiled side without what the check adds to it; None if that is impossible.
 
-        Nobody watches, and what samples is compiled anew to draw inductor's own random numbers.
+        Nothing is recorded. A method that draws is compiled again, to draw inductor's random numbers.
         """
         function = self.compiled.function
         if self._draws and self.twins.deployed:
@@ -320,10 +330,10 @@ class Pair:
         return self.compiled.replaced(function, internals.raised_recompile_limit)
 
     def reset_as_deployed(self) -> Side:
-        """The compiled side of what came compiled, without eager's random numbers.
+        """Return the compiled side without eager's random numbers, if the factory returns something compiled.
 
-        It is the user's object, so that it can only be compiled anew by dropping all compiled code of
-        the process; what the check compiled is lost, so that this comes last.
+        The object is the user's, so it is compiled again only if all compiled code of the process is dropped.
+        Call this last, because that includes the code that the check compiled.
         """
         torch.compiler.reset()
         return self.compiled.replaced(self.compiled.function, internals.raised_recompile_limit)
@@ -335,10 +345,10 @@ class Pair:
 
     @property
     def capture(self) -> Capture:
-        """What has been compiled so far of what eager used."""
+        """What has been compiled so far, of the parameters and work that eager used."""
         return self.recorder.capture(self._used)
 
     def restore(self) -> None:
-        """Leave both modules as they were found; one of them may be the user's own."""
+        """Restore both modules to the state in which they were found; one may be the user's own."""
         for side in (self.eager, self.compiled):
             side.restore()

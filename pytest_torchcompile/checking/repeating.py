@@ -15,7 +15,7 @@ _OF_GRAPHS = ("backward through the graph a second time", "modified by an inplac
 """Messages of torch about an autograd graph that was freed, or whose tensors were modified."""
 
 
-def own_trouble(pair: Pair, recipe: Recipe, error: BaseException) -> str:
+def caused_by_earlier_call(pair: Pair, recipe: Recipe, error: BaseException) -> str:
     """Return why an earlier call of eager causes its exception; empty if the inputs cause it.
 
     Args:

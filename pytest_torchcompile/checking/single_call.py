@@ -1,4 +1,4 @@
-"""One call of each side on inputs given by hand, judged as a case is."""
+"""Calls each side once on inputs that the user passes, and judges the outcomes like those of a case."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pytest_torchcompile.policies.snapshots import copied, map_tensors
 
 
 class SingleCall:
-    """One call of each side on inputs given by hand; see `assert_equivalent`."""
+    """One call of each side on inputs that the user passes; see `assert_equivalent` for the arguments."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class SingleCall:
             under=under,
         )
         if self._eager.state is None or self._compiled.state is None:
-            # A function leads to no attributes, whatever it calls.
+            # The attributes that a plain function changes are unknown.
             outcome.state, outcome.left = NamedValues(), {}
         return outcome
 
@@ -75,10 +75,12 @@ class SingleCall:
         return self._run(self._eager, under, wide)
 
     def judged(self, tolerance: Tolerance, reference: str) -> tuple[Judgement, tuple[str, ...]]:
-        """What calling both sides concludes, and the known cause of what differs.
+        """Call both sides; return the judgement and the known causes of its differences.
 
         Raises:
-            CompileFailed: if the compiler does; what eager raises is raised as it is.
+            CompileFailed: if compiling fails.
+            Stop: if eager returns different results when it is called again.
+            Exception: if eager raises it.
         """
         expected = self._repeated(tolerance)
         actual = self._run(self._compiled, self._watching)
@@ -98,19 +100,22 @@ class SingleCall:
         return judgement, ()
 
     def _repeated(self, tolerance: Tolerance) -> Outcome:
-        """What eager leaves behind, twice alike but for Python's numbers, which are then not compared.
+        """Return eager's outcome, after a second call has shown that it is repeatable.
+
+        Plain attributes with different values after the second call are left out of all outcomes.
 
         Raises:
-            Stop: if it does not repeat itself; what it raises is raised as it is.
+            Stop: if anything else differs.
+            Exception: if eager raises it.
         """
         expected = self._rerun()
         if expected.error is not None:
             raise expected.error
         self._changed = self._eager.state is not None and self._eager.state.changed()
         again = self._rerun()
-        unlike = unrepeatable.leave_out((self._eager, self._compiled), expected, again)
-        self._expected = self._rerun() if unlike else expected
-        require_repeated(self._expected, self._rerun() if unlike else again, tolerance)
+        left_out = unrepeatable.leave_out((self._eager, self._compiled), expected, again)
+        self._expected = self._rerun() if left_out else expected
+        require_repeated(self._expected, self._rerun() if left_out else again, tolerance)
         return self._expected
 
     @contextlib.contextmanager
@@ -120,9 +125,9 @@ class SingleCall:
             self._ran_compiled |= ran()
 
     def nothing_shown(self, judgement: Judgement) -> str:
-        """Why what agreed shows nothing; empty if it shows something."""
+        """Return why a comparison without differences proves nothing; empty if it proves something."""
         evidence = Evidence()
-        # One call can't tell a number that is always the same from one that is computed.
+        # One call cannot distinguish a constant output from a computed one, so any number counts.
         number = any(value is not None for value in self._expected.outputs.plain.values())
         number |= not judgement.finite.isdisjoint(self._expected.outputs.tensors)
         evidence.add(self._expected, judgement, degenerate=False, changed=self._changed or number)
@@ -137,6 +142,6 @@ class SingleCall:
         )
 
     def restore(self) -> None:
-        """Leave the modules as they were found."""
+        """Restore the modules to the state in which they were found."""
         for side in (self._eager, self._compiled):
             side.restore()

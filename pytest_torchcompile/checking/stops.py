@@ -30,7 +30,7 @@ class Stop(BaseException):
         self.reason = reason
 
 
-def unless_found(found: Sequence[object], attempt: Callable[[], T | None]) -> T | None:
+def suppress_stop_if_found(found: Sequence[object], attempt: Callable[[], T | None]) -> T | None:
     """Return the result of `attempt`; None if it raises `Stop` and `found` is not empty.
 
     A difference that was found remains the result, even if a smaller example stops the check.

@@ -1,7 +1,7 @@
-"""One example: both sides called on it, and what they leave behind judged.
+"""Calls both sides on one example and judges their outcomes.
 
-What the examples of a case show is summed up on the way; what makes further examples pointless ends
-the check.
+A trial accumulates evidence over the examples of a case. It raises `Stop` when no further example can change
+the verdict.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import torch
 
 from pytest_torchcompile import internals
 from pytest_torchcompile.checking import written
-from pytest_torchcompile.checking.contracts import is_contract, unlike_rejection, unlike_text
+from pytest_torchcompile.checking.contracts import is_contract, rejection_difference, rejection_text
 from pytest_torchcompile.checking.evidence import Evidence
 from pytest_torchcompile.checking.pair import Pair
-from pytest_torchcompile.checking.repeating import own_trouble
+from pytest_torchcompile.checking.repeating import caused_by_earlier_call
 from pytest_torchcompile.checking.sensitivity import SensitivityRecord
 from pytest_torchcompile.checking.stops import RECOMPILES_IN_A_ROW, Stop, compiles_again, require_repeated
 from pytest_torchcompile.comparing import nonfinite, representation
@@ -38,17 +38,27 @@ from pytest_torchcompile.policies.calls import Outcome, Rerun
 from pytest_torchcompile.results import Deviation, Difference, Sensitivity, Verdict
 from pytest_torchcompile.texts import first_line
 
-REFERRED = 4
-"""Examples beyond the tolerance whose distance to float64 is kept: enough for a picture, two calls each."""
+MOST_WITH_FLOAT64 = 4
+"""The number of examples above the tolerance whose distances to float64 are recorded, at most.
 
+It is enough for a plot, and each costs two more calls.
+"""
 
-MOST_ALONE = 8
-"""At most so many outputs are learnt from alone."""
+MOST_SINGLE_OUTPUTS = 8
+"""The number of outputs whose gradients are also computed separately, at most."""
 
 
 @dataclasses.dataclass(kw_only=True)
 class Failure:
-    """An example on which compiled differs; `learning` is how it was learnt from, if not as usual."""
+    """An example on which compiled differs.
+
+    Args:
+        recipe: the example.
+        judgement: what differs.
+        call: the number of the call of each side.
+        learning: how gradients were computed; None for the pair's own `learning`.
+        replayed: whether the difference appeared again when the example was repeated.
+    """
 
     recipe: Recipe
     judgement: Judgement
@@ -69,28 +79,28 @@ class Trial:
         self.evidence = Evidence()
         self.recompile_limit = internals.recompile_limit()
         self.small = True
-        """Whether tensors that are small throughout have to be right to a share of their own size."""
+        """Whether a tensor whose largest element is small is compared relative to that element."""
         self._pair = pair
         self._options = options
         self._tolerance = Tolerance(atol=options.atol, rtol=options.rtol)
         self._calls = 0
         self._recompiling = Recompiling(RECOMPILES_IN_A_ROW)
         self._repeats = False
-        self._reach = SensitivityRecord(pair.twins.eager) if options.sensitivity else None
-        self._referred = 0
+        self._sensitivity_record = SensitivityRecord(pair.twins.eager) if options.sensitivity else None
+        self._examples_with_float64 = 0
         self._rejections: set[str] = set()
-        self.climbing = True
-        """Whether this is the ladder: writes are looked for by value, each output is learnt from alone."""
-        self._ways: set[tuple[int, int, Learning]] = set()
-        self._alone: dict[str, bool] = {}
+        self.extra_checks = True
+        """Whether to look for written parameters, and to compute the gradients of each output separately."""
+        self._learnt: set[tuple[int, int, Learning]] = set()
+        self._finite_alone: dict[str, bool] = {}
         self._left_out: list[str] = []
 
     def __call__(self, recipe: Recipe) -> Failure | None:
-        """Call both sides on one example and compare; a failure, or None.
+        """Call both sides on one example and compare them; return the failure, or None.
 
         Raises:
-            Stop: if the compiler fails, or compiles on every call, or eager does not repeat itself, or
-                raises for a reason of its own.
+            Stop: if compiling fails, every call compiles again, eager returns different results for the same
+                example, or an earlier call of eager makes it raise.
         """
         pair = self._pair
         pair.begin(recipe)
@@ -110,36 +120,36 @@ class Trial:
                 f"on inputs with a NaN or an infinity eager returns and compiled raises {raised}"
             )
             return None
-        if self._reach is not None and finite:
-            self._reach.add(eager, recipe.batch)
+        if self._sensitivity_record is not None and finite:
+            self._sensitivity_record.add(eager, recipe.batch)
         if self._left_out:
-            self._leave_to_remarks(pair.learning, eager, compiled)
+            self._drop_lost_gradients(pair.learning, eager, compiled)
         judgement = self._judged(recipe, pair.learning, eager, compiled, finite)
         degenerate = recipes.equal_terms(pair.tree, recipe) > 0
         self.evidence.add(eager, judgement, degenerate=degenerate, changed=changed)
         self.evidence.keep(self._deviation(recipe, judgement))
         if judgement.differences:
             return Failure(recipe=recipe, judgement=judgement, call=self._calls)
-        beyond = () if finite else nonfinite.beyond(eager, compiled)
-        for kind, sentence in (*beyond, *representation.unlike(eager, compiled)):
+        beyond = () if finite else nonfinite.nonfinite_remarks(eager, compiled)
+        for kind, sentence in (*beyond, *representation.representation_remarks(eager, compiled)):
             self.evidence.remark(sentence, kind)
-        return self._learn_from_each(recipe, eager) if self.climbing and finite else None
+        return self._learn_from_each(recipe, eager) if self.extra_checks and finite else None
 
     def _called(self, recipe: Recipe, learning: Learning) -> tuple[Outcome, Outcome, bool]:
-        """What both sides leave behind, and whether eager changed any tensor of the policy or its inputs."""
+        """Call both sides; return both outcomes, and whether eager changed the state of the policy."""
         pair = self._pair
-        pair.at("eager call")
+        pair.report_step("eager call")
         eager = pair.run(pair.eager, recipe, learning=learning)
-        if self.climbing:
+        if self.extra_checks:
             pair.notice_written(pair.eager, eager)
-        changed = self.climbing and pair.eager.state is not None and pair.eager.state.changed()
+        changed = self.extra_checks and pair.eager.state is not None and pair.eager.state.changed()
         # Eager raised, so that compiled is expected to raise too; its log output is noise.
         quiet = contextlib.nullcontext if eager.error is None else quietly
-        pair.at("compiled call")
+        pair.report_step("compiled call")
         compiled = pair.run(pair.compiled, recipe, under=quiet, learning=learning)
-        pair.at("comparison")
+        pair.report_step("comparison")
         self._calls += 1
-        if self.climbing:
+        if self.extra_checks:
             pair.notice_written(pair.compiled, compiled)
         written.complete((pair.eager, eager), (pair.compiled, compiled), shared=pair.shared)
         return eager, compiled, changed
@@ -147,7 +157,7 @@ class Trial:
     def _judged(
         self, recipe: Recipe, learning: Learning, eager: Outcome, compiled: Outcome, finite: bool
     ) -> Judgement:
-        """Compiled held against eager, which is asked again for its floors the way it was asked."""
+        """Judge the outcomes; the references repeat the call of eager with the same `learning`."""
         return judge(
             eager,
             compiled,
@@ -157,47 +167,55 @@ class Trial:
             small=self.small,
         )
 
-    # --- learning from single outputs ---
+    # --- gradients of single outputs ---
 
     def _learn_from_each(self, recipe: Recipe, eager: Outcome) -> Failure | None:
-        """Try a loss of each output alone: once for each size, and where the gradient of all is not finite.
+        """Compute the gradients of each output separately: once for each size, and whenever they hide others.
 
-        A gradient of one output that is no number makes one of all of them no number, and hides the others.
+        If the gradient of one output is not finite, the sum over all outputs is not finite either, and a
+        difference in another output's gradient is hidden.
         """
         if len(eager.learnt_from) < 2:
             return None
         hidden = not _finite_gradients(eager)
-        for path in eager.learnt_from[:MOST_ALONE]:
+        for path in eager.learnt_from[:MOST_SINGLE_OUTPUTS]:
             learning = dataclasses.replace(self._pair.learning, outputs=frozenset({path}))
             way = (recipe.batch, recipe.time, learning)
-            if hidden or way not in self._ways:
-                self._ways.add(way)
+            if hidden or way not in self._learnt:
+                self._learnt.add(way)
                 failure = self._learn(recipe, learning, hidden=hidden)
                 if failure is not None:
                     return failure
         return None
 
     def _learn(self, recipe: Recipe, learning: Learning, *, hidden: bool) -> Failure | None:
-        """Both sides learn from an example in another way; a failure, or None."""
+        """Compare the gradients that another `learning` computes; return the failure, or None.
+
+        Args:
+            recipe: the example.
+            learning: how to compute the gradients.
+            hidden: whether the gradients of all outputs together were not finite.
+        """
         eager, compiled, _ = self._called(recipe, learning)
         if eager.error is not None:
             return None
         if compiled.error is not None and self._pair.recorder.is_compile_failure(compiled.error):
             raise Stop(Verdict.COMPILE_FAILED, f"{failure_text(compiled.error)}, on call {self._calls}")
         for path in learning.outputs or ():
-            self._alone[path] = self._alone.get(path, False) or _finite_gradients(eager)
+            self._finite_alone[path] = self._finite_alone.get(path, False) or _finite_gradients(eager)
         if hidden:
-            self._leave_to_remarks(learning, eager, compiled)
+            self._drop_lost_gradients(learning, eager, compiled)
         judgement = self._judged(recipe, learning, eager, compiled, finite=True)
         self.evidence.add_learning(eager, judgement)
         if not judgement.differences:
             return None
         return Failure(recipe=recipe, judgement=judgement, call=self._calls, learning=learning)
 
-    def _leave_to_remarks(self, learning: Learning, eager: Outcome, compiled: Outcome) -> None:
-        """Compare no gradient that only compiled makes no number of, where an output that is left out does.
+    def _drop_lost_gradients(self, learning: Learning, eager: Outcome, compiled: Outcome) -> None:
+        """Leave out the gradients that are finite in eager only, and add a remark about them.
 
-        AOTAutograd gives such an output a gradient of zeros, and zero times infinity is no number.
+        AOTAutograd passes gradients of zeros to the outputs that `learning` leaves out, and zero times an
+        infinite derivative is NaN.
         """
         lost = [
             name
@@ -208,32 +226,39 @@ class Trial:
             del eager.gradients[name], compiled.gradients[name]
         if lost:
             self.evidence.remark(
-                f"learning from {learning}, compiled's gradients are not "
-                f"finite and eager's are: torch.compile gives the other outputs gradients of zeros, one of "
-                f"which is multiplied by an infinity; detach() what is not learnt from"
+                f"with a loss of {learning}, eager's gradients are finite and compiled's are not: "
+                f"torch.compile passes gradients of zeros to the other outputs, and zero times an infinity "
+                f"is NaN; detach() the outputs that the loss does not use"
             )
 
     def leave_out_of_loss(self) -> list[str]:
-        """Learn no more from the outputs whose own gradient was never finite, unless all are; their paths."""
-        never = [path for path, finite in self._alone.items() if not finite]
-        if not never or len(never) == len(self._alone):
+        """Leave the outputs whose separate gradient was never finite out of the following backward passes.
+
+        Returns:
+            The paths of these outputs; empty if that would leave out all of them.
+        """
+        never = [path for path, finite in self._finite_alone.items() if not finite]
+        if not never or len(never) == len(self._finite_alone):
             return []
         self._pair.learning = self._pair.learning.leaving_out(never)
         self._left_out = never
         return never
 
     def sensitivity(self) -> Sensitivity | None:
-        """How much of the policy the examples have reached; None if nobody asks."""
-        return None if self._reach is None else self._reach.sensitivity()
+        """Return how much of the policy the examples reached; None without the option `sensitivity`."""
+        return None if self._sensitivity_record is None else self._sensitivity_record.sensitivity()
 
     def _deviation(self, recipe: Recipe, judgement: Judgement) -> Deviation:
-        """What this example showed, with the distances to float64 if it is among the first that exceed."""
+        """Return the deviation of this example.
+
+        The first `MOST_WITH_FLOAT64` examples above the tolerance include the distances to float64.
+        """
         verdict = Verdict.DIFFERS if judgement.differences else Verdict.EQUAL
         if judgement.rounding:
             verdict = Verdict.WITHIN_ROUNDING
         largest = judgement.largest or Difference(path="")
-        if verdict is not Verdict.EQUAL and self._referred < REFERRED:
-            self._referred += 1
+        if verdict is not Verdict.EQUAL and self._examples_with_float64 < MOST_WITH_FLOAT64:
+            self._examples_with_float64 += 1
             (largest,) = self._with_float64((largest,), recipe)
         eager_error, compiled_error = errors(largest)
         return Deviation(
@@ -251,26 +276,30 @@ class Trial:
     def _both_reject(
         self, recipe: Recipe, eager: BaseException, compiled: BaseException | None, finite: bool
     ) -> Failure | None:
-        """Eager raised: so must compiled, and alike, unless the compiler noticed before it ran."""
+        """Handle an exception of eager: return the failure if compiled does not raise a matching one.
+
+        It is only a remark if the inputs are not finite or have another memory layout, unless one of the
+        exceptions was raised on purpose.
+        """
         self.evidence.reject(eager)
-        difference = unlike_rejection(self._pair, eager, compiled)
+        difference = rejection_difference(self._pair, eager, compiled)
         if difference is not None or type(eager).__name__ not in self._rejections:
             self._rejections.add(type(eager).__name__)
-            trouble = own_trouble(self._pair, recipe, eager)
+            trouble = caused_by_earlier_call(self._pair, recipe, eager)
             if trouble:
                 raise Stop(Verdict.EAGER_FAILED, trouble)
         if difference is None:
             return None
         layouts = {fill.layout for fill in recipe.fills}
         if (not finite or layouts != {"contiguous"}) and not is_contract(eager, compiled):
-            odd = f"that lie in memory as {recipe.shape}" if finite else "with a NaN or an infinity"
-            self.evidence.remark(f"on inputs {odd} {unlike_text(difference)}")
+            odd = f"of another memory layout ({recipe.shape})" if finite else "with a NaN or an infinity"
+            self.evidence.remark(f"on inputs {odd} {rejection_text(difference)}")
             return None
         judgement = Judgement(differences=(difference,), worst=difference)
         return Failure(recipe=recipe, judgement=judgement, call=self._calls)
 
     def rerun(self, recipe: Recipe) -> Rerun:
-        """Calls eager again on one example."""
+        """Return a function that calls eager again on one example."""
         return self._rerun(recipe, self._pair.learning)
 
     def _rerun(self, recipe: Recipe, learning: Learning) -> Rerun:
@@ -280,13 +309,13 @@ class Trial:
         )
 
     def _references(self, eager: Outcome, recipe: Recipe, learning: Learning) -> References:
-        """What eager can be asked about this example."""
+        """Return the references of this example; `floors` raises `Stop` if eager does not repeat itself."""
         scale = scale_for(recipes.equal_terms(self._pair.tree, recipe))
         rerun = self._rerun(recipe, learning)
         asked = references(eager, self._pair.eager, rerun, scale)
 
         def floors(paths: Collection[str]) -> Iterator[Floor]:
-            # The first time, and where none explains, also whether eager repeats itself.
+            # Checked before the first floor of the case, and whenever no floor explains the difference.
             if not self._repeats:
                 require_repeated(eager, rerun(contextlib.nullcontext), self._tolerance)
                 self._repeats = True
@@ -296,7 +325,7 @@ class Trial:
         return dataclasses.replace(asked, floors=floors)
 
     def _watch_recompiles(self, recipe: Recipe) -> None:
-        """Stop if call after call compiles for shapes already seen."""
+        """Raise `Stop` if consecutive calls compile again for shapes already seen."""
         shape = (recipe.batch, recipe.time, recipe.shared, tuple(fill.layout for fill in recipe.fills))
         if self._recompiling.add(shape, self._pair.recorder.compiled_in_last_call):
             raise compiles_again(
@@ -304,7 +333,7 @@ class Trial:
             )
 
     def differences(self, failure: Failure) -> tuple[Difference, ...]:
-        """What differs in a failure, with the float64 reference's values where there is one."""
+        """Return the differences of a failure, with the values of the float64 reference if it runs."""
         return self._with_float64(failure.judgement.differences, failure.recipe)
 
     def _with_float64(self, differences: tuple[Difference, ...], recipe: Recipe) -> tuple[Difference, ...]:
@@ -324,7 +353,7 @@ def _finite_gradients(outcome: Outcome) -> bool:
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Run the body without what torch prints and logs of the exceptions in its graphs."""
+    """Run the body without the output and log records of torch about exceptions in compiled code."""
     disabled = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:

@@ -1,4 +1,4 @@
-"""Attributes that eager does not repeat: a time, a path, an identity. They are not compared."""
+"""Leaves attributes that eager does not repeat, such as a time or an ``id()``, out of the comparison."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pytest_torchcompile.policies.state import unequal_numbers
 
 
 def leave_out(sides: Iterable[Side], first: Outcome, again: Outcome) -> list[str]:
-    """Stop comparing the plain attributes that two equal calls of eager leave with different values.
+    """Leave out the plain attributes that have different values after two equal calls of eager.
 
     Args:
         sides: the sides whose later outcomes leave these attributes out.
-        first: what eager's first call left.
-        again: what the same call left when it was repeated; an exception leaves nothing out.
+        first: the outcome of eager's first call.
+        again: the outcome of the repeated call; if it raised, nothing is left out.
 
     Returns:
         The paths of the attributes, sorted.

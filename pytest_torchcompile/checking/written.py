@@ -1,6 +1,6 @@
-"""Parameters that a method writes to: found by their values, then restored and compared like buffers.
+"""Finds the parameters that a method writes to, and has them restored and compared like buffers.
 
-Most methods write to none, and remembering all parameters costs memory, so that each is looked for by
+Most methods write to no parameter, and a copy of all parameters costs memory. They are therefore found by
 comparing the side that was called with the side that was not.
 """
 
@@ -10,17 +10,17 @@ from pytest_torchcompile.policies.calls import Outcome, Side
 from pytest_torchcompile.policies.state import same
 
 PREFIX = "parameter "
-"""What the path of a written parameter begins with among the state of an `Outcome`."""
+"""The prefix of the paths of written parameters in the state of an `Outcome`."""
 
 
 def notice(side: Side, other: Side, outcome: Outcome, *, shared: bool) -> None:
-    """Add the parameters that the last call of `side` wrote to to its outcome, and watch them from now on.
+    """Add to `outcome` the parameters that the last call of `side` wrote to, and record them from now on.
 
     Args:
         side: the side that was called last.
         other: the other side, which has not been called since.
-        outcome: what the call of `side` left.
-        shared: whether both sides are one module; its parameters are then remembered.
+        outcome: the outcome of the call of `side`.
+        shared: whether both sides are one module, whose parameters were copied before the call.
     """
     mine, theirs = side.state, other.state
     if mine is None or theirs is None or outcome.error is not None:
@@ -44,8 +44,8 @@ def complete(eager: tuple[Side, Outcome], compiled: tuple[Side, Outcome], *, sha
     """Add to each outcome the parameters that only the other side was seen to write to.
 
     Args:
-        eager: eager's side and what its last call left.
-        compiled: likewise of compiled.
+        eager: the eager side and the outcome of its last call.
+        compiled: the compiled side and the outcome of its last call.
         shared: whether both sides are one module.
     """
     for (side, outcome), (_, other) in ((eager, compiled), (compiled, eager)):
@@ -56,12 +56,12 @@ def complete(eager: tuple[Side, Outcome], compiled: tuple[Side, Outcome], *, sha
             name = path.removeprefix(PREFIX)
             if name != path and name in now:
                 outcome.state.tensors[path] = now[name].detach().clone()
-                # So that this side, called again, reports it too.
+                # Later calls of this side then report the parameter too.
                 side.state.watched.add(name)
 
 
 def protect(eager: Side, compiled: Side) -> None:
-    """Remember the parameters that eager's first call wrote to by those of compiled, not yet called."""
+    """Copy the parameters that eager's first call wrote to from compiled, which has not been called yet."""
     if eager.state is not None and compiled.state is not None and eager.state.written():
         names = set(eager.state.written()) - eager.state.remembered().keys()
         for state in (compiled.state, eager.state):

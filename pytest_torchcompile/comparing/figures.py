@@ -1,12 +1,14 @@
-"""The figures that a report shows of a difference: values, units in the last place, shares, rows, a grid."""
+"""Computes the figures that a report shows of a difference: values, ulps, relative size, rows, a grid."""
 
 from __future__ import annotations
 
 import torch
 
 MOST_ROWS = 8
+"""The largest number of rows that `first_rows` returns."""
+
 GRID = (10, 48)
-"""The most rows and columns of the picture of a difference."""
+"""The largest numbers of rows and columns of `grid`."""
 
 
 def number(value: torch.Tensor) -> str:
@@ -15,7 +17,7 @@ def number(value: torch.Tensor) -> str:
 
 
 def ulps(eager: torch.Tensor, compiled: torch.Tensor) -> float | None:
-    """The distance in units of the last place of eager's value; of no meaning where that is zero."""
+    """Return the distance in units in the last place of eager's value; None if that value is zero."""
     if not bool(eager):
         return None
     away = torch.full_like(eager, float("inf"))
@@ -24,12 +26,20 @@ def ulps(eager: torch.Tensor, compiled: torch.Tensor) -> float | None:
 
 
 def relative(eager: torch.Tensor, compiled: torch.Tensor) -> float | None:
-    """The distance as a share of eager's value; of no meaning where that is zero."""
+    """Return the distance relative to eager's value; None if that value is zero."""
     return float((eager - compiled).abs() / eager.abs()) if bool(eager) else None
 
 
 def grid(distance: torch.Tensor, worst: tuple[int, ...]) -> tuple[tuple[float, ...], ...]:
-    """The largest distance in each cell of a grid over the last two dimensions, around the worst element."""
+    """Return the largest distance in each cell of a grid over the last two dimensions.
+
+    Args:
+        distance: the distance of each element.
+        worst: index of an element; its leading dimensions select the plane.
+
+    Returns:
+        At most `GRID` rows and columns; empty if `distance` has fewer than two dimensions or is zero.
+    """
     if distance.dim() < 2 or not bool(distance.any()):
         return ()
     plane = distance[worst[:-2]].to(torch.float64)

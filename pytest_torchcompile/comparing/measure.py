@@ -1,7 +1,7 @@
-"""One tensor of eager's held against compiled's, element by element.
+"""Compares one tensor of eager with compiled's, element by element.
 
-Allowed is ``max(atol, rtol * |eager|)`` per element, or per tensor for gradients, each by its own largest
-element. What exceeds it is held against the rounding floor.
+The allowed difference is ``max(atol, rtol * |eager|)`` of each element. For a gradient it is one number for
+the whole tensor, computed from its largest element. Larger differences are compared with the rounding floor.
 """
 
 from __future__ import annotations
@@ -30,61 +30,67 @@ MULTIPLE = 4.0
 """Compiled may differ by this many times the rounding floor."""
 
 ROW_MULTIPLE = 16.0
-"""It may also not differ by more than this many times the floor of the row of the batch that it is in, or a
-huge element in one row would excuse all others. A row may be a single number, seen in as little as one
-run, so that its floor is less certain than the tensor's; it counts as no lower than that of the median row,
-or a value on a coarse grid that no run happened to move could never move."""
+"""Compiled may also differ by at most this many times the rounding floor of its row of the batch.
+
+Without this limit, one huge element would pass differences in all other rows as rounding. The floor of a row
+is less certain than that of the tensor: a row may be a single number, measured in a single run. It therefore
+counts as at least the floor of the median row, because a value on a coarse grid may be moved by no run.
+"""
 
 ILL_CONDITIONED = 1e-3
 """A tensor is ill-conditioned on an example if its floor exceeds this share of its largest element."""
 
-
 FARTHER = 100.0
-"""Without a floor, compiled has to be so many times as far from float64 as eager is."""
+"""Without a rounding floor, compiled differs if it is this many times as far from float64 as eager is."""
 
 SMALL = 0.01
-"""A small tensor has to be right to this share of its largest element."""
+"""The allowed difference of a small tensor, as a share of its largest element."""
 
 Flipped = Callable[[int], torch.Tensor]
-"""Given how many rows a tensor has, those in which compiled made another choice than eager."""
+"""Takes the number of rows of a tensor; returns a mask of those in which compiled's choice differs."""
 
 
-def none_flipped(length: int) -> torch.Tensor:
-    """Compiled chose as eager did."""
+def no_flips(length: int) -> torch.Tensor:
+    """Return a mask for a tensor of `length` rows in which all choices of compiled are eager's."""
     return torch.zeros(length, dtype=torch.bool)
 
 
-Pattern = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""Given eager's and compiled's tensor, the elements whose NaN or infinity should not be."""
+NonfiniteMask = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Takes eager's and compiled's tensor; returns a mask of the elements with a wrong NaN or infinity."""
 
 
-def same_pattern(eager: torch.Tensor, compiled: torch.Tensor) -> torch.Tensor:
-    """Where one has a NaN or an infinity that the other lacks."""
+def nonfinite_mismatch(eager: torch.Tensor, compiled: torch.Tensor) -> torch.Tensor:
+    """Return a mask of the elements that are NaN or infinite on one side and not the same on the other."""
     both = torch.isfinite(eager) & torch.isfinite(compiled)
     return ~both & ~((eager == compiled) | (eager.isnan() & compiled.isnan()))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tolerance:
-    """How much may differ.
-
-    Args:
-        atol: absolute, where eager is small.
-        rtol: relative to eager, where it is large.
-    """
+    """The allowed difference, ``max(atol, rtol * |eager|)``."""
 
     atol: float = 1e-5
     rtol: float = 1e-5
 
 
 def _largest_magnitude(tensor: torch.Tensor) -> float:
-    """NaN if there is one."""
+    """Return the largest absolute value of the elements; NaN if one is NaN."""
     low, high = tensor.aminmax()
     return float(torch.maximum(-low, high))
 
 
 class Measured:
-    """One tensor of eager's held against compiled's."""
+    """The comparison of one tensor of eager with compiled's.
+
+    Args:
+        path: names the tensor.
+        eager: eager's tensor.
+        compiled: compiled's tensor, of the same shape and dtype.
+        tolerance: the allowed differences.
+        per_tensor: whether one number is allowed for the whole tensor, as for gradients.
+        small: whether a tensor whose largest element is small is compared relative to that element.
+        nonfinite_mask: finds the elements whose NaN or infinity is wrong.
+    """
 
     def __init__(
         self,
@@ -95,12 +101,12 @@ class Measured:
         *,
         per_tensor: bool = False,
         small: bool = False,
-        pattern: Pattern = same_pattern,
+        nonfinite_mask: NonfiniteMask = nonfinite_mismatch,
     ) -> None:
         self.path = path
         self._small = small
         self.per_tensor = per_tensor
-        self._unequal_pattern = pattern
+        self._nonfinite_mask = nonfinite_mask
         self.floating = eager.is_floating_point() or eager.is_complex()
         self._eager, self._compiled = comparable(eager), comparable(compiled)
         self._tolerance = tolerance
@@ -108,7 +114,7 @@ class Measured:
         self.ratio = 0.0 if torch.equal(self._eager, self._compiled) else self._ratio()
 
     def _scale(self) -> tuple[float, bool]:
-        """Eager's largest finite magnitude, and whether there is one."""
+        """Return the largest finite absolute value of eager, and whether an element is finite."""
         mine = self._eager
         if not mine.numel():
             return 0.0, False
@@ -119,13 +125,13 @@ class Measured:
         return (_largest_magnitude(within), True) if within.numel() else (0.0, False)
 
     def _ratio(self) -> float:
-        """The largest distance in units of what is allowed, of tensors that are not the same."""
+        """Return the largest distance in units of the allowed one, for tensors that are not equal."""
         if not self.floating:
             return float("inf")
         if self.per_tensor and self._all_finite:
-            # Nothing as large as a gradient is made as long as there is nothing to tell of it.
+            # A gradient is large, so no tensor of its size is allocated before a difference is found.
             return self._largest / float(self._allowed)
-        if not self._all_finite and bool(self._pattern.any()):
+        if not self._all_finite and bool(self._nonfinite.any()):
             return float("inf")
         return float((self._distance / self._allowed).nan_to_num_(0.0).max())
 
@@ -139,7 +145,7 @@ class Measured:
 
     @functools.cached_property
     def _distance(self) -> torch.Tensor:
-        """How far apart the elements are, 0 where one is not finite; 1 for integers that differ."""
+        """The distance of each element, 0 if one side is not finite; 1 for integers that differ."""
         mine, theirs = self._eager, self._compiled
         if not self.floating:
             return (mine != theirs).to(torch.float32)
@@ -150,7 +156,7 @@ class Measured:
 
     @functools.cached_property
     def _allowed(self) -> torch.Tensor:
-        """What is allowed to each element, or to all."""
+        """The allowed distance: of each element, or one number for all."""
         if not self.floating:
             return torch.zeros((), device=self._eager.device)
         atol, rtol = self._tolerance.atol, self._tolerance.rtol
@@ -163,21 +169,21 @@ class Measured:
 
     @property
     def is_small(self) -> bool:
-        """Whether the tensor is so small throughout that its largest element says what is allowed."""
-        # Who allows more than the default means it, of small tensors too.
+        """Whether the tensor is so small that the allowed difference depends on its largest element."""
+        # An `atol` above the default applies to small tensors too.
         strict = self._tolerance.atol <= Tolerance().atol
         return self._small and strict and 0.0 < SMALL * self.scale < self._tolerance.atol
 
     def within(self, most: float) -> bool:
-        """Whether no element differs by more, nor by being no number."""
-        return bool((self._distance <= most).all()) and not bool(self._pattern.any())
+        """Whether no element differs by more than `most` and no NaN or infinity is wrong."""
+        return bool((self._distance <= most).all()) and not bool(self._nonfinite.any())
 
     @functools.cached_property
-    def _pattern(self) -> torch.Tensor:
-        """The elements whose NaN or infinity should not be."""
+    def _nonfinite(self) -> torch.Tensor:
+        """Mask of the elements whose NaN or infinity is wrong."""
         if not self.floating or self._all_finite:
             return torch.zeros((), dtype=torch.bool, device=self._eager.device).expand_as(self._eager)
-        return self._unequal_pattern(self._eager, self._compiled)
+        return self._nonfinite_mask(self._eager, self._compiled)
 
     @property
     def exceeds(self) -> bool:
@@ -186,28 +192,28 @@ class Measured:
 
     @functools.cached_property
     def _unequal(self) -> torch.Tensor:
-        """The elements that do; asked only of what isn't the same."""
-        return (self._distance > self._allowed) | self._pattern
+        """Mask of the elements that exceed the tolerance."""
+        return (self._distance > self._allowed) | self._nonfinite
 
     def ill_conditioned(self, floor: Floor) -> bool:
-        """Whether rounding alone moves this tensor so far that little can be concluded from it."""
+        """Whether rounding moves this tensor so far that its comparison proves little."""
         return self.path in floor.moved and floor.moved[self.path].whole > ILL_CONDITIONED * max(
             self.scale, 1e-30
         )
 
-    def beyond(
+    def unexplained(
         self,
         floor: Floor | None,
-        flipped: Flipped = none_flipped,
+        flipped: Flipped = no_flips,
         *,
         where: torch.Tensor | None = None,
     ) -> Difference | None:
-        """The difference if rounding does not explain it.
+        """Return the difference if rounding does not explain it; None if it does.
 
         Args:
-            floor: how far rounding moves eager; None if it is not asked.
-            flipped: the rows in which compiled made another choice.
-            where: the elements that are asked for; None is all.
+            floor: the rounding floor; None explains nothing.
+            flipped: finds the rows in which compiled's choice differs.
+            where: mask of the elements to compare; None compares all.
         """
         if floor is None:
             return self.difference()
@@ -219,37 +225,37 @@ class Measured:
             return self.difference(remaining) if bool(remaining.any()) else None
         movement = floor.moved.get(self.path, Movement())
         limit = self._limit(movement, flipped)
-        remaining = self._unequal & ((self._distance > limit) | self._pattern)
+        remaining = self._unequal & ((self._distance > limit) | self._nonfinite)
         if where is not None:
             remaining &= where
         if movement.kinds is not None:
-            # Eager itself, rounded otherwise, has now the one and now the other in this element.
+            # Some runs of the floor have eager's kind in this element, and others have compiled's.
             both = kinds_of(self._compiled) | kinds_of(self._eager)
-            remaining &= ~(self._pattern & ((movement.kinds & both) == both))
+            remaining &= ~(self._nonfinite & ((movement.kinds & both) == both))
         if bool(remaining.any()):
             return self.difference(remaining, floor=movement.whole, limit=limit)
         chose = bool(flipped(len(self._eager) if self._eager.dim() else 1).any())
-        return None if chose or where is not None or not movement.runs else self._scaled(movement)
+        return None if chose or where is not None or not movement.runs else self._scale_difference(movement)
 
     def _limit(self, movement: Movement, flipped: Flipped) -> torch.Tensor:
-        """What rounding explains, element by element."""
-        if movement.rows is None or movement.calm is None:
+        """Return the largest distance that rounding explains, for each element."""
+        if movement.rows is None or movement.seen_without_flip is None:
             whole = movement.whole
-            if movement.jumps is not None and (not movement.runs or bool(flipped(1).any())):
-                whole = max(whole, float(movement.jumps))
+            if movement.largest_with_flip is not None and (not movement.runs or bool(flipped(1).any())):
+                whole = max(whole, float(movement.largest_with_flip))
             return torch.full_like(self._distance, MULTIPLE * whole)
         shape = (-1, *(1,) * (self._distance.dim() - 1))
-        calm = movement.rows[movement.calm]
-        typical = calm.median() if len(calm) else movement.rows.new_zeros(())
+        unflipped = movement.rows[movement.seen_without_flip]
+        typical = unflipped.median() if len(unflipped) else movement.rows.new_zeros(())
         rows = (ROW_MULTIPLE * torch.maximum(movement.rows, typical)).to(self._distance).reshape(shape)
         limit = rows.clamp_max(MULTIPLE * movement.whole).expand_as(self._distance)
-        if movement.jumps is None:
+        if movement.largest_with_flip is None:
             return limit
-        jumping = (flipped(len(self._eager)).to(limit.device) | ~movement.calm).reshape(shape)
-        return torch.where(jumping, torch.maximum(limit, ROW_MULTIPLE * movement.jumps), limit)
+        with_flip = (flipped(len(self._eager)).to(limit.device) | ~movement.seen_without_flip).reshape(shape)
+        return torch.where(with_flip, torch.maximum(limit, ROW_MULTIPLE * movement.largest_with_flip), limit)
 
-    def _scaled(self, movement: Movement) -> Difference | None:
-        """The tensor as a whole is larger or smaller by more than rounding makes it."""
+    def _scale_difference(self, movement: Movement) -> Difference | None:
+        """Return the difference if the tensor as a whole grew or shrank more than rounding explains."""
         grown = abs(slope(self._eager, self._compiled))
         allowed = max(self._tolerance.rtol, MULTIPLE * movement.slope)
         if grown <= allowed or grown * self.scale <= self._tolerance.atol:
@@ -258,24 +264,24 @@ class Measured:
             self.difference(), problem="scale", difference=grown, allowed=allowed, floor=movement.slope
         )
 
-    def blind(self, floor: Floor | None) -> torch.Tensor | None:
-        """The elements beyond the tolerance of which the floor knows nothing; None if there are none."""
+    def not_covered(self, floor: Floor | None) -> torch.Tensor | None:
+        """Return a mask of the elements above the tolerance that have no floor; None if there are none."""
         movement = None if floor is None else floor.moved.get(self.path)
         if not self.floating:
             return None
-        if movement is None or not (movement.runs or movement.jumps is not None):
+        if movement is None or not (movement.runs or movement.largest_with_flip is not None):
             return self._unequal
         if movement.kinds is None:
             return None
         unknown = self._unequal & ((movement.kinds & kinds_of(self._eager)) == 0)
         return unknown if bool(unknown.any()) else None
 
-    def farther(self, reference: torch.Tensor, where: torch.Tensor) -> Difference | None:
-        """The difference if compiled is much farther from float64 than eager is.
+    def farther_from_float64(self, reference: torch.Tensor, where: torch.Tensor) -> Difference | None:
+        """Return the difference if compiled is `FARTHER` times as far from float64 as eager; else None.
 
         Args:
-            reference: what float64 computes.
-            where: the elements that are asked for.
+            reference: the tensor of the float64 reference.
+            where: mask of the elements to compare.
         """
         truth = comparable(reference)
         eager, compiled = (_error(side, truth) for side in (self._eager, self._compiled))
@@ -290,7 +296,13 @@ class Measured:
         floor: float | None = None,
         limit: torch.Tensor | None = None,
     ) -> Difference:
-        """The worst element with its figures."""
+        """Return the difference of the worst element.
+
+        Args:
+            unequal: mask of the elements that differ; None takes those above the tolerance.
+            floor: the rounding floor of the tensor, for the report.
+            limit: the largest distance that rounding explains, for each element.
+        """
         if self.ratio == 0:
             allowed = self._tolerance.atol if self.floating else 0.0
             return Difference(path=self.path, allowed=allowed, elements=self._eager.numel())
@@ -298,12 +310,12 @@ class Measured:
             unequal = self._unequal
         excess = self._distance / self._allowed.clamp_min(1e-30)
         if self.floating:
-            excess = torch.where(self._pattern, float("inf"), excess)
+            excess = torch.where(self._nonfinite, float("inf"), excess)
         excess = torch.where(unequal, excess, -1.0) if bool(unequal.any()) else excess
         flat = int(excess.reshape(-1).argmax())
         index = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), excess.shape))
         mine, theirs = self._eager[index], self._compiled[index]
-        odd = self.floating and bool(self._pattern[index])
+        odd = self.floating and bool(self._nonfinite[index])
         allowed = float(self._allowed if self._allowed.dim() == 0 else self._allowed[index])
         return Difference(
             path=self.path,
@@ -324,7 +336,7 @@ class Measured:
 
 
 def _error(value: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """How far elements are from the truth; infinite where only one is a number."""
+    """Return the distance of each element from float64; infinite if only one of them is finite."""
     distance = (value.double() - truth.double()).abs()
     alike = (kinds_of(value) == kinds_of(truth)) & (kinds_of(value) != FINITE)
     return distance.nan_to_num_(math.inf, math.inf).masked_fill_(alike, 0.0)

@@ -45,17 +45,17 @@ class MonteCarlo(internals.DispatchMode):
     Args:
         run: the seed of the perturbation; the same number gives the same perturbation.
         scale: factor on every perturbation of numbers of 32 bits and more.
-        apart: whether each operator perturbs with a seed of its own, so that equal values are perturbed
-            equally only within one operator. Two operators that return the same number in eager may
-            return different ones if the order of their sums changes.
+        seed_per_operator: whether each operator perturbs with its own seed, so that equal values are
+            perturbed equally only within one operator. Two operators that return the same number in eager
+            may return different ones if the order of their sums changes.
     """
 
-    def __init__(self, run: int, scale: float = 1.0, *, apart: bool = False) -> None:
+    def __init__(self, run: int, scale: float = 1.0, *, seed_per_operator: bool = False) -> None:
         super().__init__()
         self.half = False
         """Whether an operator returned 16-bit floating-point numbers."""
         self._scale = scale
-        self._apart = apart
+        self._seed_per_operator = seed_per_operator
         self._salt = _odd((run + 1) * 0x9E3779B1)
 
     def __torch_dispatch__(
@@ -71,7 +71,7 @@ class MonteCarlo(internals.DispatchMode):
         rounds = operators.where_it_rounds(func, args, kwargs)
         if rounds is Rounds.NOWHERE:
             return func(*args, **kwargs)
-        if self._apart:
+        if self._seed_per_operator:
             self._salt = _odd(self._salt * 0x85EBCA6B + 0xC2B2AE35)
         if rounds is Rounds.RESULT:
             return self._elementwise(func, args, kwargs)

@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from pytest_torchcompile.comparing.measure import Pattern
+from pytest_torchcompile.comparing.measure import NonfiniteMask
 from pytest_torchcompile.policies.calls import Outcome
 
 Reference = Callable[[], Outcome | None]
 """Returns the float64 reference of a call; None if it does not run."""
 
 
-def hidden(path: str, reference: Reference, *, loosely: bool) -> Pattern:
+def hidden_nonfinite(path: str, reference: Reference, *, loosely: bool) -> NonfiniteMask:
     """Return a function that finds the elements that are NaN or infinite in eager and float64 only.
 
     Args:
@@ -29,7 +29,7 @@ def hidden(path: str, reference: Reference, *, loosely: bool) -> Pattern:
             depending on the order of the sums.
     """
 
-    def pattern(eager: torch.Tensor, compiled: torch.Tensor) -> torch.Tensor:
+    def mask(eager: torch.Tensor, compiled: torch.Tensor) -> torch.Tensor:
         lost = _lost_nonfinite(eager, compiled, loosely=loosely)
         if not bool(lost.any()):
             return lost
@@ -39,10 +39,10 @@ def hidden(path: str, reference: Reference, *, loosely: bool) -> Pattern:
             return torch.zeros_like(lost)
         return lost & ~_lost_nonfinite(eager, wide.to(eager.device), loosely=loosely)
 
-    return pattern
+    return mask
 
 
-def beyond(eager: Outcome, compiled: Outcome) -> Iterator[tuple[str, str]]:
+def nonfinite_remarks(eager: Outcome, compiled: Outcome) -> Iterator[tuple[str, str]]:
     """Yield a kind and a sentence for each output in which the sides treat a NaN or an infinity differently.
 
     Args:

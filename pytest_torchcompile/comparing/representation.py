@@ -12,7 +12,7 @@ from pytest_torchcompile.policies.calls import Outcome
 from pytest_torchcompile.texts import some
 
 
-def unlike(eager: Outcome, compiled: Outcome) -> Iterator[tuple[str, str]]:
+def representation_remarks(eager: Outcome, compiled: Outcome) -> Iterator[tuple[str, str]]:
     """Yield the kind and the sentence of each remark; at most one of each kind.
 
     Args:

@@ -60,8 +60,8 @@ class Movement:
     Args:
         whole: the largest movement of an element, in runs without a flip or in rows without one.
         rows: for an output or input, the largest movement in each row of the batch.
-        calm: for each row, whether some run had no flip in it.
-        jumps: the largest movement of each element in the rows and runs with a flip.
+        seen_without_flip: for each row, whether some run had no flip in it.
+        largest_with_flip: the largest movement of each element in the rows and runs with a flip.
         slope: the largest share by which the tensor as a whole grew or shrank.
         kinds: the kinds of each element in all runs; None while no run turned a finite element into NaN or
             infinity, or the reverse.
@@ -70,8 +70,8 @@ class Movement:
 
     whole: float = 0.0
     rows: torch.Tensor | None = None
-    calm: torch.Tensor | None = None
-    jumps: torch.Tensor | None = None
+    seen_without_flip: torch.Tensor | None = None
+    largest_with_flip: torch.Tensor | None = None
     slope: float = 0.0
     kinds: torch.Tensor | None = None
     runs: int = 0
@@ -126,7 +126,7 @@ def rounding_floors(
         if at_kinks and not any(path.startswith("gradient") for path in paths):
             return
         further = KINK_FACTOR * scale if at_kinks else scale
-        arithmetic = MonteCarlo(run, further, apart=at_kinks)
+        arithmetic = MonteCarlo(run, further, seed_per_operator=at_kinks)
         moved = rerun(lambda: arithmetic)  # noqa: B023  # called before the next is made
         floor.half |= arithmetic.half
         if moved.error is None:
@@ -267,8 +267,8 @@ def _add_movement(
     if not has_rows(path, base):
         largest = largest if math.isfinite(largest) else float(_finite_distances(base, other).max())
         if flips.any():
-            known = 0.0 if found.jumps is None else float(found.jumps)
-            found.jumps = torch.tensor(max(known, largest))
+            known = 0.0 if found.largest_with_flip is None else float(found.largest_with_flip)
+            found.largest_with_flip = torch.tensor(max(known, largest))
             return
         found.runs += 1
         found.whole = max(found.whole, largest)
@@ -277,20 +277,24 @@ def _add_movement(
     distances = _finite_distances(base, other)
     flipped = flips.rows(len(base)).to(base.device)
     if not flips_only:
-        _add_calm_rows(found, base, other, distances, flips)
+        _add_rows_without_flip(found, base, other, distances, flips)
     if flips.any():
         jumped = distances * flipped.reshape(-1, *(1,) * (distances.dim() - 1))
-        found.jumps = jumped if found.jumps is None else torch.maximum(found.jumps, jumped)
+        found.largest_with_flip = (
+            jumped if found.largest_with_flip is None else torch.maximum(found.largest_with_flip, jumped)
+        )
 
 
-def _add_calm_rows(
+def _add_rows_without_flip(
     found: Movement, base: torch.Tensor, other: torch.Tensor, distances: torch.Tensor, flips: _Flips
 ) -> None:
     """Add the movement of the rows in which no choice flips to `found`."""
     flipped = flips.rows(len(base)).to(base.device)
     each = distances.reshape(len(base), -1).amax(dim=1).masked_fill(flipped, 0.0)
     found.rows = each if found.rows is None else torch.maximum(found.rows, each)
-    found.calm = ~flipped if found.calm is None else found.calm | ~flipped
+    found.seen_without_flip = (
+        ~flipped if found.seen_without_flip is None else found.seen_without_flip | ~flipped
+    )
     found.whole = max(found.whole, float(each.max()))
     found.runs += not bool(flipped.all())
     if not flips.any():
@@ -300,7 +304,7 @@ def _add_calm_rows(
 def _add_kinds(found: Movement, base: torch.Tensor, other: torch.Tensor) -> None:
     """Record the kinds of the elements, from the first run on in which one is NaN or infinite."""
     if found.kinds is None:
-        seen = found.runs > 0 or found.jumps is not None
+        seen = found.runs > 0 or found.largest_with_flip is not None
         found.kinds = kinds_of(base) if seen else torch.zeros_like(base, dtype=torch.uint8)
     found.kinds |= kinds_of(other)
 

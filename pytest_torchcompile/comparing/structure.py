@@ -1,4 +1,4 @@
-"""Differences that are no matter of degree: exceptions, types, shapes, plain values, random state."""
+"""Compares what needs no tolerance: exceptions, types, shapes, plain values, random state."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pytest_torchcompile.texts import first_line
 
 
 def structural(eager: Outcome, compiled: Outcome) -> list[Difference]:
-    """Exceptions, types, dtypes, shapes and ``requires_grad`` that are unequal."""
+    """Return the exceptions, types, dtypes, shapes, ``requires_grad`` and shared memory that differ."""
     if compiled.error is not None:
         raised = f"raises {first_line(compiled.error)}"
         return [Difference(path="output", problem="exception", eager="returns", compiled=raised)]
@@ -30,8 +30,8 @@ def structural(eager: Outcome, compiled: Outcome) -> list[Difference]:
         return found
     for path in _paths(eager.elementwise(), compiled.elementwise()):
         found += _tensor_facts(path, eager.elementwise().get(path), compiled.elementwise().get(path))
-    unlike = (eager.requires_grad ^ compiled.requires_grad) - eager.unfollowed - compiled.unfollowed
-    for path in sorted(unlike):
+    unequal = (eager.requires_grad ^ compiled.requires_grad) - eager.unfollowed - compiled.unfollowed
+    for path in sorted(unequal):
         follows = path in eager.requires_grad
         found.append(
             Difference(path=path, problem="requires_grad", eager=str(follows), compiled=str(not follows))
@@ -44,7 +44,7 @@ def structural(eager: Outcome, compiled: Outcome) -> list[Difference]:
 
 
 def _kinds(outcome: Outcome) -> dict[str, str]:
-    """The types of what was returned, and of what the user observes."""
+    """Return the types of the outputs, and of what the user's `observe` returns, by path."""
     observed = {path: kind for path, kind in outcome.state.kinds.items() if path.startswith("observed")}
     return outcome.outputs.kinds | observed
 
@@ -74,7 +74,7 @@ def _presence(path: str, mine: torch.Tensor | None, theirs: torch.Tensor | None)
 
 
 def _missing_gradients(eager: Outcome, compiled: Outcome) -> list[Difference]:
-    """Gradients that one side lacks; AOTAutograd may give zeros where eager gives None."""
+    """Return the gradients that only one side has; AOTAutograd may give zeros where eager gives None."""
     found = []
     one, other = eager.differentiated(), compiled.differentiated()
     for path in _paths(one, other):
@@ -90,18 +90,20 @@ def plain_values(eager: Outcome, compiled: Outcome) -> list[Difference]:
     """Return the numbers, strings and other plain values that are unequal."""
     one, other = eager.plain(), compiled.plain()
     return [
-        Difference(path=path, problem="value", eager=_told(path, one), compiled=_told(path, other))
+        Difference(
+            path=path, problem="value", eager=_value_text(path, one), compiled=_value_text(path, other)
+        )
         for path in _paths(one, other)
         if path not in one or path not in other or _unequal(one[path], other[path])
     ]
 
 
-def _told(path: str, values: dict[str, Any]) -> str:
+def _value_text(path: str, values: dict[str, Any]) -> str:
     return repr(values[path]) if path in values else "absent"
 
 
 def _unequal(mine: Any, theirs: Any) -> bool:
-    """Whether two plain values differ; what can't tell, such as a list with arrays of objects, does not."""
+    """Whether two plain values differ; False if comparing them raises, as for lists of object arrays."""
     try:
         return bool(mine != theirs)
     except (TypeError, ValueError, RuntimeError):
@@ -109,7 +111,7 @@ def _unequal(mine: Any, theirs: Any) -> bool:
 
 
 def generators(eager: Outcome, compiled: Outcome) -> list[Difference]:
-    """Random generators that the two calls left in different states."""
+    """Return a difference for each random generator that the two calls left in different states."""
     if eager.random is None or compiled.random is None:
         return []
     unequal = eager.random.unequal(compiled.random)

@@ -1,4 +1,7 @@
-"""Two outcomes held against each other: what differs, and whether rounding explains it."""
+"""Judges two outcomes: finds what differs, and decides whether rounding explains it.
+
+Differences are returned and never raised.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,14 @@ import functools
 
 import torch
 
-from pytest_torchcompile.comparing.measure import Flipped, Measured, Pattern, Tolerance, same_pattern
-from pytest_torchcompile.comparing.nonfinite import Reference, hidden
+from pytest_torchcompile.comparing.measure import (
+    Flipped,
+    Measured,
+    NonfiniteMask,
+    Tolerance,
+    nonfinite_mismatch,
+)
+from pytest_torchcompile.comparing.nonfinite import Reference, hidden_nonfinite
 from pytest_torchcompile.comparing.references import References
 from pytest_torchcompile.comparing.rounding import Floor, flipped_rows, flips_a_choice
 from pytest_torchcompile.comparing.structure import generators, plain_values, structural
@@ -16,22 +25,23 @@ from pytest_torchcompile.policies.calls import Outcome
 from pytest_torchcompile.results import Difference
 
 CANCELS = 4 * torch.finfo(torch.float32).eps
-"""What is small because larger numbers cancelled may differ by this share of the largest of them."""
+"""A small sum of larger numbers that cancel may differ by this share of the largest of them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """What comparing one example concluded.
+    """The result of comparing one example.
 
     Args:
-        differences: what differs beyond what rounding explains, worst first; empty if nothing does.
-        worst: the worst of `differences`; else what came closest to its tolerance without exceeding it.
+        differences: the differences that rounding does not explain, the worst first.
+        worst: the first of `differences`; if there is none, the difference closest to its tolerance among
+            those within it.
         largest: the largest difference in units of its tolerance, whether rounding explains it or not.
-        rounding: whether something exceeded the tolerance and rounding explains it.
-        ill_conditioned: paths whose floor was so high that little could be concluded.
-        undecided: paths that exceed the tolerance and of which it can't be told whether rounding explains it.
-        finite: paths with a finite element compared.
-        nonzero: gradients with an element that is not zero.
+        rounding: whether something exceeded the tolerance and rounding explains all of it.
+        ill_conditioned: paths whose rounding floor is too high to conclude much.
+        undecided: paths that exceed the tolerance and for which no reference could be computed.
+        finite: paths of tensors with a finite element.
+        nonzero: paths of gradients with an element that is not zero.
     """
 
     differences: tuple[Difference, ...] = ()
@@ -56,16 +66,18 @@ def judge(
     """Compare everything that two calls left behind.
 
     Args:
-        eager: the reference.
-        compiled: the candidate.
-        tolerance: what is allowed.
-        references: what eager can be asked about a difference; None to ask nothing.
-        finite_inputs: whether the inputs were finite; integers computed from a NaN mean nothing.
-        small: whether tensors that are small throughout have to be right to a share of their own size.
+        eager: the outcome of the eager call.
+        compiled: the outcome of the compiled call.
+        tolerance: the allowed differences.
+        references: computes the rounding floor and the float64 reference if something differs; None reports
+            every difference above the tolerance.
+        finite_inputs: whether the inputs were finite. If not, integers and plain values are not compared,
+            because integers computed from a NaN are undefined.
+        small: whether a tensor whose largest element is small is compared relative to that element.
     """
-    unlike = structural(eager, compiled)
-    if unlike:
-        return Judgement(differences=tuple(unlike), worst=unlike[0], largest=unlike[0])
+    structure = structural(eager, compiled)
+    if structure:
+        return Judgement(differences=tuple(structure), worst=structure[0], largest=structure[0])
     measured = _measured(
         *(eager, compiled, tolerance),
         finite_inputs=finite_inputs,
@@ -74,11 +86,11 @@ def judge(
     )
     exceeding = [m for m in measured if m.exceeds]
     plain = plain_values(eager, compiled) if finite_inputs else []
-    explained = _Explained(differences=[*plain, *filter(None, (m.beyond(None) for m in exceeding))])
+    explained = _Explained(differences=[*plain, *filter(None, (m.unexplained(None) for m in exceeding))])
     if (exceeding or plain) and references is not None:
         explained = _explain(eager, compiled, exceeding, plain, references)
     differences = [*generators(eager, compiled), *explained.differences]
-    # What rounding explains would be an alarming figure to show, and no measure of what was found.
+    # A difference that rounding explains is not shown as the worst one: it may be large, and it is correct.
     closest = max((m for m in measured if not m.exceeds), key=lambda m: m.ratio, default=None)
     worst = closest.difference() if closest else None
     differences.sort(key=_severity, reverse=True)
@@ -101,12 +113,12 @@ def judge(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Explained:
-    """What is left of the differences once rounding has been asked.
+    """The differences that remain after those that rounding explains are removed.
 
     Args:
-        differences: what rounding does not explain.
-        undecided: paths of which neither the floor nor float64 knows anything.
-        floor: the rounding floor, if it was asked for.
+        differences: the differences that rounding does not explain.
+        undecided: paths that neither the rounding floor nor the float64 reference covers.
+        floor: the rounding floor; None if it was not computed.
     """
 
     differences: list[Difference]
@@ -121,7 +133,7 @@ def _explain(
     plain: list[Difference],
     references: References,
 ) -> _Explained:
-    """Ask the rounding floor, and where it knows nothing float64."""
+    """Remove the differences that the rounding floor explains; where it has no value, use float64."""
     paths = {m.path for m in exceeding}
     flipped = functools.partial(flipped_rows, eager, compiled)
     floor = Floor()
@@ -129,7 +141,7 @@ def _explain(
 
     def unexplained(floor: Floor) -> list[Difference]:
         found = [d for d in plain if d.path not in floor.plain]
-        return found + list(filter(None, (m.beyond(floor, flipped) for m in exceeding)))
+        return found + list(filter(None, (m.unexplained(floor, flipped) for m in exceeding)))
 
     for floor in references.floors(paths):
         differences = unexplained(floor)
@@ -151,37 +163,44 @@ def _without_floor(
     references: References,
     flipped: Flipped,
 ) -> _Explained:
-    """Let float64 decide of what the floor knows nothing, and the size of its operands of what is small."""
+    """Decide the differences that the floor leaves.
+
+    The float64 reference decides the elements that the floor does not cover. The size of the operands decides
+    small tensors.
+    """
     left = {d.path for d in differences}
     small = [m for m in exceeding if m.is_small and m.path in left]
     operands = references.operands([m.path for m in small]) if small else {}
     cancelled = {m.path for m in small if m.within(CANCELS * operands.get(m.path, 0.0))}
     differences = [d for d in differences if d.path not in cancelled]
-    blind = {m.path: where for m in exceeding if (where := m.blind(floor)) is not None}
-    blind = {path: where for path, where in blind.items() if path in left - cancelled}
-    if not blind:
+    not_covered = {m.path: where for m in exceeding if (where := m.not_covered(floor)) is not None}
+    not_covered = {path: where for path, where in not_covered.items() if path in left - cancelled}
+    if not not_covered:
         return _Explained(differences=differences, floor=floor)
     reference = references.reference()
     values = {} if reference is None else reference.elementwise() | reference.differentiated()
-    decided: list[Difference] = [d for d in differences if d.path not in blind]
+    decided: list[Difference] = [d for d in differences if d.path not in not_covered]
     undecided: list[str] = []
     for m in exceeding:
-        if m.path not in blind:
+        if m.path not in not_covered:
             continue
-        seen = m.beyond(floor, flipped, where=~blind[m.path])
+        seen = m.unexplained(floor, flipped, where=~not_covered[m.path])
         if seen is not None:
             decided.append(seen)
         elif m.path not in values or values[m.path].dtype != torch.float64:
             undecided.append(m.path)
         else:
-            decided += filter(None, [m.farther(values[m.path], blind[m.path])])
+            decided += filter(None, [m.farther_from_float64(values[m.path], not_covered[m.path])])
     return _Explained(differences=decided, undecided=tuple(undecided), floor=floor)
 
 
 def _largest(
     exceeding: list[Measured], differences: list[Difference], floor: Floor | None
 ) -> Difference | None:
-    """What exceeds its tolerance most, None if nothing does; what is no number is larger than any."""
+    """Return the difference that exceeds its tolerance most; None if none does.
+
+    Differences other than of values, such as a NaN or a shape, count as the largest.
+    """
     if differences and differences[0].problem != "values":
         return differences[0]
     largest = max(exceeding, key=lambda m: m.ratio, default=None)
@@ -191,10 +210,7 @@ def _largest(
     return dataclasses.replace(largest.difference(), floor=None if moved is None else moved.whole)
 
 
-# --- what is not numbers --------------------------------------------------------------------------
-
-
-# --- numbers --------------------------------------------------------------------------------------
+# --- measuring ------------------------------------------------------------------------------------
 
 
 def _measured(
@@ -206,22 +222,22 @@ def _measured(
     small: bool,
     reference: Reference,
 ) -> list[Measured]:
-    """All tensors of the two outcomes measured.
+    """Return the measurement of each tensor of the two outcomes.
 
-    With a NaN or an infinity among the inputs, compiled must not hide what eager and float64 have.
-    Gradients are then left out if the outputs aren't finite: which of several NaN max-pooling takes, or
-    whether a backward passes one on, is nobody's business.
+    If the inputs have a NaN or an infinity, only those NaN and infinities count that eager and float64 have
+    and compiled lacks. Gradients are then compared only if the outputs are finite: which of several NaN
+    max-pooling selects, or whether a backward propagates one, is not specified.
     """
     mine, theirs = eager.elementwise(), compiled.elementwise()
 
-    def pattern(path: str) -> Pattern:
+    def nonfinite_mask(path: str) -> NonfiniteMask:
         if finite_inputs:
-            return same_pattern
+            return nonfinite_mismatch
         exact = path in eager.outputs.tensors or path in eager.inputs.tensors
-        return hidden(path, reference, loosely=not exact)
+        return hidden_nonfinite(path, reference, loosely=not exact)
 
     measured = [
-        Measured(path, mine[path], theirs[path], tolerance, small=small, pattern=pattern(path))
+        Measured(path, mine[path], theirs[path], tolerance, small=small, nonfinite_mask=nonfinite_mask(path))
         for path in mine
     ]
     if finite_inputs or all(bool(torch.isfinite(t).all()) for t in eager.outputs.tensors.values()):
@@ -231,7 +247,7 @@ def _measured(
                 *(path, mine[path], theirs[path], tolerance),
                 per_tensor=True,
                 small=small,
-                pattern=pattern(path),
+                nonfinite_mask=nonfinite_mask(path),
             )
             for path in mine
             if path in theirs

@@ -1,4 +1,4 @@
-"""A recipe as a line that a person can read."""
+"""Describes a recipe in one line for reports."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from pytest_torchcompile.specs.spaces import Spec
 
 
 def describe(tree: Any, recipe: Recipe) -> str:
-    """One line: ``batch 1; observation: zeros, [0, 3, 1, 2] = -6.0``."""
+    """Return a line such as ``batch 1; observation: zeros, [0, 3, 1, 2] = -6.0``."""
     parts = [f"batch {recipe.batch}"] + ([f"T = {recipe.time}"] if uses_time(tree) else [])
     inputs = leaves(tree, recipe)
     for (path, spec), fill in zip(trees.leaves(tree), recipe.fills, strict=True):
         if not isinstance(spec, spaces.Constant):
-            told = _describe_leaf(spec, fill, inputs[path])
-            parts.append(f"{trees.dotted(path) or 'observation'}: {told}")
+            content = _describe_leaf(spec, fill, inputs[path])
+            parts.append(f"{trees.dotted(path) or 'observation'}: {content}")
     names = [trees.dotted(path) for path, _ in trees.leaves(tree)]
     for group in equal_specs(tree) if recipe.shared else ():
         parts.append(f"{' and '.join(names[leaf] for leaf in group)} are {recipe.shared}")

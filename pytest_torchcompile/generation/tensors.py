@@ -1,4 +1,8 @@
-"""Recipes to tensors, in microseconds, and to a line that a person can read."""
+"""Makes the tensors that a recipe describes.
+
+The same recipe always gives the same values. Thousands of examples are made, so this has to be fast; numpy
+draws the values.
+"""
 
 from __future__ import annotations
 
@@ -24,11 +28,11 @@ Path = tuple[Any, ...]
 
 
 def require_drawable(tree: Any) -> None:
-    """Return if every leaf can be drawn.
+    """Raise if a leaf of the tree cannot be drawn.
 
     Raises:
-        UsageError: for a `LegalAction` whose mask is not among the inputs, an unknown dtype, bounds
-            that don't fit the shape.
+        UsageError: if the mask of a `LegalAction` is not a `LegalMask` among the inputs, a dtype is unknown,
+            or bounds do not fit the shape.
     """
     for path, spec in trees.leaves(tree):
         if isinstance(spec, spaces.LegalAction):
@@ -47,7 +51,11 @@ def require_drawable(tree: Any) -> None:
 
 
 def torch_dtype(dtype: Any) -> torch.dtype:
-    """The torch dtype that `dtype` names: a torch or numpy dtype, or a name such as ``'float32'``."""
+    """Return the torch dtype for a torch dtype, a numpy dtype, or a name such as ``'float32'``.
+
+    Raises:
+        UsageError: if torch has no such dtype.
+    """
     if isinstance(dtype, torch.dtype):
         return dtype
     name = dtype if isinstance(dtype, str) else np.dtype(dtype).name
@@ -58,7 +66,7 @@ def torch_dtype(dtype: Any) -> torch.dtype:
 
 
 def build(tree: Any, recipe: Recipe) -> Any:
-    """The inputs of a recipe: new tensors, nested like `tree`, equal each time.
+    """Return the inputs of a recipe: new tensors, nested like `tree`.
 
     Raises:
         UsageError: if the function of a `Wrapped` raises.
@@ -69,12 +77,12 @@ def build(tree: Any, recipe: Recipe) -> Any:
 def leaves(
     tree: Any, recipe: Recipe, of: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor
 ) -> dict[Path, Any]:
-    """The tensors of a recipe by path, new each time; constants are values of any type.
+    """Return the inputs of a recipe by path: new tensors, and constants of any type.
 
     Args:
         tree: the specs.
-        recipe: what to fill them with, and how they lie in memory.
-        of: applied to each tensor before it is laid out, so that it can't undo that.
+        recipe: the contents of the tensors, and their memory layouts.
+        of: converts each tensor before its memory layout is set, so that the layout is kept.
     """
     specs = dict(trees.leaves(tree))
     fills = dict(zip(specs, recipe.fills, strict=True))
@@ -84,8 +92,8 @@ def leaves(
             value = copy_constant(spec.value)
             values[path] = of(value) if isinstance(value, torch.Tensor) else value
         elif not isinstance(spec, spaces.LegalAction):
-            tensor = of(_drawn(spec, fills[path], recipe))
-            values[path] = _laid_out(tensor, fills[path].layout, getattr(spec, "batch_dim", 0))
+            tensor = of(_content(spec, fills[path], recipe))
+            values[path] = _in_layout(tensor, fills[path].layout, getattr(spec, "batch_dim", 0))
     for group in equal_specs(tree) if recipe.shared else ():
         _share(values, [[*specs][leaf] for leaf in group], recipe.shared)
     for path, spec in specs.items():
@@ -96,22 +104,22 @@ def leaves(
     return {path: values[path] for path in specs}
 
 
-def _drawn(spec: Spec, fill: Fill, recipe: Recipe) -> torch.Tensor:
-    """The content of one tensor, contiguous."""
+def _content(spec: Spec, fill: Fill, recipe: Recipe) -> torch.Tensor:
+    """Return one tensor with its values, contiguous."""
     array = _array(spec, fill, recipe.batch, recipe.time)
     dtype = torch.uint8 if isinstance(spec, spaces.Image) else torch_dtype(getattr(spec, "dtype", "int64"))
     return torch.from_numpy(array).to(dtype)
 
 
 def _share(values: dict[Path, Any], paths: list[Path], how: str) -> None:
-    """Have inputs with equal specs be one tensor, or views of one."""
+    """Replace inputs with equal specs by one tensor, or by views of one tensor."""
     tensor = values[paths[-1]]
     for path in paths[:-1]:
         values[path] = tensor if how == ONE_TENSOR else tensor.view_as(tensor)
 
 
 def is_finite(tree: Any, recipe: Recipe) -> bool:
-    """Whether no input holds a NaN or an infinity; only edits put one there, or a constant."""
+    """Whether no input has a NaN or an infinity; only edits and constants can have one."""
     edits = all(math.isfinite(value) for fill in recipe.fills for _, value in fill.edits)
     constants = (spec.value for _, spec in trees.leaves(tree) if isinstance(spec, spaces.Constant))
     return edits and all(
@@ -122,7 +130,7 @@ def is_finite(tree: Any, recipe: Recipe) -> bool:
 
 
 def copy_constant(value: Any) -> Any:
-    """A constant, tensors and arrays inside it copied, so that no call can change the user's own."""
+    """Return a copy of a tensor or array, so that no call can change the user's; other values unchanged."""
     if isinstance(value, torch.Tensor):
         return value.detach().clone().requires_grad_(value.requires_grad)
     if isinstance(value, np.ndarray):
@@ -131,7 +139,7 @@ def copy_constant(value: Any) -> Any:
 
 
 def _array(spec: Spec, fill: Fill, batch: int, time: int) -> np.ndarray[Any, Any]:
-    """The values of one tensor in the dtype they are drawn in."""
+    """Return the values of one tensor, in the dtype in which they are drawn."""
     generator = np.random.default_rng(fill.seed)
     sampled = _sample(spec, generator, batch, time, fill.scale)
     flat = sampled.reshape(-1)
@@ -140,14 +148,14 @@ def _array(spec: Spec, fill: Fill, batch: int, time: int) -> np.ndarray[Any, Any
         flat = rest.astype(sampled.dtype).reshape(-1)
         flat[fill.start : fill.stop] = bulk[fill.start : fill.stop]
     for index, value in fill.edits:
-        flat[index] = _admitted(spec, value, index, sampled.shape)
-    return _consistent(spec, flat.reshape(sampled.shape), generator)
+        flat[index] = _to_valid_value(spec, value, index, sampled.shape)
+    return _with_valid_rows(spec, flat.reshape(sampled.shape), generator)
 
 
 def _sample(
     spec: Spec, generator: np.random.Generator, batch: int, time: int, scale: float
 ) -> np.ndarray[Any, Any]:
-    """Bulk values; a longer tensor of the same seed starts with the same ones."""
+    """Return the random values; a larger batch of the same seed starts with the same ones."""
     shape = shape_of(spec, batch, time)
     match spec:
         case spaces.Box():
@@ -166,7 +174,7 @@ def _sample(
         case spaces.OneHot():
             return np.eye(spec.n, dtype=np.float32)[generator.integers(0, spec.n, shape[0])]
         case spaces.LegalMask():
-            # How much is legal differs by row, from nearly nothing to nearly all.
+            # The share of legal actions varies between rows, from almost none to almost all.
             legal = generator.random((shape[0], 1)) ** 2
             return generator.random(shape) < legal
         case spaces.MultiBinary() | spaces.Flag():
@@ -178,7 +186,7 @@ def _sample(
 def _sample_integers(
     spec: spaces.Box, generator: np.random.Generator, shape: tuple[int, ...], scale: float
 ) -> np.ndarray[Any, Any]:
-    """Uniform between the bounds; without them, up to `scale` to both sides as far as the dtype goes."""
+    """Return uniform integers between the bounds; without bounds, from -`scale` to `scale` in the dtype."""
     dtype = torch_dtype(spec.dtype)
     limits = (0, 1) if dtype == torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
     least, most = max(-int(scale), limits[0]), min(int(scale), limits[1])
@@ -192,7 +200,7 @@ def _sample_integers(
 def _sample_floats(
     spec: spaces.Box, generator: np.random.Generator, shape: tuple[int, ...], scale: float
 ) -> np.ndarray[Any, Any]:
-    """Uniform between two bounds, normal with deviation `scale` beside one or none."""
+    """Return floats: uniform between two bounds; with one bound or none, normal with deviation `scale`."""
     dtype = torch_dtype(spec.dtype)
     wide = np.float64 if dtype == torch.float64 else np.float32
     lower: np.ndarray[Any, Any] = np.asarray(-np.inf if spec.low is None else spec.low, np.float64)
@@ -211,14 +219,21 @@ def _sample_floats(
 
 
 def _clipped(spec: spaces.Box, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """`array` within the bounds, which are rounded inwards to its dtype."""
+    """Return `array` clipped to the bounds, in its own dtype."""
     if spec.low is not None or spec.high is not None:
         array = np.clip(array, spec.low, spec.high).astype(array.dtype)
     return array
 
 
 def simplest(spec: Spec, shape: tuple[int, ...], rest: float = 0.0) -> np.ndarray[Any, Any]:
-    """What elements are that neither the bulk nor an edit has set: `rest`, or what comes nearest."""
+    """Return the values of elements that are neither random nor edited.
+
+    Args:
+        spec: the spec of the tensor.
+        shape: the shape with the batch.
+        rest: the value for a `Box` (clipped to its bounds), an `Image`, a `MultiBinary` and a `Flag`. The
+            other specs have a fixed value.
+    """
     match spec:
         case spaces.Box():
             return np.asarray(_clipped(spec, np.full(shape, rest, np.float64)))
@@ -234,11 +249,11 @@ def simplest(spec: Spec, shape: tuple[int, ...], rest: float = 0.0) -> np.ndarra
             return np.zeros(shape)
 
 
-def _admitted(spec: Spec, value: float, index: int, shape: tuple[int, ...]) -> float:
-    """An edit's value made one that the spec admits."""
+def _to_valid_value(spec: Spec, value: float, index: int, shape: tuple[int, ...]) -> float:
+    """Return the value of an edit, converted to one that is valid for the spec."""
     match spec:
         case spaces.Box():
-            return _within(spec, value, index, shape[1:])
+            return _clip_to_bounds(spec, value, index, shape[1:])
         case spaces.Discrete():
             return spec.start + int(value) % spec.n
         case spaces.MultiDiscrete():
@@ -253,8 +268,8 @@ def _admitted(spec: Spec, value: float, index: int, shape: tuple[int, ...]) -> f
             return int(value) % 2
 
 
-def _within(spec: spaces.Box, value: float, index: int, row: tuple[int, ...]) -> float:
-    """`value` within the bounds at a flat index into the batch; for a NaN that they keep out, 0."""
+def _clip_to_bounds(spec: spaces.Box, value: float, index: int, row: tuple[int, ...]) -> float:
+    """Return `value` clipped to the bounds at a flat index; a NaN with a finite bound counts as 0."""
     if spec.low is None and spec.high is None:
         return value
     low = -math.inf if spec.low is None else _bound_at(spec.low, index, row)
@@ -265,15 +280,15 @@ def _within(spec: spaces.Box, value: float, index: int, row: tuple[int, ...]) ->
 
 
 def _bound_at(bound: Any, index: int, row: tuple[int, ...]) -> float:
-    """A bound, a number or an array that broadcasts to a row, at a flat index into the batch."""
+    """Return the bound at a flat index into the batch; `bound` is a number or broadcasts to a row."""
     values = np.broadcast_to(np.asarray(bound), row).reshape(-1)
     return float(values[index % len(values)])
 
 
-def _consistent(
+def _with_valid_rows(
     spec: Spec, array: np.ndarray[Any, Any], generator: np.random.Generator
 ) -> np.ndarray[Any, Any]:
-    """`array` with whole rows repaired: one legal action at least, exactly one 1."""
+    """Return `array` with valid rows: at least one legal action in a mask, exactly one 1 in a one-hot row."""
     if isinstance(spec, spaces.LegalMask):
         rows = np.flatnonzero(~array.any(axis=1))
         array[rows, generator.integers(0, spec.n, len(rows))] = True
@@ -283,7 +298,7 @@ def _consistent(
 
 
 def _legal_action(mask: Any, fill: Fill, spec: spaces.LegalAction) -> torch.Tensor:
-    """For each row an action that its mask allows; the first legal one outside the bulk's window."""
+    """Return a legal action for each row: a random one in the random range, the first legal one elsewhere."""
     legal = torch.as_tensor(mask) != 0
     if legal.dim() != 2 or not bool(legal.any(dim=1).all()):
         raise UsageError(
@@ -302,10 +317,10 @@ def _legal_action(mask: Any, fill: Fill, spec: spaces.LegalAction) -> torch.Tens
     return torch.from_numpy(actions)
 
 
-def _laid_out(tensor: torch.Tensor, layout: str, batch_dim: int = 0) -> torch.Tensor:
-    """`tensor` in another memory layout, with the same values; `expanded` repeats its first row.
+def _in_layout(tensor: torch.Tensor, layout: str, batch_dim: int = 0) -> torch.Tensor:
+    """Return `tensor` in another memory layout with the same values; ``expanded`` repeats its first row.
 
-    A layout that needs more dimensions changes nothing.
+    A layout that needs more dimensions returns `tensor`.
     """
     dims = tensor.dim()
     match layout:

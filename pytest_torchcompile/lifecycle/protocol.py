@@ -14,7 +14,7 @@ from pytest_torchcompile import internals
 from pytest_torchcompile.checking.freshness import FROZEN, frozen
 from pytest_torchcompile.checking.known_causes import rounding_causes
 from pytest_torchcompile.checking.pair import Pair
-from pytest_torchcompile.checking.stops import Stop, require_compiled, unless_found
+from pytest_torchcompile.checking.stops import Stop, require_compiled, suppress_stop_if_found
 from pytest_torchcompile.errors import CompileFailed, UsageError
 from pytest_torchcompile.generation import recipes
 from pytest_torchcompile.generation.recipes import Recipe
@@ -116,7 +116,7 @@ class LifecycleProtocol:
                     self._sampling.append(pair)
             if name in self._sides.learning:
                 self._try_learning(name, pair, recipe)
-            pair.drop_other_draws()
+            pair.drop_deployed_code_that_draws()
 
     def _try_learning(self, name: str, pair: Pair, recipe: Recipe) -> None:
         """Find out whether a method learns.
@@ -165,7 +165,7 @@ class LifecycleProtocol:
 
     def _search(self, first: StoryFailure | None, known: Story, name: str) -> StoryFailure | None:
         """Search with Hypothesis for a story that fails, or for a shorter one than `first`."""
-        shortest = None if first is None else unless_found([first], lambda: self._shortest(first))
+        shortest = None if first is None else suppress_stop_if_found([first], lambda: self._shortest(first))
         if shortest is not None:
             return shortest
         failures = [] if first is None else [first]
@@ -180,7 +180,7 @@ class LifecycleProtocol:
         def fails(story: Story) -> bool:
             if self._out_of_budget():
                 return False
-            failure = unless_found(failures, lambda: self._trial(story))
+            failure = suppress_stop_if_found(failures, lambda: self._trial(story))
             if failure is not None:
                 failures.append(failure)
             return failure is not None
@@ -195,7 +195,7 @@ class LifecycleProtocol:
         )
         if replayed or not failures:
             return failures[-1] if failures else None
-        again = unless_found(failures, lambda: self._trial(failures[0].story))
+        again = suppress_stop_if_found(failures, lambda: self._trial(failures[0].story))
         return again or dataclasses.replace(failures[0], replayed=False)
 
     def _shortest(self, failure: StoryFailure) -> StoryFailure | None:

@@ -1,9 +1,9 @@
-"""Two reports held against each other: what got worse, by how much, and how sure that is.
+"""Compare two reports: which figures got worse, by how much, and with what certainty.
 
-Times are compared as ratios that were measured within one run, which survive another machine's pace. What
-is estimated has an interval; the interval of a change is made of those of both sides (MOVER: Zou and
-Donner 2008, "Construction of confidence limits about effect measures"). A change counts only if all of
-its interval lies beyond the threshold, so that size and evidence both clear it.
+Speed is compared as the ratio of two times of one run, because absolute times depend on the machine.
+Estimated figures have a confidence interval. The interval of a change is computed from those of both reports
+(MOVER: Zou and Donner 2008, "Construction of confidence limits about effect measures"). A change counts only
+if its whole interval lies beyond the threshold.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from pytest_torchcompile.reports.metrics import LEAST_VALUE, METRICS, Estimate
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Change:
-    """One figure of a case, then and now.
+    """One figure of a case in the baseline and in the newer report.
 
     Args:
-        metric: see `METRICS`.
-        base: of the baseline.
-        head: of the newer report.
-        worse: how many times worse it is; of a count, by how much it grew.
-        at_least: the lower end of the interval of `worse`; less where further evidence says less.
+        metric: a key of `METRICS`.
+        base: the estimate in the baseline.
+        head: the estimate in the newer report.
+        worse: the factor by which the figure got worse; for a count, by how much it grew.
+        at_least: the lower end of the interval of `worse`, lowered further if another measurement shows a
+            smaller change.
     """
 
     metric: str
@@ -38,7 +39,7 @@ class Change:
     at_least: float
 
     def exceeds(self, threshold: float) -> bool:
-        """Whether it got worse by more than `threshold`, beyond doubt."""
+        """Whether the figure got worse by more than `threshold`, with its whole interval."""
         if METRICS[self.metric].counted:
             return self.worse > threshold
         return self.at_least > 1 + threshold
@@ -55,19 +56,19 @@ class Change:
 
 
 VERDICT = "verdict"
-"""What is always compared, and has no threshold; a rule of this name compares nothing else."""
+"""The name of the rule for the verdict, which is always compared and has no threshold."""
 
 Rules = Mapping[str, float]
-"""Thresholds by metric: 0.1 for 10 %; of a count, how many more are allowed. 0 for `VERDICT`."""
+"""Thresholds by metric: 0.1 for 10 %; for a count, how many more are allowed; 0 for `VERDICT`."""
 
 DEFAULT_RULES: Rules = {name: metric.default for name, metric in METRICS.items()}
 
 
 def rules_of(texts: Iterable[str], source: str) -> Rules:
-    """What ``speedup:10%`` and the like say; several in a text are separated by commas or spaces.
+    """Parse rules such as ``speedup:10%``; commas or spaces separate several rules in one text.
 
     Raises:
-        UsageError: naming `source`, for an unknown metric or a threshold that is none.
+        UsageError: if a metric is unknown or a threshold is invalid; the message names `source`.
     """
     rules: dict[str, float] = {}
     for rule in (rule for text in texts for rule in text.replace(",", " ").split()):
@@ -95,14 +96,14 @@ def _threshold(name: str, text: str, source: str) -> float:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A case held against its baseline.
+    """A case compared with its baseline.
 
     Args:
-        id: of the case.
-        base: then.
-        head: now.
+        id: the id of the case.
+        base: the case in the baseline.
+        head: the case in the newer report.
         changes: the figures that could be compared, by metric.
-        reasons: why the others could not.
+        reasons: why each of the other figures could not be compared, by metric.
         circumstances: what else changed: torch, processor, threads, backend.
     """
 
@@ -115,11 +116,11 @@ class Comparison:
 
     @property
     def verdict_got_worse(self) -> bool:
-        """Whether the verdict is a worse one, by `Verdict.severity`."""
+        """Whether the verdict got worse, by `Verdict.severity`."""
         return self.head.result.verdict.severity > self.base.result.verdict.severity
 
     def regressions(self, rules: Rules) -> dict[str, str]:
-        """A sentence if the verdict got worse, and for each figure that did by more than a rule allows."""
+        """Return a sentence, by metric, for a worse verdict and each figure that exceeds its rule."""
         also = f"; also changed: {', '.join(self.circumstances)}" if self.circumstances else ""
         found = {
             metric: f"{self.changes[metric]}, allowed {_allowed(metric, threshold)}{also}"
@@ -136,23 +137,27 @@ def _allowed(metric: str, threshold: float) -> str:
     return f"{threshold:.0f} more" if METRICS[metric].counted else f"{threshold:.0%}"
 
 
-_TIMED = ("processor", "cpus", "accelerator", "system", "threads")
-_NAMED = ("torch", "python")
+_MACHINE = ("processor", "cpus", "accelerator", "system", "threads")
+_VERSIONS = ("torch", "python")
 
 
 def compare_case(base: Case, head: Case) -> Comparison:
-    """Two reports of one case held against each other."""
-    forbidding = [_said(name, *_pair(name, base, head)) for name in _TIMED if _differs(name, base, head)]
-    backend = [_said("backend", base.result.backend, head.result.backend)]
+    """Compare two reports of one case."""
+    machine = [
+        _change_text(name, *_pair(name, base, head)) for name in _MACHINE if _differs(name, base, head)
+    ]
+    backend = [_change_text("backend", base.result.backend, head.result.backend)]
     backend = backend if base.result.backend != head.result.backend else []
-    named = [_said(name, *_pair(name, base, head)) for name in _NAMED if _differs(name, base, head)]
+    versions = [
+        _change_text(name, *_pair(name, base, head)) for name in _VERSIONS if _differs(name, base, head)
+    ]
     changes: dict[str, Change] = {}
     reasons: dict[str, str] = {}
     for name, metric in METRICS.items():
-        unlike = backend + (forbidding if metric.timed else [])
+        obstacles = backend + (machine if metric.timed else [])
         if name == "compile-time" and _cached(base) != _cached(head):
-            unlike.append("one of them took graphs from inductor's cache")
-        found = ", ".join(unlike) or _change(name, base, head)
+            obstacles.append("one of them took graphs from inductor's cache")
+        found = ", ".join(obstacles) or _change(name, base, head)
         if isinstance(found, Change):
             changes[name] = found
         else:
@@ -163,7 +168,7 @@ def compare_case(base: Case, head: Case) -> Comparison:
         head=head,
         changes=changes,
         reasons=reasons,
-        circumstances=(*named, *backend, *forbidding),
+        circumstances=(*versions, *backend, *machine),
     )
 
 
@@ -173,7 +178,7 @@ def _cached(case: Case) -> bool:
 
 def _pair(name: str, base: Case, head: Case) -> tuple[object, object]:
     if name == "threads" and base.speedup and head.speedup:
-        # Those of the timing, which the case may have set for itself.
+        # The case may set the number of threads for its timing.
         return base.speedup[name], head.speedup[name]
     return base.machine[name], head.machine[name]
 
@@ -183,7 +188,7 @@ def _differs(name: str, base: Case, head: Case) -> bool:
     return one != two
 
 
-def _said(name: str, base: object, head: object) -> str:
+def _change_text(name: str, base: object, head: object) -> str:
     return f"{name} {base or 'none'} -> {head or 'none'}"
 
 
@@ -199,19 +204,19 @@ def _change(name: str, base: Case, head: Case) -> Change | str:
     else:
         worse, at_least = _worse(then, now, higher_is_better=metric.higher_is_better)
         if name == "speedup":
-            at_least = min(at_least, _quiet(base) / _quiet(head))
+            at_least = min(at_least, _quiet_speedup(base) / _quiet_speedup(head))
         if now.value - then.value < metric.least and not metric.higher_is_better:
             at_least = min(at_least, 1.0)
     return Change(metric=name, base=then, head=now, worse=worse, at_least=at_least)
 
 
-def _quiet(case: Case) -> float:
-    """The speedup of the calls that the machine disturbed least: evidence of another kind."""
+def _quiet_speedup(case: Case) -> float:
+    """Return the speedup of the calls that the machine disturbed least."""
     return float(case.speedup["speedup_quiet"])
 
 
 def _worse(then: Estimate, now: Estimate, *, higher_is_better: bool) -> tuple[float, float]:
-    """How many times worse it is now, and the lower end of the interval of that."""
+    """Return the factor by which the figure got worse, and the lower end of the interval of that factor."""
     bad, good = (then, now) if higher_is_better else (now, then)
     worse = _log_ratio(bad.value, good.value)
     evidence = math.hypot(_log_ratio(bad.value, bad.low), _log_ratio(good.high, good.value))
@@ -226,7 +231,7 @@ def _log_ratio(one: float, other: float) -> float:
 
 
 class Baseline:
-    """The cases of a report, to be looked up by the cases of a newer one.
+    """The cases of a report, looked up for the cases of a newer report.
 
     Args:
         document: see `reports.document`.
@@ -238,25 +243,25 @@ class Baseline:
             self._cases.setdefault(case.id, []).append(case)
 
     def of(self, head: Case) -> Case | None:
-        """The baseline of `head`, the one of its machine if there are several; None if there is none."""
+        """Return the baseline of `head`, preferably from the same machine; None if there is none."""
         known = self._cases.get(head.id, [])
-        alike = [case for case in known if not any(_differs(name, case, head) for name in _TIMED)]
+        alike = [case for case in known if not any(_differs(name, case, head) for name in _MACHINE)]
         return next(iter(alike or known), None)
 
     def gone(self, heads: Iterable[Case]) -> list[str]:
-        """The ids of the cases that are not among `heads`."""
+        """Return the ids of the cases that are not among `heads`."""
         present = {head.id for head in heads}
         return [name for name in self._cases if name not in present]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reports:
-    """Two reports held against each other.
+    """The comparison of two reports.
 
     Args:
-        comparisons: of the cases that are in both.
-        added: ids of those that are only in the newer one.
-        gone: ids of those that are only in the baseline.
+        comparisons: one for each case that is in both.
+        added: ids of the cases that are only in the newer report.
+        gone: ids of the cases that are only in the baseline.
     """
 
     comparisons: tuple[Comparison, ...]
@@ -269,13 +274,13 @@ class Reports:
         return not (self.comparisons or self.added)
 
     def regressions(self, rules: Rules) -> dict[str, list[str]]:
-        """Sentences on what got worse by more than a rule allows, by case."""
+        """Return the sentences of `Comparison.regressions` by case; cases without one are left out."""
         found = {c.id: list(c.regressions(rules).values()) for c in self.comparisons}
         return {name: sentences for name, sentences in found.items() if sentences}
 
 
 def compare(base: Plain, head: Plain) -> Reports:
-    """Two documents held against each other, case by case."""
+    """Compare two documents case by case."""
     baseline, heads = Baseline(base), cases_of(head)
     pairs = [(baseline.of(case), case) for case in heads]
     return Reports(

@@ -1,4 +1,4 @@
-"""The figures of a case that two reports are compared by."""
+"""The figures by which two reports of a case are compared."""
 
 from __future__ import annotations
 
@@ -10,24 +10,26 @@ from pytest_torchcompile.reports.document import Case
 from pytest_torchcompile.results import Deviation
 
 QUANTILE = 0.9
-"""Of the examples' differences: the largest one hangs on a single example."""
-
+"""The quantile of the examples' differences that is compared; the maximum depends on a single example."""
 
 NORMAL_95 = 1.96
-
+"""The 97.5 % quantile of the standard normal distribution."""
 
 LEAST_SHARE = 0.01
-"""A difference below 1 % of its tolerance is no better than one of 1 %."""
-LEAST_VALUE = 1e-12
-"""No figure is compared as a smaller one; zero has no logarithm."""
+"""Smaller differences, in units of the tolerance, count as this one."""
+
 MOST_SHARE = 1e9
-"""Nor is one of more, up to infinity, worse than so many tolerances."""
+"""Larger differences, in units of the tolerance, count as this one; so does infinity."""
+
+LEAST_VALUE = 1e-12
+"""Smaller figures count as this one, because zero has no logarithm."""
+
 LEAST_COMPILE_S = 1.0
-"""A growth of the compile time by less is nothing that anybody waits for."""
+"""A smaller growth of the compile time, in seconds, does not count."""
 
 
 class Estimate(NamedTuple):
-    """A figure with its 95 % interval, which is empty for what is counted."""
+    """A figure with its 95 % interval; for an exact figure, both ends equal the value."""
 
     value: float
     low: float
@@ -49,14 +51,15 @@ def _compile_time(case: Case) -> Estimate | str:
 
 def _memory(case: Case) -> Estimate | str:
     size = case.speedup.get("compiled_peak_allocated_bytes")
-    # What a CPU's process grew by hangs on what ran in it before.
-    return _exactly(float(size)) if size else "only an accelerator tells what one case needs"
+    # The growth of a process on the CPU depends on what ran in it before.
+    return _exactly(float(size)) if size else "the memory of one case is measured only on an accelerator"
 
 
 def _difference(case: Case) -> Estimate | str:
-    """The 90th percentile of the examples' differences, in units of the tolerance.
+    """Return the 90th percentile of the examples' differences, in units of the tolerance.
 
-    Its interval lies between two of them: so many below a percentile is a matter of the binomial alone.
+    The ends of its interval are two of these differences: the number of examples below a percentile has a
+    binomial distribution, whatever the distribution of the differences is.
     """
     if not case.result.deviations:
         return "it has no record of its examples"
@@ -81,13 +84,13 @@ class Metric(NamedTuple):
     """A figure that can be compared.
 
     Args:
-        measure: the figure of a case, or why it has none.
-        default: the threshold where none is given.
-        counted: whether it is a count, whose threshold is a number and no percentage.
-        higher_is_better: of what is no count.
-        least: how much it must grow to count at all.
-        timed: whether another processor, accelerator or number of threads forbids to compare it.
-        show: as the reports show it.
+        measure: returns the figure of a case, or a sentence that says why it has none.
+        default: the threshold if the user gives none.
+        counted: whether the figure is a count, whose threshold is a number and not a percentage.
+        higher_is_better: whether a higher figure is better; ignored for counts.
+        least: smaller growth than this never counts.
+        timed: whether the figure is comparable only on the same processor, accelerator and number of threads.
+        show: formats the figure for reports.
     """
 
     measure: Callable[[Case], Estimate | str]
@@ -112,6 +115,4 @@ METRICS = {
     "compile-time": Metric(_compile_time, 0.5, least=LEAST_COMPILE_S, timed=True, show="{:.1f} s".format),
     "memory": Metric(_memory, 0.1, timed=True, show="{:,.0f} bytes".format),
 }
-
-
-"""What can be compared, by the name that ``--compile-fail-on`` takes."""
+"""The figures that can be compared, by the name that ``--compile-fail-on`` takes."""

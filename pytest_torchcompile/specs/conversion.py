@@ -1,4 +1,7 @@
-"""What a user writes for an input, as a tree of specs: shapes, spaces, dicts, functions, constants."""
+"""Converts what a user writes for an input to a tree of specs: shapes, spaces, dicts, functions, constants.
+
+It recognises the spaces of other libraries by their class names and imports none of these libraries.
+"""
 
 from __future__ import annotations
 
@@ -20,16 +23,16 @@ from pytest_torchcompile.specs.spaces import (
 
 
 def as_spec(value: Any, where: str = "observation") -> Any:
-    """`value` as a tree whose leaves are specs.
+    """Return `value` as a tree whose leaves are specs.
 
     Args:
-        value: a spec; a tuple of sizes (a `Box`); a dict, tuple or list of such, or one `Wrapped`; a
-            gymnasium or gym space; anything else is a constant, an empty tuple or dict too.
+        value: a spec, a `Wrapped`, a tuple of sizes (a `Box`), a gymnasium or gym space, or a dict, tuple or
+            list of these. Anything else is a `Constant`.
         where: names the input in messages.
 
     Raises:
-        UsageError: for a spec class that was not called, a function (they need the module, see
-            `resolve`) and a space of a kind that is not known.
+        UsageError: if `value` is a spec class that was not called, a function (see `resolve`, which has the
+            module), or an unknown kind of space.
 
     Example:
         >>> as_spec({"board": (46, 9, 9), "turn": Discrete(2)})["turn"]
@@ -70,10 +73,10 @@ def _is_shape(value: Any) -> bool:
 
 
 def resolve(value: Any, model: Any, where: str) -> Any:
-    """`value` as a tree of specs; a function is called with the built module first.
+    """Return `value` as a tree of specs; if it is a function, that of its result for the built module.
 
     Raises:
-        UsageError: if the function raises, or as `as_spec` does.
+        UsageError: if the function raises, or `as_spec` does.
     """
     if not isinstance(value, (type, Wrapped)) and callable(value) and not hasattr(value, "shape"):
         try:
@@ -87,7 +90,7 @@ def resolve(value: Any, model: Any, where: str) -> Any:
 
 
 def is_description(value: Any) -> bool:
-    """Whether `value` is a space, a spec, a shape, or a dict or tuple of them."""
+    """Whether `value` is a space, a spec, a shape, or a dict or tuple of these."""
     if _is_shape(value):
         return True
     if isinstance(value, Mapping):
@@ -98,12 +101,12 @@ def is_description(value: Any) -> bool:
 
 
 def class_names(value: Any) -> list[str]:
-    """The full names of a value's class and its bases, by which other libraries' types are known."""
+    """Return the full names of a value's class and its bases, to recognise types of other libraries."""
     return [f"{base.__module__}.{base.__qualname__}" for base in type(value).__mro__]
 
 
 def _is_space(value: Any) -> bool:
-    """Whether `value` is a gymnasium or gym space, told without importing either."""
+    """Whether `value` is a gymnasium or gym space, by the names of its classes."""
     return any(base.__name__ == "Space" for base in type(value).__mro__) and any(
         base.__module__.split(".")[0] in ("gymnasium", "gym", "gymnax", "shimmy")
         for base in type(value).__mro__
@@ -136,7 +139,7 @@ def _from_box(space: Any) -> Spec:
     dtype = np.dtype(space.dtype)
     if dtype == np.uint8 and np.all(space.low == 0) and np.all(space.high == 255):
         return Image(tuple(space.shape))
-    # CartPole and its like write the largest float for "unbounded".
+    # Environments such as CartPole use the largest float for "unbounded".
     unbounded = np.finfo(np.float32).max if dtype.kind == "f" else np.inf
     low = np.where(space.low <= -unbounded, -np.inf, space.low) if dtype.kind == "f" else space.low
     high = np.where(space.high >= unbounded, np.inf, space.high) if dtype.kind == "f" else space.high
@@ -144,7 +147,7 @@ def _from_box(space: Any) -> Spec:
 
 
 def _bound(bound: Any, unbounded: float) -> Any:
-    """A space's bounds as short as they can be written: None, a number, or the array."""
+    """Return the bounds of a space in the shortest form: None, a number, or the array."""
     values = set(bound.reshape(-1).tolist())
     if values == {unbounded}:
         return None

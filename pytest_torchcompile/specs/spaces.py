@@ -1,8 +1,8 @@
-"""Input specs: what the tensors look like that a policy is called with.
+"""Input specs, which describe the tensors that a policy is called with.
 
-A spec describes one tensor; dicts and tuples of specs nest. The batch comes first in every tensor
-and is never part of a spec's shape. Specs are plain data and import neither torch nor Hypothesis,
-because test modules build them at collection time, when nothing may be slow.
+A spec describes one tensor; dicts and tuples of specs nest. The batch is the first dimension of a tensor and
+is not part of a spec's shape. Specs are plain data. This module imports neither torch nor Hypothesis,
+because test modules build specs during collection, which has to be fast.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ TIME = "T"
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Spec:
-    """Base of all input specs; shown as it is written, so that messages can be pasted.
+    """Base of all input specs. The repr of a spec is the expression that creates it.
 
     Args:
-        per_step: whether there is a row for each step of each sequence, as PPO flattens them:
+        per_step: whether the tensor has a row for each step of each sequence, as PPO flattens them:
             ``(T * batch, ...)``, with the same T as in a shape.
     """
 
@@ -35,7 +35,7 @@ class Spec:
             value = getattr(self, field.name)
             if field.default is dataclasses.MISSING:
                 given.append(repr(value))
-            # "is" for arrays, whose comparison has no truth value.
+            # "is" first, because comparing arrays gives no single truth value.
             elif value is not field.default and str(value) != str(field.default):
                 given.append(f"{field.name}={value!r}")
         return f"{type(self).__name__}({', '.join(given)})"
@@ -46,7 +46,7 @@ class Spec:
 
 
 def is_size(size: Any) -> bool:
-    """Whether `size` can stand in a shape: a positive integer or `TIME`."""
+    """Whether `size` is valid in a shape: a positive integer or `TIME`."""
     return size == TIME or (_is_integer(size) and size > 0)
 
 
@@ -55,7 +55,7 @@ def _is_integer(value: Any) -> bool:
 
 
 def _shape(shape: Any) -> Any:
-    """`shape` as a tuple; a single size is a shape of one dimension."""
+    """Return `shape` as a tuple; a single size is a shape of one dimension."""
     if _is_integer(shape) or shape == TIME:
         return (shape,)
     return tuple(shape) if isinstance(shape, (tuple, list)) else shape
@@ -69,7 +69,7 @@ class _Shaped(Spec):
         object.__setattr__(self, "shape", _shape(self.shape))
         self._require(
             isinstance(self.shape, tuple) and all(map(is_size, self.shape)),
-            "the shape is a tuple of positive integers, or 'T' for a sequence, without the batch",
+            "the shape must be a tuple of positive integers, or 'T' for a sequence, without the batch",
         )
 
 
@@ -78,18 +78,19 @@ class Box(_Shaped):
     """Real (or integer) numbers, ``(batch, *shape)``.
 
     Args:
-        shape: sizes without the batch; ``"T"`` stands for a sequence length that varies.
-        low: least value, a number or an array that broadcasts to `shape`; None is unbounded.
-        high: greatest value, likewise.
+        shape: sizes without the batch; ``"T"`` is a sequence length, which varies between examples.
+        low: the smallest value, a number or an array that broadcasts to `shape`; None is unbounded.
+        high: the largest value, a number or an array that broadcasts to `shape`; None is unbounded.
         dtype: a torch dtype or its name.
         requires_grad: also compare the gradient of this input in the ``update`` phase.
 
-    Unbounded values are mostly O(1), sometimes up to 1e4; unbounded integers also lie on each side of what
-    8, 16 and 32 bits hold. Bounds are kept by every draw: a bound keeps out a NaN, and the infinity on its
-    side, which a check puts into one element else (`nonfinite=False` leaves them out everywhere).
+    Unbounded values are mostly of order 1, sometimes of order 1e4. Unbounded integers also include values
+    next to the limits of 8, 16 and 32 bits. Every drawn value is within the bounds. A bound excludes NaN, and
+    the infinity on its side. Otherwise a check also tries NaN and infinities in one element, unless
+    `nonfinite=False`.
 
     Raises:
-        UsageError: if the shape is no shape or `low` exceeds `high`.
+        UsageError: if `shape` is not a valid shape, or `low` exceeds `high`.
 
     Example:
         >>> Box((46, 9, 9))
@@ -111,13 +112,13 @@ class Box(_Shaped):
 
     @property
     def is_float(self) -> bool:
-        """Whether the dtype, however it is given, is a floating one."""
+        """Whether the dtype is a floating-point one."""
         return "float" in str(self.dtype)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Image(_Shaped):
-    """Pixels from 0 to 255 as uint8, ``(batch, *shape)``; put the channels where the policy has them."""
+    """Pixels from 0 to 255 as uint8, ``(batch, *shape)``, with the channels where the policy expects them."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -128,15 +129,15 @@ class Discrete(Spec):
     start: int = 0
 
     def __post_init__(self) -> None:
-        self._require(_is_integer(self.n) and self.n > 0, "n is a positive integer")
+        self._require(_is_integer(self.n) and self.n > 0, "n must be a positive integer")
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class MultiDiscrete(Spec):
-    """Integers, the i-th below ``nvec[i]``, ``(batch, len(nvec))``.
+    """Integers from 0 to ``nvec[i] - 1`` in column i, ``(batch, len(nvec))``.
 
     Args:
-        nvec: how many there are of each.
+        nvec: the number of values of each column.
         dtype: a torch dtype or its name.
     """
 
@@ -145,7 +146,7 @@ class MultiDiscrete(Spec):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "nvec", tuple(int(n) for n in self.nvec))
-        self._require(bool(self.nvec) and all(n > 0 for n in self.nvec), "nvec holds positive integers")
+        self._require(bool(self.nvec) and all(n > 0 for n in self.nvec), "nvec must hold positive integers")
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -163,12 +164,12 @@ class OneHot(Spec):
     dtype: Any = "float32"
 
     def __post_init__(self) -> None:
-        self._require(_is_integer(self.n) and self.n > 0, "n is a positive integer")
+        self._require(_is_integer(self.n) and self.n > 0, "n must be a positive integer")
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class LegalMask(Spec):
-    """Which of `n` actions are legal, ``(batch, n)``; each row has at least one legal action."""
+    """A mask of the legal ones among `n` actions, ``(batch, n)``; each row has at least one legal action."""
 
     n: int
     dtype: Any = "bool"
@@ -176,7 +177,7 @@ class LegalMask(Spec):
     def __post_init__(self) -> None:
         self._require(
             _is_integer(self.n) and self.n > 0,
-            "n is a positive integer: a mask without a legal action leaves nothing to choose",
+            "n must be a positive integer: a mask without a legal action leaves nothing to choose",
         )
 
 
@@ -192,23 +193,23 @@ class LegalAction(Spec):
     mask: str
 
     def __post_init__(self) -> None:
-        self._require(isinstance(self.mask, str) and bool(self.mask), "mask is the name of an input")
+        self._require(isinstance(self.mask, str) and bool(self.mask), "mask must be the name of an input")
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Flag(Spec):
-    """One yes or no a row, such as an episode start, ``(batch,)``."""
+    """One true or false value per row, such as an episode start, ``(batch,)``."""
 
     dtype: Any = "bool"
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class State(_Shaped):
-    """A recurrent state: zeros (an episode's start) or O(1) numbers.
+    """A recurrent state: zeros, as at the start of an episode, or numbers of order 1.
 
     Args:
         shape: sizes without the batch, such as ``(layers, hidden)``.
-        batch_dim: where the batch goes: ``State((1, 64), batch_dim=1)`` is ``(1, batch, 64)``.
+        batch_dim: the position of the batch: ``State((1, 64), batch_dim=1)`` is ``(1, batch, 64)``.
         dtype: a torch dtype or its name.
     """
 
@@ -219,41 +220,41 @@ class State(_Shaped):
         super().__post_init__()
         self._require(
             _is_integer(self.batch_dim) and 0 <= self.batch_dim <= len(self.shape),
-            f"batch_dim lies between 0 and {len(self.shape)}",
+            f"batch_dim must lie between 0 and {len(self.shape)}",
         )
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Tokens(Spec):
-    """Token ids below `vocabulary` as int64, ``(batch, length)``; `length` may be ``"T"``."""
+    """Token ids from 0 to ``vocabulary - 1`` as int64, ``(batch, length)``; `length` may be ``"T"``."""
 
     vocabulary: int
     length: Any = TIME
 
     def __post_init__(self) -> None:
         self._require(
-            _is_integer(self.vocabulary) and self.vocabulary > 0, "vocabulary is a positive integer"
+            _is_integer(self.vocabulary) and self.vocabulary > 0, "vocabulary must be a positive integer"
         )
-        self._require(is_size(self.length), "length is a positive integer or 'T'")
+        self._require(is_size(self.length), "length must be a positive integer or 'T'")
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Constant(Spec):
-    """A value handed to the policy as it is (tensors as a fresh copy each time)."""
+    """A value that is passed to the policy unchanged; tensors and arrays are copied for each call."""
 
     value: Any
 
 
 @dataclasses.dataclass(frozen=True)
 class Wrapped:
-    """Tensors handed to the policy in a container of its library's own, made anew for each call.
+    """Tensors that are passed to the policy in a library's own container, created for each call.
 
     Args:
-        spec: a spec, or a dict or tuple of them.
-        wrap: given the tensors, nested like `spec`, returns what the policy takes.
+        spec: a spec, or a dict or tuple of specs.
+        wrap: takes the tensors, nested like `spec`, and returns what the policy takes.
 
     Raises:
-        UsageError: if `wrap` is no function; when called, if `wrap` raises.
+        UsageError: if `wrap` is not callable; and in a call, if `wrap` raises.
 
     Example:
         >>> masked = Wrapped({"board": Box((9,)), "mask": LegalMask(9)}, lambda t: Batch(**t))
@@ -275,7 +276,7 @@ class Wrapped:
         return f"Wrapped({self.spec!r}, {getattr(self.wrap, '__name__', self.wrap)})"
 
     def __call__(self, tensors: Any) -> Any:
-        """The container.
+        """Return the container.
 
         Raises:
             UsageError: if `wrap` raises.

@@ -65,7 +65,7 @@ ONE_SENTENCE = {
     "a spec function that makes a mask without an action": (
         agent("observation=lambda model: LegalMask(0)"),
         "observation is a function that raised UsageError when given the built Agent: "
-        "LegalMask(0): n is a positive integer: a mask without a legal action leaves "
+        "LegalMask(0): n must be a positive integer: a mask without a legal action leaves "
         "nothing to choose",
     ),
     "a dtype that isn't there": (
@@ -324,14 +324,14 @@ def test_a_mask_that_may_have_no_legal_action(project):
     [
         (
             "LegalMask(0)",
-            "LegalMask(0): n is a positive integer: a mask without a legal action leaves nothing to choose",
+            "LegalMask(0): n must be a positive integer: a mask without a legal action leaves nothing to choose",
         ),
         (
             "Box((3, -1))",
-            "Box((3, -1)): the shape is a tuple of positive integers, or 'T' for a sequence, without the "
+            "Box((3, -1)): the shape must be a tuple of positive integers, or 'T' for a sequence, without the "
             "batch",
         ),
-        ("Discrete(2.5)", "Discrete(2.5): n is a positive integer"),
+        ("Discrete(2.5)", "Discrete(2.5): n must be a positive integer"),
     ],
 )
 def test_a_spec_that_can_not_be_is_told_at_its_line(project, spec, sentence):

@@ -151,25 +151,25 @@ UNSOUGHT: tuple[Fault, ...] = (
         "after a thousand calls",
         "dueling heads",
         backend=_late(1000),
-        unsought="a check makes some hundred calls of a graph; to make thousands would cost every user minutes",
+        unsought="a check makes several hundred calls of a graph; thousands would take minutes",
     ),
     _unsought(
         "on another thread",
         "dueling heads",
         backend=_on_another_thread,
-        unsought="a check calls from one thread; torch compiles for threads alike",
+        unsought="a check calls from one thread; torch compiles in the same way for all threads",
     ),
     _unsought(
         "for one batch size between the edges",
         "dueling heads",
         _batches(lambda rows: rows == 77),
-        unsought="sizes are drawn at both sides of the widths at which compilers change their code, and below 33",
+        unsought="sizes are drawn on both sides of those at which compilers change their code, and below 33",
     ),
     _unsought(
         "for one number of four billion",
         "dueling heads",
         _rows(lambda x: (x == 0.12345678).any(-1)),
-        unsought="no sampling of floats meets a single one",
+        unsought="random floats do not hit a single value",
     ),
     _unsought(
         "a millionth on a logit of 1",
@@ -181,7 +181,7 @@ UNSOUGHT: tuple[Fault, ...] = (
         "the sign of zero",
         "gates that shut",
         of_output(1, lambda gates: torch.where(gates == 0, -gates, gates)),
-        unsought="torch does not promise it",
+        unsought="torch does not guarantee it",
     ),
 )
 

@@ -137,7 +137,7 @@ def test_what_aot_autograd_makes_no_number_of_is_neither_difference_nor_pass() -
     result = check(HiddenByNaN, "update", observation=OBSERVATION, backend="aot_eager")
     assert result.verdict is Verdict.EAGER_FAILED
     assert "no learning was compared" in result.reason
-    assert any("detach() what is not learnt from" in remark for remark in result.remarks)
+    assert any("detach() the outputs that the loss does not use" in remark for remark in result.remarks)
 
 
 # --- a loss of each output alone ------------------------------------------------------------------

@@ -120,11 +120,13 @@ def test_the_same_floor_each_time() -> None:
 def test_a_row_is_held_against_its_own_floor_and_typical_ones(rows: list[float], excused: bool) -> None:
     moved = torch.tensor(rows)
     floor = Floor(runs=8)
-    floor.moved["output"] = Movement(whole=max(rows), rows=moved, calm=moved >= 0, slope=1.0, runs=8)
+    floor.moved["output"] = Movement(
+        whole=max(rows), rows=moved, seen_without_flip=moved >= 0, slope=1.0, runs=8
+    )
     wrong = torch.zeros(len(rows))
     wrong[0 if len(rows) == 2 else 2] = 64.0
     measured = Measured("output", torch.zeros(len(rows)), wrong, Tolerance())
-    assert (measured.beyond(floor) is None) is excused
+    assert (measured.unexplained(floor) is None) is excused
 
 
 def test_gradients_have_a_floor_of_their_own() -> None:
@@ -147,13 +149,13 @@ def test_an_integer_that_rounding_flips_is_noted_and_what_jumps_with_it_kept_apa
     flips = floor.flipped["output[0]"]
     assert bool(flips.any())
     assert not bool(flips.all())
-    jumps = floor.moved["output[1]"].jumps
+    jumps = floor.moved["output[1]"].largest_with_flip
     assert jumps is not None
     assert torch.equal(jumps > 1, flips)
     assert floor.moved["output[1]"].whole == 0
     beside = floor.moved["output[2]"]
-    assert beside.jumps is not None
-    assert float(beside.jumps.max()) < 1e-3
+    assert beside.largest_with_flip is not None
+    assert float(beside.largest_with_flip.max()) < 1e-3
     steady = Eager(lambda x: (x > 0).long(), normal(32, 64).sign() * 2).floor()
     assert not bool(steady.flipped["output"].any())
 

@@ -57,19 +57,19 @@ def test_numpy_integers_are_sizes() -> None:
         (lambda: Box((2,), low=1.0, high=0.0), "low exceeds high"),
         (lambda: Box((2,), low=[0.0, 2.0], high=[1.0, 1.0]), "low exceeds high"),
         (lambda: Image((3, 0, 2)), "positive integers"),
-        (lambda: Discrete(0), "n is a positive integer"),
-        (lambda: Discrete(2.0), "n is a positive integer"),
-        (lambda: Discrete(True), "n is a positive integer"),
-        (lambda: MultiDiscrete([]), "nvec holds positive integers"),
-        (lambda: MultiDiscrete([3, 0]), "nvec holds positive integers"),
-        (lambda: OneHot(0), "n is a positive integer"),
+        (lambda: Discrete(0), "n must be a positive integer"),
+        (lambda: Discrete(2.0), "n must be a positive integer"),
+        (lambda: Discrete(True), "n must be a positive integer"),
+        (lambda: MultiDiscrete([]), "nvec must hold positive integers"),
+        (lambda: MultiDiscrete([3, 0]), "nvec must hold positive integers"),
+        (lambda: OneHot(0), "n must be a positive integer"),
         (lambda: LegalMask(0), "a mask without a legal action leaves nothing to choose"),
-        (lambda: LegalAction(""), "mask is the name of an input"),
-        (lambda: LegalAction(LegalMask(3)), "mask is the name of an input"),
-        (lambda: State((2, 8), batch_dim=3), "batch_dim lies between 0 and 2"),
-        (lambda: State((2, 8), batch_dim=-1), "batch_dim lies between 0 and 2"),
-        (lambda: Tokens(0), "vocabulary is a positive integer"),
-        (lambda: Tokens(9, length=0), "length is a positive integer"),
+        (lambda: LegalAction(""), "mask must be the name of an input"),
+        (lambda: LegalAction(LegalMask(3)), "mask must be the name of an input"),
+        (lambda: State((2, 8), batch_dim=3), "batch_dim must lie between 0 and 2"),
+        (lambda: State((2, 8), batch_dim=-1), "batch_dim must lie between 0 and 2"),
+        (lambda: Tokens(0), "vocabulary must be a positive integer"),
+        (lambda: Tokens(9, length=0), "length must be a positive integer"),
     ],
 )
 def test_a_spec_that_describes_nothing_is_refused(make: Any, sentence: str) -> None:
@@ -78,7 +78,7 @@ def test_a_spec_that_describes_nothing_is_refused(make: Any, sentence: str) -> N
 
 
 def test_the_message_names_the_spec() -> None:
-    with pytest.raises(UsageError, match=r"^Discrete\(0\): n is a positive integer"):
+    with pytest.raises(UsageError, match=r"^Discrete\(0\): n must be a positive integer"):
         Discrete(0)
 
 
