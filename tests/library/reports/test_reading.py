@@ -231,7 +231,6 @@ def test_an_infinite_difference_is_read_as_one(file):
 
 
 def test_a_page_of_a_hostile_report_obeys_nothing_in_it(file):
-    pytest.importorskip("matplotlib")
     found = whole()
     for case in found["cases"]:
         case |= dict.fromkeys(("id", "reason", "message", "backend"), f"{OBEYED}<script>")
@@ -244,7 +243,7 @@ def test_a_page_of_a_hostile_report_obeys_nothing_in_it(file):
         assert not {"\x1b", "\u202e", "\x07"} & set(text)
         assert "\\x1b" in text
         assert "\\u202e" in text
-    assert "<script>" not in html(taken)
+    assert html(taken).count("<script>") == 1  # its own
 
 
 def test_a_field_of_the_timing_does_not_replace_one_of_the_case(file):
