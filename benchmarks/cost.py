@@ -84,7 +84,8 @@ print(time.perf_counter() - begin)
 
 CHECK = """
 import json
-from pytest_torchcompile import Box, check_equivalence, calls
+from pytest_torchcompile import Box, check_equivalence
+from pytest_torchcompile.policies import calls
 made = []
 original = calls.Side.call
 def noting(self, args, kwargs, **more):
@@ -138,7 +139,8 @@ def wall_times(runs: int) -> None:
 
 
 EXAMPLE = """
-from pytest_torchcompile import Box, check_equivalence, calls
+from pytest_torchcompile import Box, check_equivalence
+from pytest_torchcompile.policies import calls
 inside = 0.0
 original = calls.Side.call
 def timed(self, args, kwargs, **more):

@@ -1,7 +1,7 @@
 """A pytest plugin that proves a compiled policy computes what the eager one computes.
 
-The public names below load on first use (PEP 562), so that neither this package nor the plugin
-costs a pytest run that doesn't check anything an import of torch.
+The public names below are loaded on first use (PEP 562), so that a pytest run without checks does not import
+torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Reports outside pytest: ``python -m pytest_torchcompile compare`` and ``merge``."""
+"""Compare or merge reports: ``python -m pytest_torchcompile compare`` and ``merge``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Returns:
-        The exit status: 1 where ``compare`` finds something worse, 2 where it could not be found out, else 0.
+        The exit status: 1 if ``compare`` finds something worse or no case to compare, 2 if the command
+        failed, else 0.
     """
     given = _parser().parse_args(arguments)
     try:
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{_PROGRAM}: {error}", file=sys.stderr)
         return USAGE_ERROR
     except Exception:
-        # Python's own status for it would be 1, which says that something got worse.
+        # Python would exit with 1, which here means that something got worse.
         traceback.print_exc()
         return USAGE_ERROR
     return status
@@ -44,30 +45,30 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=_PROGRAM, description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="compare | merge")
     comparing = commands.add_parser(
-        "compare", help="two reports, as Markdown for a comment on a pull request"
+        "compare", help="compare two reports, as Markdown for a comment on a pull request"
     )
-    comparing.add_argument("base", help="the baseline: a report (.json) or a file of pytest-benchmark's")
-    comparing.add_argument("head", help="the newer one")
+    comparing.add_argument("base", help="the baseline: a report (.json) or a file of pytest-benchmark")
+    comparing.add_argument("head", help="the newer report")
     comparing.add_argument(
         "--fail-on",
         action="append",
         default=[],
         metavar="METRIC:THRESHOLD",
-        help="exit with 1 if a case is surely worse in this too, such as speedup:10%%; without it a verdict "
-        "that got worse counts",
+        help="exit with 1 also if a case is certainly worse in this metric, such as speedup:10%%; without "
+        "this option, only if a verdict got worse",
     )
     comparing.add_argument(
-        "--output", metavar="FILE", help="write the Markdown there, not to standard output"
+        "--output", metavar="FILE", help="write the Markdown to this file instead of standard output"
     )
     comparing.set_defaults(run=_compare)
-    merging = commands.add_parser("merge", help="reports of several machines or runs into one, in any form")
+    merging = commands.add_parser("merge", help="merge reports of several machines or runs into one")
     merging.add_argument("reports", nargs="+", metavar="REPORT", help="a report (.json)")
     merging.add_argument(
         "--output",
         action="append",
         required=True,
         metavar="FILE",
-        help=f"a file that ends in {', '.join(VIEWS)}; may be given several times",
+        help=f"file to write, with the ending {', '.join(VIEWS)}; may be given several times",
     )
     merging.set_defaults(run=_merge)
     return parser
@@ -80,7 +81,7 @@ def _compare(given: argparse.Namespace) -> int:
     if given.output:
         _write(text, given.output)
     else:
-        # A terminal need not know every letter; what it does not know is no reason to fail.
+        # The terminal's encoding may lack some characters, which must not raise an error.
         encoding = sys.stdout.encoding or "utf-8"
         print(text.encode(encoding, "backslashreplace").decode(encoding), end="")
     return 1 if reports.nothing_was_checked or reports.regressions(rules) else 0

@@ -1,6 +1,6 @@
-"""A check from its declaration to a `CheckResult` for each method and phase.
+"""Runs checks, from the declaration to a `CheckResult` for each method and phase.
 
-Nothing raises for a failing verdict here: that is up to the caller.
+No function here raises for a failing verdict; the caller decides what to do with it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ EXPLAINING = "explaining what differs"
 
 
 class Timed(NamedTuple):
-    """The speedup of a case, or why there is none though it was to be timed."""
+    """The speedup of a case, or why it could not be timed."""
 
     speedup: Speedup | None = None
     untimed: str = ""
@@ -54,30 +54,31 @@ def check_equivalence(
     loss: Callable[[Any, Any], Any] | None = None,
     **options: Any,
 ) -> list[CheckResult]:
-    """Check every method of a policy in every phase, and its lifecycle; compiled must do what eager does.
+    """Check that compiled computes what eager does, for every method and phase of a policy and its lifecycle.
 
     Args:
-        factory: makes the policy, a module or an object that holds some, and is run twice; or a
+        factory: makes the policy, a module or an object that holds some, and is called twice; or a
             module, which is copied.
-        observation: spec of the first argument of every method, batch left out; None takes the
-            policy's ``observation_space``. A function is given the built policy.
+        observation: spec of the first argument of every method, without the batch dimension; None uses the
+            policy's ``observation_space``. A function is called with the built policy and returns the spec.
         inputs: specs of further arguments by parameter name, given to the methods that take them.
         methods: a name, an adapter ``f(model, **inputs)``, or several.
         observe: given the policy after a call, returns what else to compare, such as a distribution
-            that the policy keeps.
-        reset: called with the policy before each call, to put back what the check can't.
-        act: those of `methods` by which the policy acts in its lifecycle; None is all.
-        learn: those by which it learns; None is all whose outputs require grad.
-        loss: ``loss(policy, batch)`` to learn by there, a scalar; `policy` is the one whose methods are
-            compiled, `batch` a dict of the inputs by name. None is PPO's loss of what `learn` returns.
+            that the policy stores.
+        reset: called with the policy before each call, to restore state that the check can't restore.
+        act: the methods, among `methods`, by which the policy acts in its lifecycle; None means all.
+        learn: the methods by which it learns; None means all whose outputs require grad.
+        loss: ``loss(policy, batch)``, which returns the scalar to minimise in the lifecycle; `policy` is the
+            one whose methods are compiled, `batch` a dict of the inputs by name. None uses PPO's loss of
+            what the methods in `learn` return.
         options: see `CheckOptions`.
 
     Returns:
-        A `CheckResult` for each method and phase, and one for the lifecycle. Nothing is raised for a
-        failing verdict.
+        A `CheckResult` for each method and phase, and one for the lifecycle. A failing verdict does not
+        raise.
 
     Raises:
-        UsageError: if the declaration and the module don't fit, before anything is compiled.
+        UsageError: if the declaration does not fit the module; raised before anything is compiled.
 
     Example:
         >>> from torch import nn
@@ -102,7 +103,7 @@ def check_equivalence(
 
 
 def check_methods(factory: Factory, declaration: Declaration, options: CheckOptions) -> list[CheckResult]:
-    """`check_equivalence` with options that have been merged."""
+    """Run `check_equivalence` with merged options."""
     named = as_methods(declaration.methods)
     seconds = seconds_to_time(options, default=0.0)
     results = [
@@ -140,11 +141,11 @@ def check_case(
         factory: see `check_equivalence`.
         method: the method of this case.
         phase: ``rollout`` or ``update``.
-        declaration: what was said of the policy; its inputs are shared out among its methods.
+        declaration: the declaration of the policy; the method gets the inputs that it takes.
         options: see `check_equivalence`.
-        name: tells this case apart in Hypothesis' database.
-        progress: told what is done, such as a compile.
-        time: times the two sides if they were found equal.
+        name: identifies this case in Hypothesis' database.
+        progress: notified of each step, such as a compile.
+        time: times the two sides if the case passed.
     """
     with isolated(options.threads):
         progress.step(MAKING)
@@ -170,7 +171,7 @@ def check_lifecycle(
     name: str = "",
     progress: Progress = silent,
 ) -> CheckResult:
-    """Check one compiled object through acting, learning and loading; the arguments are `check_case`'s."""
+    """Check one compiled policy that acts, learns and loads; the arguments are those of `check_case`."""
     with isolated(options.threads):
         progress.step(MAKING)
         sides = LifecycleSides(factory, declaration, options, progress)
@@ -189,24 +190,24 @@ def check_lifecycle(
 
 
 def _why(pair: Pair, protocol: CheckProtocol, options: CheckOptions, name: str) -> Explanation | None:
-    """Why a case differs, if it does and somebody asks."""
+    """Return why a case differs; None if it does not, or with ``explain_seconds=0``."""
 
-    def unlike(pair: Pair, options: CheckOptions) -> tuple[Difference, ...]:
+    def differing_draws(pair: Pair, options: CheckOptions) -> tuple[Difference, ...]:
         return compare_samples(pair, options).differences
 
     if not options.explain_seconds:
         return None
     if protocol.failure is not None:
         return explain(pair, protocol.failure, options, name)
-    return explain_draws(pair, unlike, options, name) if protocol.sampled else None
+    return explain_draws(pair, differing_draws, options, name) if protocol.sampled else None
 
 
 def _why_lifecycle(
     sides: LifecycleSides, protocol: LifecycleProtocol, options: CheckOptions, name: str
 ) -> Explanation | None:
-    """Why a lifecycle differs, if it does and somebody asks."""
+    """Return why a lifecycle differs; None if it does not, or with ``explain_seconds=0``."""
 
-    def still(pair: Pair, options: CheckOptions) -> tuple[Difference, ...]:
+    def frozen_draws(pair: Pair, options: CheckOptions) -> tuple[Difference, ...]:
         found = frozen(pair, options)
         return () if found is None else (found,)
 
@@ -214,11 +215,11 @@ def _why_lifecycle(
         return None
     if protocol.failure is not None:
         return explain_story(sides, protocol.failure, options, name)
-    return explain_draws(protocol.frozen, still, options, name) if protocol.frozen else None
+    return explain_draws(protocol.frozen, frozen_draws, options, name) if protocol.frozen else None
 
 
 def _timed(pair: Pair, time: Callable[[Pair], Speedup], progress: Progress) -> Timed:
-    """The speedup of a case that passed, or why it can't be timed."""
+    """Return the speedup of a case that passed, or why it can't be timed."""
     progress.step("timing")
     try:
         return Timed(speedup=time(pair))
@@ -231,7 +232,7 @@ def _timed(pair: Pair, time: Callable[[Pair], Speedup], progress: Progress) -> T
 def _result(
     concluded: CheckResult, options: CheckOptions, timed: Timed, explanation: Explanation | None
 ) -> CheckResult:
-    """The record of a case: what was concluded, with its figures and the settings that it was found under."""
+    """Return the record of a case: its conclusion with the speedup, the explanation and the settings."""
     return dataclasses.replace(
         concluded,
         speedup=timed.speedup if concluded.verdict.passed else None,

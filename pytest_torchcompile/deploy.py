@@ -1,7 +1,7 @@
-"""Compiling a policy for training, once a check has shown that this changes nothing.
+"""Compiles a policy for training, after a check has shown that compiled computes what eager does.
 
-The policy is compiled in place: its class, its ``state_dict()`` and the code that trains it stay as they
-are, and where the check fails there is nothing to take back. The check itself works on copies.
+The policy is compiled in place: its class, its ``state_dict()`` and the code that trains it do not change.
+The check uses copies of the policy, so if it fails, the policy itself is unchanged.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ Policy = TypeVar("Policy")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compilation:
-    """What `compile_checked` did with a policy, and on what grounds.
+    """What `compile_checked` did with a policy, and why.
 
     Args:
-        compiled: whether the policy's methods go through compiled code.
+        compiled: whether the policy's methods run compiled code.
         reason: why they don't; empty if they do.
-        results: the checks that were made.
+        results: the results of the check.
         graphs: how many graphs the warm-up compiled.
         compile_s: seconds that this took.
-        settings: the options that shape what is compiled and what is allowed.
+        settings: the options that affect what is compiled and what is allowed.
     """
 
     compiled: bool
@@ -61,9 +61,9 @@ class Compilation:
     settings: Mapping[str, str | int | float | None] = dataclasses.field(default_factory=dict)
 
     def metadata(self) -> dict[str, str | int | float | None]:
-        """Flat, JSON-able fields for a checkpoint, Weights & Biases or TensorBoard.
+        """Return a flat dict that ``json.dumps`` accepts, for a checkpoint, Weights & Biases or TensorBoard.
 
-        What holds of the policy comes first; then the fields of `CheckResult.metadata` of each case, under
+        Fields of the whole policy come first, then those of `CheckResult.metadata` of each case, under
         ``method-phase/field``.
         """
         whole: dict[str, str | int | float | None] = {
@@ -72,25 +72,25 @@ class Compilation:
             "graphs": self.graphs,
             "compile_s": round(self.compile_s, 3),
         }
-        said_once = {**self.settings, **versions()}
+        common = {**self.settings, **versions()}
         cases = {
             f"{result.case}/{name}": value
             for result in self.results
             for name, value in result.metadata().items()
-            if name not in said_once
+            if name not in common
         }
-        return whole | said_once | cases
+        return whole | common | cases
 
 
 _compilations: dict[int, Compilation] = {}
-"""By the policy's identity, because a policy need not be hashable."""
+"""By the ``id()`` of the policy, because a policy may not be hashable."""
 
 
 def compilation_of(policy: Any) -> Compilation:
-    """What `compile_checked` did with this policy.
+    """Return what `compile_checked` did with this policy.
 
     Raises:
-        UsageError: if it was not given to `compile_checked`; a copy of one that was is eager.
+        UsageError: if it was not given to `compile_checked`. A copy of a policy that was given is eager.
     """
     if id(policy) not in _compilations:
         raise UsageError(f"this {type(policy).__name__} was not given to compile_checked()")
@@ -113,35 +113,36 @@ def compile_checked(
     warm_up: int = 0,
     **options: Any,
 ) -> Policy:
-    """Compile methods of a policy in place if copies of it pass the check; else leave it eager.
+    """Compile methods of a policy in place if copies of it pass the check; otherwise leave it eager.
 
-    What was found is logged to ``pytest_torchcompile``, a fallback as a warning with the figures. Random
-    numbers, weights and gradients are not touched. Copies and pickles of the policy are eager, as those
-    of a module compiled by ``Module.compile()`` are; ``state_dict()`` has no ``_orig_mod.``. Once
-    compiled, ``torch.distributions`` no longer validate their arguments, as in every process that compiles.
+    The logger ``pytest_torchcompile`` gets the results; if the policy stays eager, it gets a warning with the
+    figures. Random states, weights and gradients are unchanged. Copies and pickles of the policy are eager,
+    as for ``Module.compile()``; ``state_dict()`` has no ``_orig_mod.``. After compiling,
+    ``torch.distributions`` no longer validates arguments, as in every process that compiles.
 
     Args:
         policy: a module, or an object that holds some.
-        observation: see `check_equivalence`, as for the other arguments down to `loss`.
-        inputs: likewise.
+        observation: see `check_equivalence`.
+        inputs: see `check_equivalence`.
         methods: names of the methods to compile; no adapters.
-        observe: likewise.
-        reset: likewise.
-        act: likewise.
-        learn: likewise.
-        loss: likewise.
-        enabled: False leaves the policy alone.
-        fallback: False raises where the policy would have stayed eager.
+        observe: see `check_equivalence`.
+        reset: see `check_equivalence`.
+        act: see `check_equivalence`.
+        learn: see `check_equivalence`.
+        loss: see `check_equivalence`.
+        enabled: False leaves the policy eager, without a check.
+        fallback: False raises instead of leaving the policy eager.
         warm_up: how often to call each compiled method in each of `phases`, with each batch size of
-            `batch`, so that training does not begin with compiling. A compile that fails here falls back too.
-        options: see `CheckOptions`; with `benchmark_seconds` the speedup and the memory are measured,
-            with `min_speedup` a policy that is surely slower stays eager.
+            `batch`, so that training does not begin with compiling. If this fails, the policy stays eager
+            too.
+        options: see `CheckOptions`. With `benchmark_seconds` the speedup and the memory are measured. With
+            `min_speedup`, a policy whose speedup is certainly smaller stays eager.
 
     Returns:
-        The same object. `compilation_of` it tells what was done.
+        The same object. Call `compilation_of` on it to see what was done.
 
     Raises:
-        UsageError: if the declaration and the policy don't fit, or it comes compiled.
+        UsageError: if the declaration does not fit the policy, or the policy comes compiled.
         NotEquivalent: with ``fallback=False``, if the check fails.
         CompileFailed: with ``fallback=False``, if compiling fails.
 
@@ -182,8 +183,8 @@ def compile_checked(
         _log.warning("%s stays eager: %s", type(policy).__name__, error)
         compilation = dataclasses.replace(compilation, compiled=False, reason=str(error))
     else:
-        # As an import of torch's compiler leaves it, which ends before the check puts it back. Compiled
-        # code that validates breaks its graphs, and the check did without.
+        # Importing torch's compiler disables argument validation; the check restored it afterwards. It is
+        # disabled again, as during the check, because validation in compiled code causes graph breaks.
         internals.set_argument_validation(False)
         _log.info("%s: compiled %s. %s", type(policy).__name__, ", ".join(names), _summary(results))
     _remember(policy, compilation)
@@ -202,17 +203,17 @@ def _names_of(methods: tuple[Method, ...]) -> list[str]:
     for method in methods:
         if method.adapter is not None:
             raise UsageError(
-                f"compile_checked() can't put {method.name} in the place of a method; methods are names here"
+                f"compile_checked() can't compile the function {method.name} in place; give names of methods"
             )
     return [method.name for method in methods]
 
 
 def _require_passed(results: tuple[CheckResult, ...]) -> None:
-    """Return if compiling keeps what the policy computes, and is not slower than was allowed.
+    """Return if every case passed and none is slower than allowed.
 
     Raises:
-        CompileFailed: if nothing failed but compiling.
-        NotEquivalent: with the figures of every case that is no good.
+        CompileFailed: if compiling failed, and there was no other failure.
+        NotEquivalent: for any other failure; the message has the figures of every failing case.
     """
     failed = [result for result in results if not result.verdict.passed]
     slow = [result for result in results if result.speedup is not None and result.speedup.too_slow]
@@ -240,10 +241,10 @@ def _remember(policy: Any, compilation: Compilation) -> None:
 
 
 class CompiledMethod:
-    """A compiled method in the place of the policy's own.
+    """A compiled method that replaces the policy's own.
 
-    A copy of a compiled function would still call the original's weights, and can't be pickled. So a
-    deep copy or a pickle of this is the plain method of the copied policy.
+    A copy of a compiled function would still use the original's weights, and can't be pickled. So a deep
+    copy or a pickle of this object is the plain method of the copied policy.
     """
 
     def __init__(self, plain: Callable[..., Any], compiled: Callable[..., Any]) -> None:
@@ -252,7 +253,7 @@ class CompiledMethod:
         self._compiled = compiled
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What the compiled method returns."""
+        """Call the compiled method."""
         return self._compiled(*args, **kwargs)
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
@@ -262,7 +263,7 @@ class CompiledMethod:
 def _compiled(
     model: nn.Module, declaration: Declaration, options: CheckOptions, warm_up: int, compilation: Compilation
 ) -> Compilation:
-    """Compile the methods in place and warm them up; what was done is undone if that fails."""
+    """Compile the methods in place and warm them up; undo this if it fails."""
     with contextlib.ExitStack() as undo:
         for method in as_methods(declaration.methods):
             undo.callback(_put_in_place(method, model, options))
@@ -275,7 +276,7 @@ def _compiled(
 
 
 def _put_in_place(method: Method, model: nn.Module, options: CheckOptions) -> Callable[[], None]:
-    """Compile a method where it is; returns what undoes it."""
+    """Compile a method in place; return a function that undoes this."""
     plain = method.of(model)
     if isinstance(plain, nn.Module):
         internals.set_compiled_call(plain, compile_function(internals.eager_call(plain), options))
@@ -288,10 +289,10 @@ def _put_in_place(method: Method, model: nn.Module, options: CheckOptions) -> Ca
 
 
 def _warm_up(model: nn.Module, declaration: Declaration, options: CheckOptions, times: int) -> None:
-    """Call what was compiled as training will.
+    """Call the compiled methods `times` times in each phase, with each batch size.
 
     Raises:
-        CompileFailed: if a call raises, as it did not in the check.
+        CompileFailed: if a call raises.
     """
     tree = input_tree(declaration, model)
     phases = [phase for phase in options.phases if phase in PHASES]

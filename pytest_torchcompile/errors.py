@@ -1,4 +1,4 @@
-"""What this package raises on purpose."""
+"""The exceptions that this package raises on purpose."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ class CompileCheckError(Exception):
 
 
 class UsageError(CompileCheckError):
-    """The test, marker or call asks for something that can't be done; the message names the fix."""
+    """The test, marker or call requests something that can't be done; the message says how to fix it."""
 
 
 class CompileFailed(CompileCheckError):
     """torch.compile raised on a method that runs in eager.
 
-    Under pytest the plugin turns it into a skip (a failure with ``--compile-strict``).
+    Under pytest, the plugin skips the test (with ``--compile-strict``, the test fails).
 
     Args:
         message: method, phase and reason.
         result: the record of the case, if there is one.
-        strict: whether it is to fail a test, not skip it.
+        strict: whether the test fails instead of being skipped.
     """
 
     def __init__(self, message: str, *, result: CheckResult | None = None, strict: bool = False) -> None:

@@ -1,8 +1,8 @@
-"""The one table of options.
+"""Defines all options in one table.
 
-Marker arguments, command line flags, ini settings and the reference in ``docs/`` are all read off
-the fields of `CheckOptions`, so that they can't disagree. What a single value may be says `values`;
-where it came from is known to the caller, who names it as the *source* in the message.
+Marker arguments, command line flags, ini settings and the reference in ``docs/`` are all generated from the
+fields of `CheckOptions`, so that they can't disagree. The module `values` converts single values. Callers
+pass a *source*, which names the origin of a value in messages.
 """
 
 from __future__ import annotations
@@ -18,14 +18,21 @@ from pytest_torchcompile.errors import UsageError
 
 PHASES = ("rollout", "update")
 LIFECYCLE = "lifecycle"
-"""The case in which one compiled object goes through both phases, and what lies between."""
+"""The case in which one compiled policy acts, learns and loads weights in turn."""
 REFERENCES = ("float64", "eager")
 BEYOND = ("remark", "fail", "off")
 AUTOCAST = ("bfloat16", "float16")
 
+PROFILES: dict[str, dict[str, Any]] = {
+    "quick": {"examples": 10, "layouts": False, "beyond": "off", "steps": 1},
+    "default": {},
+    "thorough": {"examples": 500, "steps": 20, "samples": 10_000, "sensitivity": True},
+}
+"""Options that `profile` sets together; an option that is given by itself wins over them."""
+
 
 def _option(default: Any, accepts: Callable[[Any], Any], expected: str, help: str) -> Any:
-    """A field of the table; `accepts` returns the normalised value or raises ValueError or TypeError."""
+    """Return a field of the table; `accepts` normalises a value, or raises ValueError or TypeError."""
     return dataclasses.field(
         default=default, metadata={"accepts": accepts, "expected": expected, "help": help}
     )
@@ -33,16 +40,23 @@ def _option(default: Any, accepts: Callable[[Any], Any], expected: str, help: st
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckOptions:
-    """How a case is compiled, drawn, compared and bounded; the fields' metadata are the documentation.
+    """How a case is compiled, drawn, compared and limited; the fields' metadata document each option.
 
     Example:
         >>> CheckOptions.merge(("the marker", {"atol": 1e-4})).atol
         0.0001
 
     Raises:
-        UsageError: from `merge`, naming the source, the value and what is accepted.
+        UsageError: from `merge`; the message names the source, the value and what is accepted.
     """
 
+    profile: str = _option(
+        "default",
+        values.choices(tuple(PROFILES)),
+        f"one of {', '.join(map(repr, PROFILES))}",
+        "how much to try: quick answers while you edit, thorough is for the night; it sets other options "
+        "together, and one that is given by itself wins",
+    )
     backend: Any = _option(
         "inductor",
         values.backend,
@@ -70,28 +84,37 @@ class CheckOptions:
     phases: tuple[str, ...] = _option(
         (*PHASES, LIFECYCLE),
         values.several(values.choices((*PHASES, LIFECYCLE))),
-        "some of 'rollout' (eval, no grad), 'update' (train, gradients) and 'lifecycle' (one compiled object "
-        "through acting, learning, loading)",
+        "some of 'rollout' (eval, no grad), 'update' (train, gradients) and 'lifecycle' (one compiled policy "
+        "that acts, learns and loads weights in turn)",
         "the phases to check",
     )
     batch: tuple[int, ...] = _option(
         (4, 7, 1, 33),
         values.several(values.integer(1)),
         "positive integers",
-        "batch sizes of the fixed examples; drawn ones lie between the smallest and the largest. Those at "
-        "which compilers change their code are tried once each: between these, or up to 1024 if not given",
+        "batch sizes of the fixed examples; drawn ones lie between the smallest and the largest. Sizes at "
+        "which compilers generate other code are tried once each: in the same range, or up to 1024 if batch "
+        "is not given",
     )
     examples: int | None = _option(
         None,
         values.optional(values.integer(0)),
         "an integer >= 0",
-        "examples drawn by Hypothesis after the fixed ones (50, or what the loaded Hypothesis profile says)",
+        "examples drawn by Hypothesis after the fixed ones (50, or max_examples of the loaded Hypothesis "
+        "profile)",
     )
     autocast: str | None = _option(
         None,
         values.optional(values.choices(AUTOCAST)),
         "'bfloat16', 'float16' or none",
         "the policy acts and learns under torch.autocast to this dtype, on both sides and in all phases",
+    )
+    layouts: bool = _option(
+        True,
+        values.boolean,
+        "true or false",
+        "also try inputs in other memory layouts (strided, transposed, channels last) and inputs that share "
+        "memory; each layout may add a graph",
     )
     nonfinite: bool = _option(
         True, values.boolean, "true or false", "include an example with a NaN and one with an infinity"
@@ -100,7 +123,7 @@ class CheckOptions:
         3,
         values.integer(0),
         "an integer >= 0",
-        "optimizer steps in a row that the lifecycle takes on both sides, to compare where training leads",
+        "consecutive optimizer steps of the lifecycle, on both sides, to compare the result of training",
     )
     seed: int = _option(
         0, values.integer(0), "an integer >= 0", "seed of the weights, the fixed examples and the samplers"
@@ -115,41 +138,42 @@ class CheckOptions:
         "float64",
         values.choices(REFERENCES),
         "'float64' or 'eager'",
-        "float64: excuse differences no larger than eager's own rounding, and show the float64 value; "
+        "float64: accept differences no larger than eager's own rounding, and show the float64 value; "
         "eager: compare with eager alone",
     )
     beyond: str = _option(
         "remark",
         values.choices(BEYOND),
         "'remark', 'fail' or 'off'",
-        "what becomes of a difference found beyond what was declared, such as on inputs outside the specs or "
-        "under autocast: a remark, a failure; with off nobody looks",
+        "how to report a difference found beyond what was declared, such as on inputs outside the specs or "
+        "under autocast: as a remark or as a failure; off skips these checks",
     )
     copies: bool = _option(
         False,
         values.boolean,
         "true or false",
-        "the policy is deep-copied once it is compiled, as for a target network: a copy that would go on "
-        "calling the original's weights fails the lifecycle",
+        "the policy is deep-copied after it is compiled, as for a target network: a copy that would still "
+        "use the original's weights fails the lifecycle",
     )
     samples: int = _option(
         0,
         values.samples,
         f"0 or an integer >= {values.LEAST_SAMPLES}",
-        "draws by which to compare the distributions of a method that samples, compiled as it is deployed, "
-        "without eager's random numbers; 0 for not at all",
+        "number of draws for comparing the distributions of a method that samples, compiled as for "
+        "deployment, without eager's random numbers; 0 for no comparison",
     )
     sensitivity: bool = _option(
         False,
         values.boolean,
         "true or false",
-        "report which share of the parameters had a gradient, and of the outputs varied, over the examples",
+        "report which share of the parameters had a gradient, and which share of the outputs varied, over "
+        "the examples",
     )
     min_coverage: float = _option(
         0.0,
         values.number(0.0, 1.0),
         "a number from 0 to 1",
-        "least share of the parameters used by eager that the compiled graphs must take",
+        "least share of the parameters used by eager that the compiled graphs must contain",
     )
     min_coverage_work: float = _option(
         0.0,
@@ -165,21 +189,21 @@ class CheckOptions:
         False,
         values.boolean,
         "true or false",
-        "check each case of a marked test in a process of its own, so that a crash fails that case alone "
-        "(pytest-xdist's workers are such processes already)",
+        "check each case of a marked test in its own process, so that a crash fails only that case "
+        "(pytest-xdist's workers already are such processes)",
     )
     shrink_seconds: float = _option(
         60.0,
         values.number(0.0),
         "a number of seconds",
-        "how long to spend on making a failing example smaller",
+        "how long to shrink a failing example",
     )
     max_seconds: float = _option(
         300.0,
         values.number(0.0),
         "a number of seconds",
-        "how long a case may compile before no new example is drawn; a single compile that takes longer is "
-        "stopped, and counts as failed",
+        "how long a case may compile before it stops drawing examples; a single compile that takes longer is "
+        "stopped and counts as failed",
     )
     max_graph_breaks: int | None = _option(
         None, values.optional(values.integer(0)), "an integer >= 0", "fail a case that has more graph breaks"
@@ -188,37 +212,40 @@ class CheckOptions:
         None,
         values.optional(values.integer(0)),
         "an integer >= 0",
-        "fail a case that recompiles more often, once it was called with a batch of at least 2; a batch "
-        "that varies, a batch of 1 and each memory layout (3 to 6) cost one",
+        "fail a case that recompiles more often after its first call with a batch of at least 2; a batch "
+        "that varies, a batch of 1 and each memory layout (3 to 6) cost one recompile each",
     )
     max_compile_seconds: float | None = _option(
         None,
         values.optional(values.number(0.0)),
         "a number of seconds",
-        "fail a case that spends more on compiling",
+        "fail a case that spends more time on compiling",
     )
     explain_seconds: float = _option(
         60.0,
         values.number(0.0),
         "a number of seconds",
-        "how long to look for the compiler stage and the submodule of a difference; 0 for not at all",
+        "how long to search for the compiler stage and the submodule of a difference; 0 for no search",
     )
     proof: str | None = _option(
         None,
         values.optional(values.text),
         "a folder",
-        "where to put a script that shows a difference without pytest, in a folder for each case "
-        "(.compile-failures in pytest's root; none for the functions); none for nowhere",
+        "folder for scripts that show a difference without pytest, with a subfolder for each case "
+        "(.compile-failures in pytest's root; none for the functions); none writes no script",
     )
     benchmark_seconds: float | None = _option(
         None,
         values.optional(values.number(0.0)),
         "a number of seconds",
-        "how long to time eager against compiled, 0 for not at all (5 s for a marked test; the functions "
-        "time if this or min_speedup is given)",
+        "how long to time eager and compiled, 0 for no timing (5 s for a marked test; the functions time "
+        "only if this or min_speedup is given)",
     )
     benchmark_batch: int | None = _option(
-        None, values.optional(values.integer(1)), "an integer >= 1", "batch size to time (the first of batch)"
+        None,
+        values.optional(values.integer(1)),
+        "an integer >= 1",
+        "batch size for timing (the first of batch)",
     )
     min_speedup: float | None = _option(
         None,
@@ -230,65 +257,90 @@ class CheckOptions:
         None,
         values.optional(values.integer(1)),
         "an integer >= 1",
-        "torch threads while a check runs, on both sides (the process's own number, as it would train: "
-        "inductor writes other code for one thread than for several)",
+        "torch threads during a check, on both sides (the process's own number, as in training: inductor "
+        "generates other code for one thread than for several)",
     )
 
     @classmethod
     def merge(cls, *layers: tuple[str, Mapping[str, Any]]) -> CheckOptions:
-        """Options in which later layers win; each layer is its source, for messages, and its values."""
-        merged: dict[str, Any] = {}
+        """Return options in which later layers win, and what the profile sets lies below all of them.
+
+        Args:
+            layers: each is its source, for messages, and its values.
+
+        Raises:
+            UsageError: for a name or a value that is not accepted, or values that contradict each other.
+        """
+        given: dict[str, Any] = {}
         sources: dict[str, str] = {}
-        for source, given in layers:
-            for name, value in given.items():
-                merged[name] = validated(name, value, source)
+        for source, values_of_layer in layers:
+            for name, value in values_of_layer.items():
+                given[name] = validated(name, value, source)
                 sources[name] = source
-        result = cls(**merged)
-        object.__setattr__(result, "_sources", sources)
+        profile = given.get("profile", OPTIONS["profile"].default)
+        result = cls(**(PROFILES[profile] | given))
+        object.__setattr__(
+            result, "_sources", dict.fromkeys(PROFILES[profile], f"the profile {profile}") | sources
+        )
+        object.__setattr__(result, "_given", frozenset(given))
         result._reject_contradictions()
         return result
 
     def source(self, name: str) -> str:
-        """Where the value of an option came from."""
+        """Return the source of the value of an option, or ``default``."""
         sources: dict[str, str] = getattr(self, "_sources", {})
         return sources.get(name, "default")
 
     def is_set(self, name: str) -> bool:
-        """Whether somebody set an option, be it to its default."""
-        return self.source(name) != "default" or getattr(self, name) != OPTIONS[name].default
+        """Return whether the user gave an option, be it its default; what a profile sets does not count."""
+        given: frozenset[str] | None = getattr(self, "_given", None)
+        if given is not None:
+            return name in given
+        return bool(getattr(self, name) != OPTIONS[name].default)
 
     def _reject_contradictions(self) -> None:
-        def said(name: str) -> str:
+        def shown(name: str) -> str:
             value = self.backend_name if name == "backend" else getattr(self, name)
             return f"{name}={value!r} ({self.source(name)})"
 
         if self.mode is not None and self.options is not None:
             raise UsageError(
-                f"{said('mode')} and {said('options')} contradict each other: torch.compile takes one of "
+                f"{shown('mode')} and {shown('options')} contradict each other: torch.compile takes one of "
                 f"them; drop one, or put what the mode sets into options"
             )
         if self.samples and importlib.util.find_spec("scipy") is None:
             raise UsageError(
-                f"{said('samples')} needs scipy, which is not installed: "
+                f"{shown('samples')} needs scipy, which is not installed: "
                 f'pip install "pytest-torchcompile[sampling]"'
             )
         for name in ("mode", "options"):
             if getattr(self, name) is not None and self.backend != "inductor":
                 raise UsageError(
-                    f"{said(name)} is for the inductor backend, but {said('backend')}; drop one of them"
+                    f"{shown(name)} is for the inductor backend, but {shown('backend')}; drop one of them"
                 )
 
     @property
     def backend_name(self) -> str:
-        """The backend as the report shows it."""
+        """The name of the backend, as shown in the report."""
         return self.backend if isinstance(self.backend, str) else _name_of(self.backend)
 
     def settings(self) -> dict[str, str | int | float | None]:
-        """The options that shape what is compiled and what is allowed, as plain data for a result."""
+        """Return the options that affect what is compiled and what is allowed, as plain data for a result."""
         return {name: getattr(self, name) for name in _SETTINGS}
 
 
-_SETTINGS = ("mode", "dynamic", "fullgraph", "autocast", "atol", "rtol", "reference", "beyond", "seed")
+_SETTINGS = (
+    "profile",
+    "mode",
+    "dynamic",
+    "fullgraph",
+    "autocast",
+    "atol",
+    "rtol",
+    "reference",
+    "beyond",
+    "seed",
+)
 
 
 def _name_of(function: Any) -> str:
@@ -299,10 +351,10 @@ OPTIONS: dict[str, dataclasses.Field[Any]] = {field.name: field for field in dat
 
 
 def boolean(value: Any, source: str) -> bool:
-    """`value` as a boolean.
+    """Return `value` as a boolean.
 
     Raises:
-        UsageError: if it is none, naming `source`.
+        UsageError: if it is no boolean; the message names `source`.
     """
     try:
         return values.boolean(value)
@@ -311,10 +363,10 @@ def boolean(value: Any, source: str) -> bool:
 
 
 def validated(name: str, value: Any, source: str) -> Any:
-    """`value` normalised for option `name`.
+    """Return `value` normalised for option `name`.
 
     Raises:
-        UsageError: if there is no such option or the value is not accepted, naming `source`.
+        UsageError: if there is no such option or the value is not accepted; the message names `source`.
     """
     if name not in OPTIONS:
         raise UsageError(unknown_name(source, "option", name, OPTIONS))
@@ -326,7 +378,7 @@ def validated(name: str, value: Any, source: str) -> Any:
 
 
 def unknown_name(source: str, kind: str, name: str, accepted: Iterable[str]) -> str:
-    """The sentence for a name that is not among `accepted`, with the nearest one suggested."""
+    """Return the message for a name that is not among `accepted`; it suggests the nearest one."""
     accepted = sorted(accepted)
     near = difflib.get_close_matches(name, accepted, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""

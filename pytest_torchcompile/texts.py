@@ -1,4 +1,4 @@
-"""Names, exceptions and places in the words of messages."""
+"""Formats names, exceptions, paths and percentages for messages."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
 def some(names: Iterable[str], most: int = 4) -> str:
-    """The first few names and how many more there are."""
+    """Return the first few names, and how many more there are."""
     names = list(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def first_line(error: BaseException) -> str:
-    """``Type: first line`` of an exception."""
+    """Return ``Type: first line`` of an exception."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0]:.300}" if lines else type(error).__name__
 
 
 def is_of_ours(filename: str) -> bool:
-    """Whether a source file is this package's."""
+    """Return whether a source file belongs to this package."""
     return filename.startswith(_PACKAGE)
 
 
 def raised_text(error: BaseException) -> str:
-    """One sentence about an exception of the user's code, with the last line outside torch and us."""
+    """Return `first_line` of an exception, with its last frame outside torch and this package."""
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
@@ -38,24 +38,24 @@ def raised_text(error: BaseException) -> str:
 
 
 def at(filename: str, line: int | None) -> str:
-    """`` (at file:line)``, as `line_of` writes it."""
+    """Return `` (at file:line)``, with `line_of`."""
     return f" (at {line_of(filename, line)})"
 
 
 def line_of(filename: str, line: int | str | None) -> str:
-    """``file:line``, the file as `shortest` writes it."""
+    """Return ``file:line``, with the `shortest` path."""
     return f"{shortest(filename)}:{line}"
 
 
 _SHOWN_AS_CODES = {"Cc", "Cf", "Cs", "Zl", "Zp"}
-"""Unicode's categories of control and format characters, surrogates, line and paragraph separators."""
+"""Unicode categories of control and format characters, surrogates, line and paragraph separators."""
 
 
 def visible(text: str) -> str:
-    r"""`text` with each character that a terminal or browser obeys instead of showing as its escape code.
+    r"""Return `text` with control and format characters written as escape codes; newlines are kept.
 
-    These are control characters, among them the escape of terminals, marks that change the direction of
-    writing, and surrogates, which no file can hold. A newline stays.
+    These include the terminal's escape character, marks that change the direction of writing, and
+    surrogates, which can't be encoded in a file.
 
     Example:
         >>> print(visible("red: \x1b[31m, reversed: \u202e"))
@@ -67,7 +67,7 @@ def visible(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """`text` on a single line, `visible`: no part of it can pass for a line of the report's own."""
+    """Return `visible` text on a single line, so that no part of it looks like a line of the report."""
     return " ".join(visible(text).split())
 
 
@@ -78,11 +78,24 @@ def _visible(character: str) -> str:
 
 
 def shortest(path: str) -> str:
-    """A path relative to the working directory where that is shorter."""
+    """Return a path relative to the working directory if that is shorter, else unchanged."""
     return min(path, os.path.relpath(path), key=len)
 
 
 def share(part: int, whole: int) -> str:
-    """A percentage that says 0 % and 100 % only of none and all."""
+    """Return a percentage, which is 0 % only for none and 100 % only for all."""
     rounded = round(100 * part / whole)
     return f"{min(max(rounded, 1), 99) if 0 < part < whole else rounded} %"
+
+
+def shortened(text: str, most: int) -> str:
+    """Return `text` in at most `most` characters, with ``...`` for the middle if it is longer.
+
+    Example:
+        >>> shortened("get_action_and_value-lifecycle", 17)
+        'get_act...fecycle'
+    """
+    if len(text) <= most:
+        return text
+    kept = max(most - 3, 2)
+    return f"{text[: kept - kept // 2]}...{text[len(text) - kept // 2 :]}"

@@ -1,7 +1,7 @@
-"""Values of options: as they come from Python, a command line or a file, to the type that the option has.
+"""Converts values of options, from Python, a command line or a file, to the type of the option.
 
-Each function returns the converted value, or a function that does. A value that an option does not accept
-raises ValueError or TypeError.
+Each function returns the converted value, or a function that converts. These raise ValueError or TypeError
+for a value that the option does not accept.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 LARGEST_SEED = 2**63 - 1
-"""The largest that torch.manual_seed takes as such."""
+"""The largest seed that torch.manual_seed accepts without conversion."""
 
 LEAST_SAMPLES = 100
-"""Fewer draws could hardly ever show a difference."""
+"""With fewer draws, the tests could hardly ever find a difference."""
 
 
 def boolean(value: Any) -> bool:
-    """A bool, or a word for one: ``true``, ``yes``, ``on``, ``1`` and their opposites."""
+    """Return a bool; as text, ``true``, ``yes``, ``on``, ``1`` or ``false``, ``no``, ``off``, ``0``."""
     if isinstance(value, bool):
         return value
     words = {"true": True, "yes": True, "on": True, "1": True}
@@ -29,7 +29,7 @@ def boolean(value: Any) -> bool:
 
 
 def integer(at_least: int, at_most: int = LARGEST_SEED) -> Callable[[Any], int]:
-    """A whole number between two bounds, which belong to it."""
+    """Return a function that accepts integers between two bounds, inclusive."""
 
     def accept(value: Any) -> int:
         if isinstance(value, bool) or (not isinstance(value, str) and int(value) != value):
@@ -42,7 +42,7 @@ def integer(at_least: int, at_most: int = LARGEST_SEED) -> Callable[[Any], int]:
 
 
 def number(at_least: float, at_most: float = float("inf")) -> Callable[[Any], float]:
-    """A number between two bounds, which belong to it."""
+    """Return a function that accepts numbers between two bounds, inclusive."""
 
     def accept(value: Any) -> float:
         if isinstance(value, bool) or not at_least <= float(value) <= at_most:
@@ -53,7 +53,7 @@ def number(at_least: float, at_most: float = float("inf")) -> Callable[[Any], fl
 
 
 def samples(value: Any) -> int:
-    """A number of draws: 0, or at least `LEAST_SAMPLES`."""
+    """Return a number of draws: 0, or at least `LEAST_SAMPLES`."""
     count = integer(0)(value)
     if 0 < count < LEAST_SAMPLES:
         raise ValueError(value)
@@ -61,7 +61,7 @@ def samples(value: Any) -> int:
 
 
 def optional(accept: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """What `accept` takes, or None; as text, nothing or ``none``."""
+    """Return a function that accepts what `accept` does, and None; as text, this is empty or ``none``."""
 
     def accept_or_none(value: Any) -> Any:
         unset = value is None or (isinstance(value, str) and value.lower() in ("", "none"))
@@ -71,7 +71,7 @@ def optional(accept: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def choices(names: tuple[str, ...]) -> Callable[[Any], str]:
-    """One of `names`."""
+    """Return a function that accepts one of `names`."""
 
     def accept(value: Any) -> str:
         if value not in names:
@@ -82,7 +82,10 @@ def choices(names: tuple[str, ...]) -> Callable[[Any], str]:
 
 
 def several(accept: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
-    """One or more of what `accept` takes, each once; as text, divided by commas or spaces."""
+    """Return a function that accepts one or more values for `accept`; as text, with commas or spaces between.
+
+    The function returns a tuple without repeated values.
+    """
 
     def accept_all(value: Any) -> tuple[Any, ...]:
         if isinstance(value, str):
@@ -98,19 +101,19 @@ def several(accept: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
 
 
 def text(value: Any) -> str:
-    """A string that is not empty."""
+    """Return a string that is not empty."""
     if not isinstance(value, str) or not value:
         raise ValueError(value)
     return value
 
 
 def backend(value: Any) -> Any:
-    """The name of a backend of `torch.compile`, or a backend."""
+    """Return the name of a backend of `torch.compile`, or a backend function."""
     return value if callable(value) else text(value)
 
 
 def mapping(value: Any) -> dict[str, Any]:
-    """A dict with strings as keys; as text, ``name=value name=value``."""
+    """Return a dict with strings as keys; as text, ``name=value name=value``."""
     if isinstance(value, str):
         pairs = (pair.partition("=") for pair in value.replace(",", " ").split())
         parsed = {name: literal(written) for name, equals, written in pairs if equals}
@@ -123,7 +126,7 @@ def mapping(value: Any) -> dict[str, Any]:
 
 
 def literal(written: str) -> Any:
-    """What a literal of Python, or a word for true, false or none, means; other text is itself."""
+    """Return the value of a Python literal, or of ``true``, ``false`` or ``none``; other text unchanged."""
     words = {"true": True, "false": False, "none": None}
     if written.lower() in words:
         return words[written.lower()]

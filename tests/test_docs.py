@@ -9,6 +9,7 @@ import os
 import pathlib
 import pkgutil
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,7 @@ GUIDE = (ROOT / "docs" / "guide.md").read_text()
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()
 LIBRARIES = (ROOT / "docs" / "libraries.md").read_text()
 REPORTS = (ROOT / "docs" / "reports.md").read_text()
+RECIPES = (ROOT / "docs" / "recipes.md").read_text()
 WORKFLOW = (ROOT / "examples" / "ci" / "github-actions.yml").read_text()
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
 
@@ -136,7 +138,9 @@ def test_all_metrics_and_forms_of_a_report_are_listed():
 
 
 @pytest.mark.parametrize(
-    "text", [README, GUIDE, REPORTS, WORKFLOW], ids=["README", "guide", "reports", "workflow"]
+    "text",
+    [README, GUIDE, REPORTS, RECIPES, WORKFLOW],
+    ids=["README", "guide", "reports", "recipes", "workflow"],
 )
 def test_the_flags_that_are_shown_exist(text):
     shown = set(re.findall(r"--(?:no-)?compile-[a-z-]+", text))
@@ -149,18 +153,56 @@ def test_the_flags_that_are_shown_exist(text):
 def test_the_commands_that_are_shown_are_understood(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shown = re.findall(
-        r"python -m pytest_torchcompile (\w+ [^`\n]+)", "\n".join([README, GUIDE, REPORTS, WORKFLOW])
+        r"python -m pytest_torchcompile (\w+ [^`\n]+)", "\n".join([README, GUIDE, REPORTS, RECIPES, WORKFLOW])
     )
-    assert len(shown) >= 4
+    assert len(shown) >= 7
     for command in shown:
         with pytest.raises(UsageError, match="can't be read as a report"):
             arguments = __main__._parser().parse_args(command.split())
             arguments.run(arguments)
 
 
+@pytest.mark.parametrize("command", re.findall(r"^\$ pytest (.*)$", RECIPES, re.MULTILINE))
+def test_the_recipes_choose_tests(pytester, command):
+    for name, text in SNIPPETS.items():
+        pytester.path.joinpath(name).write_text(text)
+    arguments = shlex.split(command, comments=True)
+    collected = pytester.inline_run("--collect-only", "-p", "no:randomly", *arguments)
+    assert collected.ret == (
+        pytest.ExitCode.NO_TESTS_COLLECTED if "--lfnf=none" in arguments else pytest.ExitCode.OK
+    )
+
+
+SCHEMAS = {
+    ".github/workflows/": ["vendor.github-workflows"],
+    ".github/ISSUE_TEMPLATE/config.yml": ["vendor.github-issue-config"],
+    ".github/ISSUE_TEMPLATE/": ["vendor.github-issue-forms"],
+    ".gitlab-ci.yml": ["vendor.gitlab-ci", "--data-transform", "gitlab-ci"],
+    "examples/ci/": ["vendor.github-workflows"],
+    "CITATION.cff": ["vendor.citation-file-format"],
+}
+SERVED = dict(re.findall(r"```yaml\n# (\.git\S+)\n(.*?)```", RECIPES, re.DOTALL)) | {
+    path.relative_to(ROOT).as_posix(): path.read_text()
+    for pattern in (".github/**/*.yml", "examples/ci/*.yml", "CITATION.cff")
+    for path in sorted(ROOT.glob(pattern))
+}
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_files_for_services_fit_their_schemas(tmp_path, name):
+    pytest.importorskip("check_jsonschema", reason="`tox -e tests` has it")
+    schema = next(schema for start, schema in SCHEMAS.items() if name.startswith(start))
+    file = tmp_path / "file.yml"
+    file.write_text(SERVED[name])
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", *schema, str(file)]
+    checked = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
 def test_links_lead_somewhere():
     pages = {"README.md": README, "docs/reference.md": REFERENCE, "docs/libraries.md": LIBRARIES}
     pages |= {"docs/reports.md": REPORTS, "docs/guide.md": GUIDE, "docs/architecture.md": ARCHITECTURE}
+    pages |= {"docs/recipes.md": RECIPES}
     for document, text in ((ROOT / name, text) for name, text in pages.items()):
         for target in re.findall(r"\]\((?!http)([^)#]+)", text):
             assert (document.parent / target).exists(), f"{document.name}: {target}"

@@ -18,6 +18,8 @@ import pytest_torchcompile
 
 PACKAGE = "pytest_torchcompile"
 ROOT = pathlib.Path(pytest_torchcompile.__file__).parent
+# The tests may run against an installed package.
+REPOSITORY = pathlib.Path(__file__).parent.parent
 ENTRY_POINT = f"{PACKAGE}.plugin.hooks"
 HEAVY = ("hypothesis", "numpy", "torch")
 # What only gathers names for users and is imported by nobody.
@@ -214,7 +216,7 @@ def test_what_a_folder_names_for_others_they_use():
 
 
 def test_the_map_in_the_documentation_is_true():
-    text = (ROOT.parent / "docs" / "architecture.md").read_text()
+    text = (REPOSITORY / "docs" / "architecture.md").read_text()
     drawn = set(re.findall(r"^    (\w+) --> (\w+)$", text, re.MULTILINE))
     everybody = {"errors", "texts", "values", "options", "results", "__main__"}
     assert drawn == {edge for edge in Package(ROOT).room_graph() if not everybody & set(edge)}
@@ -249,6 +251,19 @@ def test_private_names_of_torch_stay_in_one_folder():
                 and ast.unparse(node.value).partition(".")[0] == "torch"
             ]
     assert found == []
+
+
+def test_what_the_benchmarks_import_is_there():
+    """They run in nobody's tests, and the scripts inside them are text."""
+    lines = {
+        line.strip()
+        for path in (ROOT.parent / "benchmarks").glob("*.py")
+        for line in path.read_text().splitlines()
+        if line.strip().startswith(f"from {PACKAGE}")
+    }
+    assert lines
+    for line in sorted(lines):
+        exec(line, {})
 
 
 # --- the test of that test ------------------------------------------------------------------------

@@ -1,6 +1,6 @@
-"""What a check finds beyond what was declared: remarks, which fail nothing unless the user asks.
+"""Checks a policy beyond what was declared. Findings are remarks, which fail only if the user asks for it.
 
-In: a case that has passed. Out: its remarks.
+Input: a case that has passed. Output: its remarks.
 
 Other folders use `remarks`.
 """

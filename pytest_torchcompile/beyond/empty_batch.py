@@ -1,7 +1,7 @@
-"""An empty batch, which nobody declares and a training loop may meet: whatever comes of it is a remark.
+"""Compares the two sides on an empty batch. It is not declared, but may occur in a training loop.
 
-It comes last and in a compiled object of its own, because it leaves graphs behind, or a compiler that
-failed, which must not touch the case.
+It is the last check, on a compiled object of its own, because it adds graphs and may make the compiler fail.
+Neither may affect the case.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from pytest_torchcompile.texts import first_line
 
 
 def empty_batch(pair: Pair, options: CheckOptions) -> Iterator[str]:
-    """What compiled makes of no rows at all, in the phase of the pair, if eager takes them.
+    """Yield a remark if eager accepts an empty batch, in the phase of the pair, and compiled differs.
 
-    What comes compiled can't be had a second time, and is not asked.
+    A policy that its factory compiles is not checked, because it can't be compiled a second time.
     """
-    if pair.twins.deployed or pair.recorder.compile_s > options.max_seconds or _aborts(pair):
+    if pair.twins.deployed or pair.recorder.compile_s > options.max_seconds or _may_abort(pair):
         return
     recipe = recipes.random_recipe(pair.tree, 0, options.seed)
     try:
@@ -37,9 +37,9 @@ def empty_batch(pair: Pair, options: CheckOptions) -> Iterator[str]:
         own.begin(recipe)
         compiled = own.run(own.compiled, recipe, under=quietly)
     except UsageError:
-        # The user's own functions (Wrapped, observe) were written for what is declared.
+        # The user's own functions (Wrapped, observe) need not support undeclared inputs.
         return
-    where = f"on an empty batch, which eager takes in {pair.phase},"
+    where = f"on an empty batch, which eager accepts in {pair.phase},"
     if compiled.error is not None:
         failed = own.recorder.is_compile_failure(compiled.error)
         yield f"{where} compiled raises {(failure_text if failed else first_line)(compiled.error)}"
@@ -50,6 +50,6 @@ def empty_batch(pair: Pair, options: CheckOptions) -> Iterator[str]:
         yield f"{where} {worst.place} differs ({worst.problem}): {both}"
 
 
-def _aborts(pair: Pair) -> bool:
-    """Whether the process may end: a compiled `nn.LSTM` on no rows was seen to abort it (torch 2.13)."""
+def _may_abort(pair: Pair) -> bool:
+    """Return whether the process may abort, as it did for a compiled `nn.LSTM` on no rows (torch 2.13)."""
     return any(isinstance(module, nn.RNNBase) for module in pair.twins.eager.modules())

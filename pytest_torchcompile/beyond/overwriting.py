@@ -1,7 +1,7 @@
-"""An input that is overwritten between forward and backward, as an observation buffer may be.
+"""Compares the two sides when an input, such as an observation buffer, is overwritten before the backward.
 
-Eager's autograd notices and raises. Inductor may not, and computes a gradient from the new numbers (pytorch
-197887). The graphs for it are there: it costs a few calls.
+Eager's autograd notices it and raises. Inductor may not notice it, and then computes the gradient from the
+new values (pytorch issue 197887). The check uses existing graphs, so it only takes a few calls.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.policies.calls import Outcome, Side
 
 REMARK = (
-    "where an input is overwritten between forward and backward, eager raises and compiled computes a "
-    "gradient from the new numbers (pytorch 197887): give the policy a copy, x.clone(), of a buffer that is "
-    "refilled"
+    "if an input is overwritten between forward and backward, eager raises but compiled computes the "
+    "gradient from the new values (pytorch issue 197887): if you refill a buffer, give the policy a copy, "
+    "x.clone()"
 )
-"""The same for all policies, so that a report says it once."""
+"""The same text for all policies, so that a report shows it once."""
 
 
 def overwritten_input(pair: Pair, options: CheckOptions) -> Iterator[str]:
-    """The remark, if eager notices and compiled's gradients are others than those of the first numbers."""
+    """Yield the remark if eager raises and compiled returns other gradients than for the first values."""
     recipe = recipes.random_recipe(pair.tree, options.batch[0], options.seed)
     noticed = _overwritten(pair, pair.eager, recipe).error
     if not isinstance(noticed, RuntimeError) or "modified by an inplace operation" not in str(noticed):
@@ -44,7 +44,7 @@ def overwritten_input(pair: Pair, options: CheckOptions) -> Iterator[str]:
 
 
 def _overwritten(pair: Pair, side: Side, recipe: recipes.Recipe) -> Outcome:
-    """What a call leaves behind whose inputs are overwritten before its backward."""
+    """Return the outcome of a call whose inputs are overwritten before its backward."""
 
     def function(*args: Any, **kwargs: Any) -> Any:
         returned = side.function(*args, **kwargs)

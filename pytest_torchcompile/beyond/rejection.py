@@ -1,10 +1,10 @@
-"""What one side makes of inputs that were not declared, where the other rejects them.
+"""Finds undeclared inputs that one side rejects and the other accepts.
 
-An exception that is raised on purpose is a contract: compiled has to raise it too. What torch's own kernels
-reject, and compiled takes or the other way round, is a remark.
+An exception that the policy raises on purpose is a contract: compiled must raise it too. If only one side's
+kernels reject an input, that is a remark.
 
-It all happens after the rest of a case, because it leaves graphs behind that nobody deploys. Eager is asked
-first: a graph that is compiled for inputs that eager takes would cost seconds and prove little.
+This runs after the rest of a case, because it adds graphs that are not deployed. Eager runs first. If eager
+accepts an input, compiled is usually not called: compiling would take seconds and show little.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from pytest_torchcompile.texts import first_line, some
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Broken:
-    """A contract of the policy's that compiled breaks.
+class BrokenContract:
+    """A contract of the policy that compiled breaks.
 
     Args:
-        reason: one sentence.
-        difference: between the two sides; None if nothing was called.
-        example: what they were called with, in one line.
+        reason: one sentence for the user.
+        difference: the difference between the two sides; None if nothing was called.
+        example: the inputs of the calls, in one line.
     """
 
     reason: str
@@ -43,12 +43,12 @@ class Broken:
     example: str = ""
 
 
-def tried_undeclared(pair: Pair, options: CheckOptions) -> tuple[list[str], Broken | None]:
-    """Remarks on undeclared inputs that one side rejects, up to the first contract that is broken.
+def try_undeclared_inputs(pair: Pair, options: CheckOptions) -> tuple[list[str], BrokenContract | None]:
+    """Return remarks on undeclared inputs that one side rejects, up to the first broken contract.
 
     Args:
         pair: the two sides of a case that passed.
-        options: how it was checked; no input is tried once `max_seconds` have gone into compiling.
+        options: how it was checked. No more inputs are tried after `max_seconds` of compiling.
     """
     recipe = recipes.random_recipe(pair.tree, options.batch[0], options.seed)
     attempt = _Attempt(pair, recipe)
@@ -60,7 +60,7 @@ def tried_undeclared(pair: Pair, options: CheckOptions) -> tuple[list[str], Brok
         if found is None:
             continue
         if found.is_contract:
-            return remarks, Broken(
+            return remarks, BrokenContract(
                 reason=f"compiled does not reject what eager rejects: {wrong.what}",
                 difference=found.difference,
                 example=descriptions.describe(wrong.tree, recipe),
@@ -70,8 +70,8 @@ def tried_undeclared(pair: Pair, options: CheckOptions) -> tuple[list[str], Brok
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Unlike:
-    """What one side raises and the other does not."""
+class _Disagreement:
+    """An exception that only one side raises."""
 
     difference: Difference
     is_contract: bool
@@ -84,8 +84,8 @@ class _Attempt:
         self._pair = pair
         self._recipe = recipe
 
-    def __call__(self, wrong: Wrong) -> _Unlike | None:
-        """What the sides do otherwise; None if both take the inputs, or both reject them."""
+    def __call__(self, wrong: Wrong) -> _Disagreement | None:
+        """Return how the sides disagree; None if both accept the inputs or both reject them."""
         eager = self._outcome(self._pair.eager, wrong)
         if eager is None or (eager.error is None and not self._costs_no_compile(wrong)):
             return None
@@ -95,7 +95,7 @@ class _Attempt:
         difference = self._difference(eager, compiled)
         if difference is None:
             return None
-        return _Unlike(difference=difference, is_contract=is_contract(eager.error, compiled.error))
+        return _Disagreement(difference=difference, is_contract=is_contract(eager.error, compiled.error))
 
     def _difference(self, eager: Outcome, compiled: Outcome) -> Difference | None:
         if eager.error is not None:
@@ -112,7 +112,7 @@ class _Attempt:
 
     @staticmethod
     def _costs_no_compile(wrong: Wrong) -> bool:
-        """Whether compiled can be asked with the graphs that there are."""
+        """Return whether compiled can be called without compiling again."""
         return wrong.in_values and torch.get_num_threads() == 1
 
     @functools.cached_property
@@ -120,18 +120,18 @@ class _Attempt:
         return self._pair.on_one_thread()
 
     def _outcome(self, side: Side | None, wrong: Wrong) -> Outcome | None:
-        """What a side makes of the inputs; None if there is no telling."""
+        """Return the outcome of a side; None if it can't be called on the inputs."""
         if side is None:
             return None
         try:
             return self._pair.run(side, self._recipe, under=quietly, tree=wrong.tree)
         except UsageError:
-            # The user's own functions (Wrapped, observe) were written for what is declared.
+            # The user's own functions (Wrapped, observe) need not support undeclared inputs.
             return None
 
 
 def _shapes(outputs: NamedValues) -> str:
-    """``float32 (4, 8)`` of the first few tensors."""
+    """Return text such as ``float32 (4, 8)`` for the first few tensors."""
     return some(
         f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
         for tensor in outputs.tensors.values()

@@ -1,7 +1,7 @@
-"""What was found beyond what the user declared, and what becomes of it.
+"""Collects the remarks of a case, and adds them to its result.
 
-A case fails for what was declared. What is found beyond that is a remark: shown and counted, and a failure
-only for who asks for it.
+A case fails for differences on what was declared. A difference beyond that is a remark: it is shown and
+counted, and fails the case only if the user asks for it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 from pytest_torchcompile.beyond.empty_batch import empty_batch
 from pytest_torchcompile.beyond.overwriting import overwritten_input
-from pytest_torchcompile.beyond.rejection import Broken, tried_undeclared
+from pytest_torchcompile.beyond.rejection import BrokenContract, try_undeclared_inputs
 from pytest_torchcompile.beyond.undeclared import IGNORED_HOOK, late_hook, undeclared_autocast
 from pytest_torchcompile.checking.pair import Pair
 from pytest_torchcompile.lifecycle.sides import LifecycleSides
@@ -25,53 +25,53 @@ from pytest_torchcompile.texts import some
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Beyond:
-    """What a policy does beyond what was declared.
+    """What was found beyond what was declared.
 
     Args:
-        remarks: differences, a sentence each.
-        broken: what fails the case whatever the option ``beyond`` says; None if nothing does.
+        remarks: the differences, one sentence each.
+        broken: a broken contract, which fails the case whatever the option ``beyond`` is; None if none.
     """
 
     remarks: tuple[str, ...] = ()
-    broken: Broken | None = None
+    broken: BrokenContract | None = None
 
 
 def look_beyond(pair: Pair, options: CheckOptions) -> Beyond:
-    """What a method does beyond what was declared, in a case that passed."""
+    """Check a method beyond what was declared, after its case has passed."""
     if options.beyond == "off":
         return Beyond()
-    with _unheard():
-        remarks, broken = tried_undeclared(pair, options) if pair.phase == "rollout" else ([], None)
+    with _without_warnings():
+        remarks, broken = try_undeclared_inputs(pair, options) if pair.phase == "rollout" else ([], None)
         remarks += overwritten_input(pair, options) if pair.phase == "update" else ()
         remarks += empty_batch(pair, options)
     return Beyond(remarks=tuple(remarks), broken=broken)
 
 
 def look_beyond_life(sides: LifecycleSides, options: CheckOptions) -> Beyond:
-    """What a policy does beyond what was declared, in a lifecycle that passed."""
+    """Check a policy beyond what was declared, after its lifecycle has passed."""
     twins = sides.first.twins
     stale = copied_stale(twins.compiled) if twins.deployed else ""
     if stale and options.copies:
-        return Beyond(broken=Broken(reason=stale))
+        return Beyond(broken=BrokenContract(reason=stale))
     if options.beyond == "off":
         return Beyond()
-    with _unheard():
+    with _without_warnings():
         remarks = [*late_hook(sides, options), *undeclared_autocast(sides, options)]
     return Beyond(remarks=(*remarks, *filter(None, [stale])))
 
 
 @contextlib.contextmanager
-def _unheard() -> Iterator[None]:
-    """Run the body without a word of what the policy warns of on inputs that nobody declared."""
+def _without_warnings() -> Iterator[None]:
+    """In the body, ignore warnings: the policy may warn of inputs that were not declared."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def concluded(found: CheckResult, beyond: Beyond, options: CheckOptions) -> CheckResult:
-    """`found` with its remarks; it differs if a contract is broken, or if remarks are to fail it.
+    """Return `found` with its remarks. It differs if a contract is broken, or with ``beyond="fail"``.
 
-    With the option ``beyond="off"`` it has no remarks: those met on the way to other things are dropped.
+    With ``beyond="off"`` it has no remarks: those that other checks added are dropped.
     """
     if beyond.broken is not None:
         return dataclasses.replace(
@@ -86,7 +86,7 @@ def concluded(found: CheckResult, beyond: Beyond, options: CheckOptions) -> Chec
     if options.beyond == "off":
         return dataclasses.replace(found, remarks=())
     remarks = (*found.remarks, *beyond.remarks)
-    # What torch does to every policy by default is no fault of this one.
+    # This remark is on torch's default for every policy, so it does not fail this one.
     own = [remark for remark in remarks if remark != IGNORED_HOOK]
     if options.beyond == "fail" and own and found.verdict.passed:
         reason = f"beyond what was declared: {some(own)}"

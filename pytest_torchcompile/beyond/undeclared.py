@@ -1,6 +1,6 @@
-"""What a policy's life meets beyond what was declared, after its stories have passed.
+"""Checks a lifecycle beyond what was declared: undeclared autocast, and hooks that are added late.
 
-Each looks at the objects that the stories were told to, which nobody needs any more.
+The checks run after the stories have passed, on the objects of the lifecycle, which are not needed any more.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from pytest_torchcompile.lifecycle.trial import StoryTrial
 from pytest_torchcompile.options import CheckOptions
 
 SEED = 2
-"""Of the inputs, other than those of the first calls."""
+"""The seed of the inputs, which differ from those of the first calls."""
 
 IGNORED_HOOK = (
-    "a hook added to a submodule after the first call is ignored by compiled code, as is torch's default for "
-    "every policy: set torch._dynamo.config.skip_nnmodule_hook_guards = False before compiling if hooks come "
-    "late"
+    "compiled code ignores a hook that is added to a submodule after the first call, which is torch's "
+    "default for every policy: if you add hooks later, set "
+    "torch._dynamo.config.skip_nnmodule_hook_guards = False before compiling"
 )
-"""The same for all policies, so that a report says it once."""
+"""The same text for all policies, so that a report shows it once."""
 
 
 def undeclared_autocast(sides: LifecycleSides, options: CheckOptions) -> Iterator[str]:
-    """What compiled does otherwise under an autocast that was not declared; it adds one graph."""
+    """Yield a remark if compiled differs under an autocast that was not declared. It adds one graph."""
     if options.autocast is not None or not sides.acting:
         return
     batch = options.batch[min(1, len(options.batch) - 1)]
@@ -41,7 +41,7 @@ def undeclared_autocast(sides: LifecycleSides, options: CheckOptions) -> Iterato
     try:
         failure = trial((move,))
     except Stop:
-        # Eager does not repeat itself there, so that nothing can be told.
+        # Eager does not repeat its own results under autocast, so there is nothing to compare with.
         return
     where = f"under {move.manner}, which was not declared,"
     if failure is not None:
@@ -51,18 +51,18 @@ def undeclared_autocast(sides: LifecycleSides, options: CheckOptions) -> Iterato
             f'compiled {worst.compiled}; autocast="bfloat16" declares it'
         )
     elif trial.uncompiled:
-        yield f"{where} {trial.uncompiled[0]} on {move.method}, which eager takes"
+        yield f"{where} {trial.uncompiled[0]} on {move.method}, which eager runs"
 
 
 def late_hook(sides: LifecycleSides, options: CheckOptions) -> Iterator[str]:
-    """Whether a hook is called that is added to a submodule now; the graphs for it are there."""
+    """Yield a remark if compiled ignores a hook that is added to a submodule now. It adds no graphs."""
     if not sides.acting or not internals.ignores_late_hooks():
         return
     pair, batch = sides.by_name[sides.acting[0]], options.batch[0]
     recipe = recipes.random_recipe(pair.tree, batch, SEED)
-    called = _hooked(pair, "eager", dict(_submodules(pair.twins.eager)), recipe)
+    called = _called_hooks(pair, "eager", dict(_submodules(pair.twins.eager)), recipe)
     same = {name: module for name, module in _submodules(pair.twins.compiled) if name in called}
-    if called and not _hooked(pair, "compiled", same, recipe):
+    if called and not _called_hooks(pair, "compiled", same, recipe):
         yield IGNORED_HOOK
 
 
@@ -71,8 +71,8 @@ def _submodules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     return ((name, module) for name, module in named if name)
 
 
-def _hooked(pair: Pair, side: str, modules: dict[str, nn.Module], recipe: recipes.Recipe) -> set[str]:
-    """The names of those modules whose hooks one call of a side calls."""
+def _called_hooks(pair: Pair, side: str, modules: dict[str, nn.Module], recipe: recipes.Recipe) -> set[str]:
+    """Add a hook to each module and call a side once. Return the names of the modules whose hooks ran."""
     called: set[str] = set()
 
     def hook_of(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""One case: the two sides of a method in a phase, example by example, to a verdict.
+"""Check one case: compare the two sides of a method in a phase, example by example, up to a verdict.
 
 In: a `Pair` of sides and the options. Out: a `CheckResult`.
 

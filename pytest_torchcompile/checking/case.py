@@ -1,7 +1,7 @@
 """The protocol of a check: from the two sides of a case to a verdict.
 
-Eager first, so that the user's own error is told as such; then the fixed examples; then those that
-Hypothesis draws. Facts are collected on the way and the verdict is drawn from them at the end.
+Eager is called first, so that an error of the user's code is reported as such. The fixed examples follow,
+then those that Hypothesis draws. `Evidence` accumulates what they show, and gives the verdict at the end.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pytest_torchcompile.texts import raised_text, some
 
 
 class CheckProtocol:
-    """One case while it is checked.
+    """Checks one case.
 
     Args:
         pair: its two sides.
@@ -46,19 +46,19 @@ class CheckProtocol:
         self._each_size_compiles = options.dynamic is False
         self._recompiles_by_layout = 0
         self.failure: Failure | None = None
-        """The example that the case differs on, once it was run; None if it differs in its samples."""
+        """After `run`: the example on which the case differs; None if only its samples differ."""
         self.sampled = False
-        """Whether it differs in its samples."""
+        """After `run`: whether the case differs in its samples."""
 
     def run(self, name: str) -> CheckResult:
-        """The whole check.
+        """Run the whole check.
 
         Args:
-            name: tells this case apart in Hypothesis' database.
+            name: identifies the case in Hypothesis' database.
         """
         options = self._options
         try:
-            failure = self._climb(time.monotonic())
+            failure = self._try_fixed_examples(time.monotonic())
             if failure is None and not self._trial.evidence.examples:
                 return self._result(*self._trial.evidence.verdict())
             if failure is None or not _is_exception(failure):
@@ -74,7 +74,7 @@ class CheckProtocol:
         return self._result(verdict, reason)
 
     def _with_samples(self, verdict: Verdict, reason: str) -> CheckResult:
-        """The result of a case that is equal draw for draw, once the distributions are compared."""
+        """Return the result of a case that is equal draw for draw, after comparing the distributions."""
         self._pair.progress.step("comparing samples")
         try:
             sampled = compare_samples(self._pair, self._options)
@@ -98,20 +98,23 @@ class CheckProtocol:
         if self._pair.phase == "update" and not outcome.gradients:
             self._notes.append("no output requires grad: the update phase compared the forward only")
 
-    def _climb(self, began: float) -> Failure | None:
-        """Try the fixed examples up to the first failure: contents, sizes, and last what adds graphs."""
+    def _try_fixed_examples(self, began: float) -> Failure | None:
+        """Try the fixed examples up to the first failure: contents, sizes, and last the layouts.
+
+        The layouts come last because they add graphs.
+        """
         tree, options = self._pair.tree, self._options
         ladder = recipes.ladder(tree, options.batch, nonfinite=options.nonfinite, seed=options.seed)
         self._try_eager(ladder[0])
         failure = self._first_failure(ladder) or self._learn_in_evaluation(ladder[0])
-        self._settle_learning(failure)
+        self._fix_learning(failure)
         if failure is not None:
             return failure
         sizes = Sizes(self._pair, self._trial, options, ladder)
-        failure = sizes.climb(began)
+        failure = sizes.first_failure(began)
         self._each_size_compiles = sizes.each_compiles
         self._notes += sizes.notes
-        if failure is not None:
+        if failure is not None or not options.layouts:
             return failure
         before = len(self._pair.capture.recompiles)
         met = options.batch[:1] if sizes.each_compiles else options.batch
@@ -121,15 +124,17 @@ class CheckProtocol:
         return failure
 
     def _writes_inputs(self, views: list[Recipe]) -> bool:
-        """Whether eager writes to inputs that are views of one tensor; a remark says if compiled does not.
+        """Whether eager writes to inputs that are views of one tensor; adds a remark if compiled fails.
 
-        Torch (2.13) uses a graph again that was compiled for inputs that lie apart, in any such policy, so
-        that this tells nothing of the one that is checked.
+        For such inputs torch 2.13 reuses a graph that was compiled for inputs that do not overlap, in every
+        policy, so a failure says nothing about the policy that is checked.
         """
         for recipe in views:
             outcome = self._pair.run(self._pair.eager, recipe)
             given = self._pair.arguments(recipe, wide=False).drawn
-            written = [p for p, t in given.items() if _is_other(outcome.inputs.tensors.get(f"input {p}"), t)]
+            written = [
+                p for p, t in given.items() if _has_changed(outcome.inputs.tensors.get(f"input {p}"), t)
+            ]
             if written:
                 try:
                     failed = Trial(self._pair, self._options)(recipe) is not None
@@ -137,8 +142,8 @@ class CheckProtocol:
                     failed = True
                 if failed:
                     self._trial.evidence.remark(
-                        f"where inputs are {recipe.shared}, compiled does not see in the others what "
-                        f"{self._pair.method.name} writes to {written[0]}; give it tensors of their own"
+                        f"if the inputs are {recipe.shared}, compiled does not see in the other inputs what "
+                        f"{self._pair.method.name} writes to {written[0]}; pass tensors that share no memory"
                     )
                 return True
         return False
@@ -147,7 +152,10 @@ class CheckProtocol:
         return next(filter(None, map(self._trial, examples)), None)
 
     def _learn_in_evaluation(self, recipe: Recipe) -> Failure | None:
-        """Learn from an example in ``eval()``, as imitation does: in graphs of its own, recorded apart."""
+        """Learn from an example in ``eval()`` mode, as imitation learning does.
+
+        That compiles separate graphs, which are recorded separately.
+        """
         if self._pair.phase != "update" or not self._trial.evidence.learns:
             return None
         learning = dataclasses.replace(self._pair.learning, training=False)
@@ -156,21 +164,22 @@ class CheckProtocol:
         self._trial.evidence.take_remarks(apart.evidence)
         return failure and dataclasses.replace(failure, learning=failure.learning or learning)
 
-    def _settle_learning(self, failure: Failure | None) -> None:
-        """What is tried from now on is learnt from as the failure was, or without what is never finite."""
+    def _fix_learning(self, failure: Failure | None) -> None:
+        """Set the learning for the following examples: as in the failure, or without what is never finite."""
         self._trial.climbing = False
         if failure is not None and failure.learning is not None:
             self._pair.learning = failure.learning
-            self._notes.append(f"it differs learning from {failure.learning}")
+            self._notes.append(f"it differs when learning from {failure.learning}")
         elif failure is None:
             never = self._trial.leave_out_of_loss()
             if never:
                 self._notes.append(f"not learnt from, as no gradient of it was ever finite: {some(never)}")
 
     def _search(self, first: Failure | None, name: str) -> Failure | None:
-        """Let Hypothesis look for a failing example, or for a smaller one than `first`."""
+        """Let Hypothesis search for a failing example, or for a smaller one than `first`."""
         failures = [] if first is None else [first]
-        # It asks for the rounding floor far more often, which the fixed examples are enough for.
+        # Drawn examples do not judge small tensors by their own size, which needs the rounding floor far more
+        # often; the fixed examples have done so.
         self._trial.small = first is not None
 
         def fails(recipe: Recipe) -> bool:
@@ -195,9 +204,9 @@ class CheckProtocol:
         return again or dataclasses.replace(failures[0], replayed=False)
 
     def _batches(self, first: Failure | None) -> st.SearchStrategy[int]:
-        """Batch sizes to draw: only those already met where each new one is compiled for itself.
+        """Return the batch sizes to draw: only those already used if each new one is compiled separately.
 
-        To make a failing example smaller, no larger ones; it is likely to fail again at its own size.
+        For a smaller failing example, no size above that of `first`, at which it is likely to fail again.
         """
         sizes = self._options.batch
         low, high = min(sizes), max(sizes)
@@ -266,7 +275,7 @@ class CheckProtocol:
         )
 
     def _remedies(self) -> Iterator[str]:
-        """What may help where recurrent modules ran eager."""
+        """Return what may help if recurrent modules ran eager."""
         capture = self._pair.capture
         names = {
             *capture.modules_left_eager,
@@ -281,22 +290,22 @@ class CheckProtocol:
             notes.append(f"{suppressed}, and torch ran that part eager")
         if self._pair.recorder.uncounted():
             notes.append(f"not known what share of the work is compiled: {self._pair.recorder.uncounted()}")
-        # Nobody deploys one policy on inputs in every layout.
+        # Recompiles for layouts do not count: a deployed policy does not get inputs in every layout.
         recompiles = len(self._pair.capture.recompiles) - self._recompiles_by_layout
         limit = self._trial.recompile_limit
         if recompiles > limit:
             notes.append(
                 f"{recompiles} recompiles exceed your recompile_limit of {limit}: outside the check "
-                f"torch would run some of these calls eager, in silence"
+                f"torch would run some of these calls eager"
             )
         return notes
 
 
-def _is_other(after: torch.Tensor | None, before: torch.Tensor) -> bool:
-    """Whether a tensor has changed; None if it was not compared."""
+def _has_changed(after: torch.Tensor | None, before: torch.Tensor) -> bool:
+    """Whether a tensor has changed; False if `after` is None."""
     return after is not None and not torch.equal(after, before)
 
 
 def _is_exception(failure: Failure) -> bool:
-    """Whether one side raised, so that what would have been captured after it never ran."""
+    """Whether one side raised. The capture is then incomplete."""
     return failure.judgement.differences[0].problem == "exception"

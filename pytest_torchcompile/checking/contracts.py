@@ -1,7 +1,7 @@
-"""Which exceptions are contracts: raised on purpose, by a policy's code or for a distribution's arguments.
+"""Decide which exceptions are contracts: raised on purpose by the policy's code or by a distribution.
 
-What torch's kernels and modules reject is torch's affair: their compiled counterparts check other things, and
-nobody relies on it. Who writes `raise` or `assert` does.
+An exception of torch's kernels and modules is no contract, because the compiled code checks other conditions
+and nobody relies on them. A `raise` or `assert` in the policy is one.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ from pytest_torchcompile.texts import first_line
 
 _TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
 _DISTRIBUTIONS = os.path.join(_TORCH, "distributions", "")
-_ASKED = ("_check", "_assert")
-"""How the functions of torch begin that raise what their caller asks for, such as ``torch._check``."""
+_CHECK_PREFIXES = ("_check", "_assert")
+"""Prefixes of torch's functions that raise on behalf of their caller, such as ``torch._check``."""
 
 _RAISE = dis.opmap["RAISE_VARARGS"]
 
 
 def on_purpose(error: BaseException) -> bool:
-    """Whether a ``raise`` or ``assert`` in code that is not torch's made `error`, or a distribution did.
+    """Whether `error` was raised by a ``raise`` or ``assert`` outside torch, or by a distribution.
 
-    An exception of a C function, such as that of an index out of range, ends in the line that called it,
-    without a ``raise`` there. Nothing but user code ends the process by `SystemExit`.
+    The traceback of an exception from a C function, such as an index out of range, ends at the line that
+    called it, which has no ``raise``. `SystemExit` always comes from user code.
     """
     if isinstance(error, SystemExit):
         return True
     frames = list(_frames(error.__traceback__))
-    asked = False
-    while frames and _is_asked(frames[-1]):
+    from_check = False
+    while frames and _is_check_function(frames[-1]):
         frames.pop()
-        asked = True
+        from_check = True
     if not frames:
         return False
     file = os.path.abspath(frames[-1].tb_frame.f_code.co_filename)
     if file.startswith(_TORCH) and not file.startswith(_DISTRIBUTIONS):
         return False
-    return asked or _raises(frames[-1])
+    return from_check or _raises(frames[-1])
 
 
 def _frames(last: types.TracebackType | None) -> Iterator[types.TracebackType]:
@@ -52,29 +52,29 @@ def _frames(last: types.TracebackType | None) -> Iterator[types.TracebackType]:
         last = last.tb_next
 
 
-def _is_asked(frame: types.TracebackType) -> bool:
+def _is_check_function(frame: types.TracebackType) -> bool:
     code = frame.tb_frame.f_code
-    return code.co_filename == torch.__file__ and code.co_name.startswith(_ASKED)
+    return code.co_filename == torch.__file__ and code.co_name.startswith(_CHECK_PREFIXES)
 
 
 def _raises(frame: types.TracebackType) -> bool:
-    """Whether the instruction at which a frame ended is a ``raise``; ``assert`` is one, too."""
+    """Whether a frame ended at a ``raise`` instruction; an ``assert`` compiles to one too."""
     return frame.tb_frame.f_code.co_code[frame.tb_lasti] == _RAISE
 
 
 def unlike_rejection(
     pair: Pair, eager: BaseException, compiled: BaseException | None, returned: str = "returns"
 ) -> Difference | None:
-    """What differs where eager raised; None if compiled raised too, and alike.
+    """Return the difference if eager raised and compiled did not raise a matching exception; else None.
 
     Args:
         pair: the two sides.
-        eager: what eager raised.
-        compiled: what compiled raised, None if it returned.
-        returned: how that is told.
+        eager: eager's exception.
+        compiled: compiled's exception; None if it returned.
+        returned: the words for a compiled call that returned.
     """
     if compiled is not None:
-        # A RuntimeError is how kernels reject an index, for which eager has an IndexError.
+        # Compiled kernels raise RuntimeError for an invalid index, eager raises IndexError.
         if isinstance(compiled, (type(eager), RuntimeError)) or pair.recorder.is_compile_failure(compiled):
             return None
         returned = f"raises {first_line(compiled)}"
@@ -84,10 +84,10 @@ def unlike_rejection(
 
 
 def is_contract(*errors: BaseException | None) -> bool:
-    """Whether one of these was raised on purpose, so that a side that does not raise it is wrong."""
+    """Whether one of the exceptions was raised on purpose, so that both sides have to raise it."""
     return any(error is not None and on_purpose(error) for error in errors)
 
 
 def unlike_text(difference: Difference) -> str:
-    """What the two sides do otherwise, of which at least one raises."""
+    """Describe a difference in which at least one side raises."""
     return f"eager {difference.eager} and compiled {difference.compiled}"

@@ -1,4 +1,4 @@
-"""What the examples of a case have shown so far, and what of it a user should be told."""
+"""Accumulate what the examples of a case show, and derive the verdict and the notes from it."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from pytest_torchcompile.results import Deviation, Difference, Verdict
 from pytest_torchcompile.texts import some
 
 KEPT = 200
-"""Single examples that are kept, so that a record stays small however many there were."""
+"""The number of examples whose deviations are kept, at most; bounds the size of the record."""
 
 
 _NUMBERS = ("float", "float32", "float64")
-"""Types of the outputs that are numbers and compared as tensors."""
+"""Kinds of the outputs that are Python or numpy numbers but are compared as tensors."""
 
 
 class Evidence:
-    """The sum of the judgements of a case."""
+    """Accumulates the judgements of a case."""
 
     def __init__(self) -> None:
         self.examples = 0
         self.rounding = 0
         self._closest: Difference | None = None
-        self._excused: Difference | None = None
+        self._largest_rounding: Difference | None = None
         self._deviations: list[tuple[float, int, Deviation]] = []
         self._degenerate = 0
         self._rejected: collections.Counter[str] = collections.Counter()
@@ -45,11 +45,11 @@ class Evidence:
 
     @property
     def learns(self) -> bool:
-        """Whether something was learnt from."""
+        """Whether a backward pass was run on some example."""
         return self._learns
 
     def take_remarks(self, other: Evidence) -> None:
-        """Add the remarks on examples that were tried apart."""
+        """Add the remarks of another evidence."""
         self._remarks.update(other._remarks)
 
     @property
@@ -59,21 +59,21 @@ class Evidence:
 
     @property
     def worst(self) -> Difference | None:
-        """What came closest to its tolerance; if nothing else differs, the most that rounding explained."""
+        """The difference closest to its tolerance; if all are 0, the largest that passed as rounding."""
         has_figure = self._closest is not None and (self._closest.difference or self._closest.problem)
-        return self._closest if has_figure else self._excused or self._closest
+        return self._closest if has_figure else self._largest_rounding or self._closest
 
     def reject(self, error: BaseException) -> None:
-        """Count an example on which eager itself raised, so that there was nothing to compare."""
+        """Count an example on which eager raised, so that nothing was compared."""
         self._rejected[f"{type(error).__name__}: {str(error).strip():.100}"] += 1
 
     def add(self, eager: Outcome, judgement: Judgement, *, degenerate: bool, changed: bool = False) -> None:
         """Count an example that was compared.
 
         Args:
-            eager: what eager left behind.
-            judgement: what comparing it showed.
-            degenerate: whether its inputs are such that much cancels.
+            eager: eager's outcome.
+            judgement: the result of the comparison.
+            degenerate: whether its inputs are degenerate: near-constant, or with one huge element.
             changed: whether the call changed tensors of the policy.
         """
         self.examples += 1
@@ -84,7 +84,7 @@ class Evidence:
         self.add_learning(eager, judgement, again=False)
 
     def add_learning(self, eager: Outcome, judgement: Judgement, *, again: bool = True) -> None:
-        """Add what one way to learn from an example showed, `again` if it has been counted."""
+        """Add the judgement of one way to learn from an example; `again` if the example is counted."""
         self.rounding += judgement.rounding and (not again or self._rounded != self.examples)
         if judgement.rounding:
             self._rounded = self.examples
@@ -101,30 +101,32 @@ class Evidence:
         if worst is not None and (self._closest is None or _severity(worst) >= _severity(self._closest)):
             self._closest = worst
         most = judgement.largest if judgement.rounding else None
-        if most is not None and (self._excused is None or _severity(most) >= _severity(self._excused)):
-            self._excused = most
+        if most is not None and (
+            self._largest_rounding is None or _severity(most) >= _severity(self._largest_rounding)
+        ):
+            self._largest_rounding = most
 
     def keep(self, deviation: Deviation) -> None:
-        """Keep what one example showed; of more than `KEPT` the one closest to eager is dropped."""
+        """Keep the deviation of one example; if there are more than `KEPT`, drop the smallest."""
         share = float("inf") if deviation.share is None else deviation.share
         heapq.heappush(self._deviations, (share, deviation.example, deviation))
         if len(self._deviations) > KEPT:
             heapq.heappop(self._deviations)
 
     def deviations(self) -> tuple[Deviation, ...]:
-        """What single examples showed, in their order."""
+        """The kept deviations in the order of the examples."""
         kept = (deviation for _, _, deviation in self._deviations)
         return tuple(sorted(kept, key=operator.attrgetter("example")))
 
     def verdict(self) -> tuple[Verdict, str]:
-        """The verdict if no example differs, with the sentence that explains it."""
-        nothing = self._nothing()
+        """Return the verdict of a case in which no example differs, with the sentence that explains it."""
+        nothing = self._why_nothing_compared()
         if nothing:
             return Verdict.EAGER_FAILED, nothing
         if not self._decided:
             return Verdict.EAGER_FAILED, (
                 f"nothing was decided: on every example {some(sorted(self._undecided))} differs by more than "
-                f"the tolerance, eager rounded otherwise is no number there, and float64 does not run"
+                f"the tolerance, the rounding floor is not finite, and the float64 reference does not run"
             )
         if not self.rounding:
             return Verdict.EQUAL, ""
@@ -135,15 +137,15 @@ class Evidence:
         )
 
     def remark(self, sentence: str, kind: str = "") -> None:
-        """Keep what was found beyond what was declared, the first of each kind."""
+        """Keep a remark, the first of each kind."""
         self._remarks.setdefault(kind or sentence, sentence)
 
     def remarks(self) -> tuple[str, ...]:
-        """What was found beyond what was declared, a sentence each."""
+        """The kept remarks, a sentence each."""
         return tuple(self._remarks.values())
 
-    def _nothing(self) -> str:
-        """Why nothing was compared that could have differed; empty if something was."""
+    def _why_nothing_compared(self) -> str:
+        """Return why no output, state or gradient was compared that could differ; empty if one was."""
         if self.examples == 0:
             return "eager raised on every example, so that nothing was compared"
         returned = any(path.startswith("output") for path in self._finite)
@@ -158,13 +160,13 @@ class Evidence:
         if self._learns and not gradients:
             return (
                 "outputs require grad, but no gradient of any example was finite and not zero, so that no "
-                "learning was compared; return what is learnt from as an output of its own, keep what learns "
-                'in attributes of the policy, or check phases="rollout"'
+                "learning was compared; return the tensor that the loss uses as a separate output, keep the "
+                'trained modules in attributes of the policy, or check phases="rollout" only'
             )
         return ""
 
     def notes(self) -> list[str]:
-        """Sentences on what weakens the check, or is worth knowing."""
+        """Return a sentence on each circumstance that weakens the check."""
         found = [
             f"eager itself raised on {count} example{'s' if count > 1 else ''}: {text}"
             for text, count in self._rejected.items()
@@ -175,12 +177,12 @@ class Evidence:
         gradients = {path for path in self._paths if path.startswith("gradient of")}
         zero = sorted((gradients & self._finite) - self._nonzero)
         if zero:
-            found.append(f"zero throughout: {some(zero)}")
+            found.append(f"zero on every example: {some(zero)}")
         undecided = [f"{path} ({count})" for path, count in self._undecided.most_common()]
         if undecided:
             found.append(
-                f"undecided on some of {self.examples} examples, where eager rounded otherwise is no number "
-                f"and float64 does not run: {some(undecided)}"
+                f"undecided on some of {self.examples} examples, because the rounding floor is not finite "
+                f"and the float64 reference does not run: {some(undecided)}"
             )
         ill = [f"{path} ({count})" for path, count in self._ill_conditioned.most_common()]
         if ill:
@@ -189,7 +191,7 @@ class Evidence:
 
 
 def _returns_tensors(eager: Outcome) -> bool:
-    """Whether an output is no plain value of Python's."""
+    """Whether an output is a tensor and not a plain Python value."""
     tensors = (path for path in eager.outputs.tensors if path.startswith("output"))
     return any(eager.outputs.kinds.get(path) not in _NUMBERS for path in tensors)
 

@@ -1,7 +1,7 @@
-"""Whether a policy that samples goes on sampling once it is compiled.
+"""Check that a sampling policy still draws new samples once it is compiled.
 
-The check hands compiled the random numbers that eager draws, so that it can compare draw for draw. As
-it is deployed it draws its own, and code that keeps one draw for ever would not show.
+The main check gives compiled the random numbers of eager, so that it can compare draw for draw. A deployed
+policy draws its own, and the main check cannot see compiled code that returns one draw forever.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from pytest_torchcompile.runtime.isolation import Stream
 from pytest_torchcompile.texts import first_line
 
 PAIRS = 16
-"""Pairs of calls on one observation."""
+"""The number of pairs of calls on one observation."""
 
 FALSE_ALARMS = 1e-4
-"""The chance, at most, that a sampler which draws like eager is taken for a frozen one."""
+"""The largest probability that a sampler with eager's distribution is reported as frozen."""
 
 FROZEN = "as deployed, without eager's random numbers, it returns the same draw again and again"
 
 
 def frozen(pair: Pair, options: CheckOptions) -> Difference | None:
-    """An output that differs from call to call in eager and never in compiled; None if there is none.
+    """Return an output that differs from call to call in eager and never in compiled; None if there is none.
 
-    If both sides draw alike, each pair of calls that differs is eager's or compiled's with equal chance:
-    that all k of them are eager's has the chance C(n, k) / C(2n, k) for n pairs on each side (Fisher's
-    exact test; Fisher 1935, "The Design of Experiments").
+    If both sides have one distribution, each pair of calls that differs is eager's or compiled's with equal
+    probability. For n pairs on each side, the probability that all k of them are eager's is
+    C(n, k) / C(2n, k) (Fisher's exact test; Fisher 1935, "The Design of Experiments").
 
     Args:
-        pair: the two sides, found equal draw for draw, still isolated. One that came compiled is compiled
-            anew by dropping all compiled code of the process.
-        options: `batch` and `seed` of them.
+        pair: the two sides, equal draw for draw, still isolated. If the policy came compiled, all compiled
+            code of the process is dropped, so that it is compiled again.
+        options: `batch` and `seed` are used.
 
     Raises:
-        CompileFailed: if what is deployed can't be compiled, though with eager's random numbers it can.
+        CompileFailed: if the policy cannot be compiled without eager's random numbers.
     """
     recipe = random_recipe(pair.tree, options.batch[0], options.seed)
     deployed = pair.as_deployed() or pair.reset_as_deployed()
@@ -57,12 +57,13 @@ def frozen(pair: Pair, options: CheckOptions) -> Difference | None:
         with recorder.watching(), streams[1]():
             yield
 
-    def two(side: Side, under: Around) -> list[Outcome]:
+    def call_twice(side: Side, under: Around) -> list[Outcome]:
         return [pair.run(side, recipe, under=under, phase="rollout") for _ in range(2)]
 
     differ: list[dict[str, int]] = [{}, {}]
     for _ in range(PAIRS):
-        for count, calls in zip(differ, (two(pair.eager, streams[0]), two(deployed, watched)), strict=True):
+        both = call_twice(pair.eager, streams[0]), call_twice(deployed, watched)
+        for count, calls in zip(differ, both, strict=True):
             raised = next((call.error for call in calls if call.error is not None), None)
             if raised is not None and count is differ[0]:
                 return None

@@ -1,7 +1,6 @@
-"""Differences that torch intends: what is said of them, and the remedy.
+"""Notes on differences that torch intends, with the remedy.
 
-Of each only what has been shown is told, because a sentence that excuses any difference would excuse a
-miscompile.
+A note is added only after a rerun has confirmed its cause. Otherwise it could explain a miscompile away.
 """
 
 from __future__ import annotations
@@ -19,20 +18,24 @@ from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.policies.calls import Rerun
 
 OTHER_NUMBERS = (
-    "known cause: the random numbers, if nothing else. It was compiled before, where inductor draws others "
-    "than eager from one seed by design; to see what else differs, hand over what has not been called yet, "
-    "so that it is compiled to draw eager's, or compare distributions by check_equivalence(..., samples=1000)"
+    "known cause: the random numbers, and possibly more. The policy was compiled before the check, and by "
+    "design inductor draws other random numbers than eager from the same seed. To see what else differs, "
+    "pass a policy that has not been called yet, so that it is compiled to draw eager's numbers, or compare "
+    "distributions with check_equivalence(..., samples=1000)"
 )
-"""Of what draws other random numbers and was not compiled by us."""
+"""The note on a policy that draws random numbers and was compiled before the check."""
 
 
 def rounding_causes(options: CheckOptions, passes: Callable[[CheckOptions], bool], rerun: Rerun) -> list[str]:
-    """What to say of a difference under ``reference="eager"``, if ``"float64"`` excuses it.
+    """Return the note on a difference under ``reference="eager"`` that ``"float64"`` passes as rounding.
 
     Args:
-        options: how the two sides were compared.
+        options: the options under which the example differs.
         passes: whether the example passes under other options; may raise `Stop`.
         rerun: calls eager again on the example.
+
+    Returns:
+        One note, or none if the example differs under ``"float64"`` too.
     """
     with contextlib.suppress(Stop):
         if options.reference == "eager" and passes(dataclasses.replace(options, reference="float64")):
@@ -41,7 +44,7 @@ def rounding_causes(options: CheckOptions, passes: Callable[[CheckOptions], bool
 
 
 def rounding_cause(rerun: Rerun) -> str:
-    """What to say of a difference that rounding explains.
+    """Return the note on a difference that rounding explains.
 
     Args:
         rerun: calls eager again on the example.
@@ -50,16 +53,16 @@ def rounding_cause(rerun: Rerun) -> str:
     rerun(lambda: low)
     dtype = " and ".join(sorted(low.found))
     where = (
-        f"eager rounds to {dtype} after each operator, where inductor keeps float32 inside of a loop, by "
-        f"design; compile with options={{'emulate_precision_casts': True}}, or accept it by "
+        f"Eager rounds to {dtype} after each operator; by design inductor keeps float32 inside a fused loop. "
+        f"Compile with options={{'emulate_precision_casts': True}}, or accept the difference with "
         if dtype
-        else "both are as far from float64 as the order of their sums takes them; accept that by "
+        else "The difference is no larger than another order of sums explains; accept it with "
     )
     return f"known cause: rounding. {where}reference='float64', the default, under which this example passes"
 
 
 class _LowPrecision(internals.DispatchMode):
-    """Notes which of the floating-point types of 16 bits operators return."""
+    """Records which 16-bit floating-point dtypes the operators return."""
 
     def __init__(self) -> None:
         super().__init__()

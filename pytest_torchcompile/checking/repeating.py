@@ -1,7 +1,7 @@
-"""Whether what eager raises comes of the inputs, or of what an earlier call of its own has left.
+"""Find out whether an exception of eager is caused by the inputs or by an earlier call of eager.
 
-An exception that inputs bring about is a contract, which compiled has to keep. One that eager raises on its
-second call, and not on its first, says nothing of compiled.
+An exception that the inputs cause is a contract: compiled has to raise it too. An exception that eager raises
+on its second call and not on its first says nothing about compiled.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from pytest_torchcompile.policies.holders import policy_of
 from pytest_torchcompile.texts import raised_text
 
 _OF_GRAPHS = ("backward through the graph a second time", "modified by an inplace operation")
-"""What torch says of a graph that was used up, or whose tensors were written to, since it was made."""
+"""Messages of torch about an autograd graph that was freed, or whose tensors were modified."""
 
 
 def own_trouble(pair: Pair, recipe: Recipe, error: BaseException) -> str:
-    """Why an exception of eager's is eager's own trouble; empty if it comes of the inputs.
+    """Return why an earlier call of eager causes its exception; empty if the inputs cause it.
 
     Args:
-        pair: the two sides, eager having returned once.
-        recipe: the inputs on which it has raised.
-        error: what it raised.
+        pair: the two sides; eager has returned once.
+        recipe: the example on which eager raised.
+        error: the exception.
     """
     again = pair.run(pair.eager, recipe).error
     if again is None:
@@ -34,18 +34,18 @@ def own_trouble(pair: Pair, recipe: Recipe, error: BaseException) -> str:
 
 
 _ADVICE = (
-    "; it keeps state where the check can't put it back: give a function that does, "
+    "; it keeps state that the check can't restore: pass a function that restores it, "
     "reset=lambda policy: ..., which is called before each call"
 )
 
 
 def graph_advice(error: BaseException, pair: Pair) -> str:
-    """What to do if eager raised because it keeps a graph from an earlier call; empty if that is not why."""
+    """Return what to do if eager raised because it keeps an autograd graph of an earlier call; else empty."""
     if not any(sentence in str(error) for sentence in _OF_GRAPHS):
         return ""
     owner = policy_of(pair.twins.eager)
     remade = "policy.reset_noise()" if callable(getattr(type(owner), "reset_noise", None)) else "..."
     return (
-        f"; it keeps a tensor with the graph of an earlier call: detach it, or have it made anew before each "
+        f"; it keeps a tensor with the graph of an earlier call: detach it, or create it again before each "
         f"call: reset=lambda policy: {remade}"
     )

@@ -1,8 +1,8 @@
-"""Whether the compiled sampler, as deployed, draws from the distribution that eager draws from.
+"""Compare the distributions that eager and the deployed compiled policy sample from.
 
-The check compares draw for draw, for which inductor is told to take eager's random numbers. In
-training it takes its own, by other code, which only statistics can judge: both sides are called many
-times on one example, each from a stream of random numbers of its own.
+The main check compares draw for draw, with inductor set to use eager's random numbers. In training inductor
+generates its own, with different code, so only a statistical test can compare the sides. Both sides are
+called many times on one example, each with its own stream of random numbers.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ if TYPE_CHECKING:
     from pytest_torchcompile.comparing.distributions import Array, Series, Watched
 
 FALSE_ALARMS = 1e-4
-"""The chance, at most, that a case whose two sides draw alike is said to differ."""
+"""The largest probability that a case whose sides have one distribution is reported as different."""
 
 MOST_ELEMENTS = 64
-"""Elements that are watched of one tensor."""
+"""The number of elements of one tensor that are recorded, at most."""
 MOST_IN_ALL = 2048
-"""Elements that are watched of all tensors together, which bounds memory: some 100 bytes a draw each."""
+"""The number of elements of all tensors that are recorded, at most. Each takes about 100 bytes per draw."""
 
 GROSS = 1e-2
-"""Two constants further apart than this (relative to the largest of their tensor) are not rounding."""
+"""Constants that differ by more than this, relative to their tensor's largest, differ not by rounding."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampled:
-    """What sampling found.
+    """The result of sampling.
 
     Args:
         note: a sentence on what was sampled, if nothing differs.
-        reason: what differs, else empty.
-        differences: what does, the most certain first.
-        recipe: the example on which it does.
+        reason: a sentence on what differs; empty if nothing does.
+        differences: the differences, the most certain first.
+        recipe: the example on which the sides differ.
     """
 
     note: str = ""
@@ -58,19 +58,19 @@ class Sampled:
 
 
 class _EagerRaised(Exception):
-    """Eager raises on some draw, so that there is nothing to compare with."""
+    """Eager raised on a draw, so there is nothing to compare with."""
 
 
 def compare_samples(pair: Pair, options: CheckOptions) -> Sampled:
     """Draw from both sides and test whether the draws follow one distribution.
 
     Args:
-        pair: the two sides, found equal draw for draw, still isolated. One that came compiled is
-            compiled anew by dropping all compiled code of the process.
-        options: `samples`, `batch`, `seed`, `atol` and `rtol` of them.
+        pair: the two sides, equal draw for draw, still isolated. If the policy came compiled, all compiled
+            code of the process is dropped, so that it is compiled again.
+        options: `samples`, `batch`, `seed`, `atol` and `rtol` are used.
 
     Raises:
-        CompileFailed: if what is deployed can't be compiled, though with eager's random numbers it can.
+        CompileFailed: if the policy cannot be compiled without eager's random numbers.
     """
     count = options.samples
     if not pair.draws:
@@ -96,7 +96,8 @@ def compare_samples(pair: Pair, options: CheckOptions) -> Sampled:
     examples = "an example" if len(recipes) == 1 else f"each of {len(recipes)} examples"
     if not tests:
         return Sampled(
-            note=f"samples={count}: eager draws random numbers, but nothing it leaves behind depends on them"
+            note=f"samples={count}: eager draws random numbers, but no output, state or gradient depends on "
+            f"them"
         )
     return Sampled(
         note=f"as deployed, {count} draws on {examples} follow eager's distribution "
@@ -108,9 +109,9 @@ _REASON = "as deployed, without eager's random numbers, it does not draw from ea
 
 
 class _Draws:
-    """The draws of both sides on one example, by tensor, as ``(draws, columns)``.
+    """The draws of both sides on one example, by tensor, as arrays ``(draws, columns)``.
 
-    What is absent, or of another size than in eager's first draw, is NaN.
+    A draw in which the tensor is absent, or has another shape than in eager's first draw, is NaN.
     """
 
     def __init__(self, pair: Pair, deployed: Side, recipe: Recipe, seeds: list[int]) -> None:
@@ -127,20 +128,20 @@ class _Draws:
         self.compiled: dict[str, Array] = {}
 
     def draw(self, count: int) -> Difference | None:
-        """Call both sides `count` times in turn; the difference if compiled raises."""
+        """Call both sides `count` times in turn; return a difference if compiled raises, else None."""
         for number in range(count):
-            # In turn, so that a counter stands at the same number on both sides.
+            # In turn, so that a counter in the policy has the same value on both sides.
             self._pair.begin(self._recipe)
             outcome = self._pair.run(self._pair.eager, self._recipe, under=self._streams[0])
             if outcome.error is not None:
                 raise _EagerRaised(f"eager raises {raised_text(outcome.error)} on draw {number + 1}")
             if number == 0:
-                self._lay_out(_tensors(outcome), count)
-            self._keep(self.eager, outcome, number)
+                self._allocate(_tensors(outcome), count)
+            self._store(self.eager, outcome, number)
             outcome = self._pair.run(self._deployed, self._recipe, under=self._watched_stream)
             if outcome.error is not None:
                 return self._raised(outcome.error, number + 1)
-            self._keep(self.compiled, outcome, number)
+            self._store(self.compiled, outcome, number)
         return None
 
     @contextlib.contextmanager
@@ -158,7 +159,7 @@ class _Draws:
             compiled=f"raises {first_line(error)} on draw {draw}",
         )
 
-    def _lay_out(self, tensors: dict[str, torch.Tensor], count: int) -> None:
+    def _allocate(self, tensors: dict[str, torch.Tensor], count: int) -> None:
         from pytest_torchcompile.comparing.distributions import Watched
 
         most = max(1, min(MOST_ELEMENTS, MOST_IN_ALL // max(1, len(tensors))))
@@ -170,7 +171,7 @@ class _Draws:
                 for side in (self.eager, self.compiled):
                     side[path] = np.full((count, len(watched.columns)), np.nan)
 
-    def _keep(self, side: dict[str, Array], outcome: Outcome, number: int) -> None:
+    def _store(self, side: dict[str, Array], outcome: Outcome, number: int) -> None:
         tensors = _tensors(outcome)
         for path, columns in self._columns.items():
             tensor = tensors.get(path)
@@ -179,7 +180,7 @@ class _Draws:
 
 
 def _tensors(outcome: Outcome) -> dict[str, torch.Tensor]:
-    """What a call leaves behind, but its inputs: outputs, numbers among them, state, gradients."""
+    """Return the outputs (numbers as tensors), state and gradients of a call, complex ones as two tensors."""
     numbers = {p: torch.tensor(v) for p, v in outcome.outputs.plain.items() if isinstance(v, (bool, int))}
     tensors = numbers | outcome.outputs.tensors | outcome.state.tensors | outcome.differentiated()
     parts: dict[str, torch.Tensor] = {}
@@ -192,7 +193,7 @@ def _tensors(outcome: Outcome) -> dict[str, torch.Tensor]:
 
 
 def _tested(draws: _Draws, options: CheckOptions, level: float) -> tuple[list[Difference], int]:
-    """What differs where the chance of any false alarm is `level`, and how many tests that took."""
+    """Return the differences and the number of tests; `level` bounds the probability of any false alarm."""
     from pytest_torchcompile.comparing import distributions
 
     found: list[tuple[float, str, Series]] = []
@@ -211,23 +212,23 @@ def _tested(draws: _Draws, options: CheckOptions, level: float) -> tuple[list[Di
             chance = series.chance()
             if chance < level:
                 found.append((chance, path, series))
-    circle = []
+    cycle = []
     if tests:
         tests += 1
         mine, theirs, chance = distributions.repeats(*(np.concatenate(kept, axis=1) for kept in moving_draws))
         if chance < level / tests:
-            circle = [_circle(mine, theirs, options.samples, chance, level / tests)]
+            cycle = [_cycle(mine, theirs, options.samples, chance, level / tests)]
     certain = [(chance, path, series) for chance, path, series in found if chance < level / tests]
     by_path = [
         _difference(path, draws, [(c, s) for c, p, s in certain if p == path], level / tests)
         for path in dict.fromkeys(path for _, path, _ in certain)
     ]
     by_path.sort(key=lambda difference: difference.chance or 0.0)
-    return [*constants, *by_path, *circle], tests
+    return [*constants, *by_path, *cycle], tests
 
 
 def _unequal_constant(path: str, draws: _Draws, both_still: Any) -> list[Difference]:
-    """Elements that are constant on both sides and far from equal; the first of them."""
+    """Return the first element that is constant on both sides but not equal, as a list of at most one."""
     mine, theirs = draws.eager[path][0], draws.compiled[path][0]
     finite = np.abs(mine[np.isfinite(mine)])
     with np.errstate(invalid="ignore"):
@@ -248,7 +249,7 @@ def _unequal_constant(path: str, draws: _Draws, both_still: Any) -> list[Differe
 
 
 def _difference(path: str, draws: _Draws, certain: list[tuple[float, Series]], level: float) -> Difference:
-    """One tensor's difference: of what is simplest to read, the most certain."""
+    """Return the difference of one tensor: the most certain one of its simplest statistic."""
     simplest = certain[0][1].what
     chance, series = min((one for one in certain if one[1].what == simplest), key=lambda one: one[0])
     eager, compiled = series.figures()
@@ -272,7 +273,7 @@ def _index(path: str, draws: _Draws, column: int) -> tuple[int, ...] | None:
     return tuple(int(i) for i in np.unravel_index(flat, draws.shapes[path])) or None
 
 
-def _circle(mine: int, theirs: int, count: int, chance: float, level: float) -> Difference:
+def _cycle(mine: int, theirs: int, count: int, chance: float, level: float) -> Difference:
     came = f"of the outcomes came more than once in {count} draws"
     texts = [f"{number or 'none'} {came}" for number in (mine, theirs)]
     return Difference(

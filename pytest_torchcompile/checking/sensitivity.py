@@ -1,4 +1,7 @@
-"""How much of a policy the examples of a case reached: a check that reached half says little of the rest."""
+"""Measure how much of a policy the examples of a case reach: gradients that are not zero, outputs that vary.
+
+A check whose examples reach half of a policy says little about the other half.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,10 @@ from pytest_torchcompile.results import Sensitivity
 
 
 class SensitivityRecord:
-    """Sums up, example by example, which parameters had a gradient and which outputs varied.
+    """Accumulates, over the examples, which parameters had a nonzero gradient and which outputs varied.
 
     Args:
-        model: the module whose parameters count: all that require gradients.
+        model: the module; its parameters that require gradients are counted.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -30,11 +33,11 @@ class SensitivityRecord:
         self._outputs: dict[str, _Output] = {}
 
     def add(self, eager: Outcome, batch: int) -> None:
-        """Count what one call of eager left behind.
+        """Add one call of eager.
 
         Args:
-            eager: of finite inputs.
-            batch: its batch size.
+            eager: the outcome of a call with finite inputs.
+            batch: the batch size of the call.
         """
         self._differentiated |= bool(eager.gradients)
         for name, reached in self._parameters.items():
@@ -45,7 +48,7 @@ class SensitivityRecord:
             self._outputs.setdefault(path, _Output()).add(output, batch)
 
     def sensitivity(self) -> Sensitivity:
-        """The sum; parameters are left out where nothing was differentiated."""
+        """Return the counts; those of parameters are 0 if no call was differentiated."""
         reached = self._parameters if self._differentiated else {}
         varied = {path: output.varied() for path, output in self._outputs.items()}
         return Sensitivity(
@@ -59,11 +62,11 @@ class SensitivityRecord:
 
 
 class _Output:
-    """Which elements of an output's rows were not always the same.
+    """Records which elements differ between the rows of an output.
 
-    Rows lie along the first dimension that has been as long as the batch in every example; an output
-    without one, such as a table, is a single row. Rows of sequences differ in shape: each is held
-    against those of its own.
+    Rows lie along the first dimension that was as long as the batch in every example. An output without
+    such a dimension, such as a table, is a single row. Rows of sequences differ in shape; rows are compared
+    with rows of the same shape.
     """
 
     def __init__(self) -> None:
@@ -84,12 +87,15 @@ class _Output:
         varied |= (rows != first).any(0)
 
     def varied(self) -> torch.Tensor:
-        """Of the rows' shapes the one of which most was seen to vary."""
+        """Return the mask of the row shape in which the most elements varied."""
         return max(self._varied.values(), key=lambda mask: int(mask.sum()))
 
 
 def _by_module(reached: dict[str, bool]) -> tuple[str, ...]:
-    """The parameters that were not reached, by the name of their module where none of its were."""
+    """Return the names of the parameters that were not reached.
+
+    If no parameter of a module was reached, the name of the module stands for them.
+    """
 
     def module_of(name: str) -> str:
         return name.rpartition(".")[0]

@@ -1,8 +1,8 @@
-"""The batch sizes, and lengths of a ``"T"``, that a case is tried at beyond those of its first examples.
+"""Try a case at more batch sizes, and at more lengths of a ``"T"``, than its first examples have.
 
-Compilers change their code at certain widths, and people train with minibatches of hundreds. Mostly one
-graph serves every size, and a size costs one call of each side. Where each size is compiled for itself they
-are not tried, and a note says so.
+Compilers generate different code at certain widths, and training uses minibatches of hundreds. Usually one
+graph serves every size, and a size costs one call of each side. If each size is compiled separately, the
+sizes are not tried and a note says so.
 """
 
 from __future__ import annotations
@@ -21,87 +21,87 @@ from pytest_torchcompile.generation.recipes import Recipe
 from pytest_torchcompile.options import CheckOptions
 
 CHEAP = 129
-"""Sizes up to this one are tried however long they take."""
+"""Sizes up to this one are tried regardless of the time."""
 
 SHARE = 0.1
 LEAST_S = 2.0
-"""The others within this share of the seconds that the case has taken, or these seconds."""
+"""Larger sizes may take this share of the case's time so far, or at least this many seconds."""
 
 MOST_BYTES = 2**31
-"""No size is tried at which a call would hold more."""
+"""A size is not tried if a call would allocate more than this."""
 
 IN_A_ROW = 2
-"""Sizes one after the other that compile again; from so many on each does."""
+"""After this many consecutive sizes that compile again, every size is assumed to."""
 
 
 class Sizes:
-    """Climbs from size to size, up to the first failure.
+    """Tries the sizes in increasing order, up to the first failure.
 
     Args:
         pair: the two sides.
         trial: tries an example on them.
-        options: which sizes are declared.
+        options: the options, among them the declared sizes.
         met: the examples that were tried before.
     """
 
     def __init__(self, pair: Pair, trial: Trial, options: CheckOptions, met: Sequence[Recipe]) -> None:
         self.notes: list[str] = []
-        """What was not tried and why, and what compiled again."""
+        """Sentences on the sizes that were not tried, and on those that compiled again."""
         self.each_compiles = options.dynamic is False
-        """Whether each new batch size is compiled for itself."""
+        """Whether each new batch size is compiled separately."""
         self._pair = pair
         self._trial = trial
         self._options = options
         self._met = met
 
-    def climb(self, began: float) -> Failure | None:
-        """Try each size once.
+    def first_failure(self, began: float) -> Failure | None:
+        """Try each size once and return the first failure; None if there is none.
 
         Args:
-            began: when the case did, by ``time.monotonic()``.
+            began: start of the case, by ``time.monotonic()``.
         """
-        return self._climb_batches(began) or self._climb_lengths()
+        return self._try_batches(began) or self._try_lengths()
 
-    def _climb_batches(self, began: float) -> Failure | None:
+    def _try_batches(self, began: float) -> Failure | None:
         sizes = [size for size in self.declared() if size not in {recipe.batch for recipe in self._met}]
         budget = _Budget(self._pair, self._options, began)
-        failure, self.each_compiles = self._try("batch", sizes, self._of_batch, budget)
+        failure, self.each_compiles = self._try("batch", sizes, self._recipe_of_batch, budget)
         return failure
 
-    def _climb_lengths(self) -> Failure | None:
+    def _try_lengths(self) -> Failure | None:
         if not recipes.uses_time(self._pair.tree):
             return None
         lengths = [n for n in edges.LENGTHS if n not in {recipe.time for recipe in self._met}]
-        failure, _ = self._try("T =", lengths, self._of_length, None)
+        failure, _ = self._try("T =", lengths, self._recipe_of_length, None)
         return failure
 
     def declared(self) -> list[int]:
-        """The edges among the declared sizes; all of them where none were declared."""
+        """Return the sizes in the declared range at which code changes; all of them if none is declared."""
         sizes = self._options.batch
         if not self._options.is_set("batch"):
             return list(edges.BATCHES)
         return edges.between(edges.BATCHES, min(sizes), max(sizes))
 
-    def _of_batch(self, size: int) -> Recipe:
+    def _recipe_of_batch(self, size: int) -> Recipe:
         return recipes.random_recipe(self._pair.tree, size, self._options.seed + size)
 
-    def _of_length(self, length: int) -> Recipe:
+    def _recipe_of_length(self, length: int) -> Recipe:
         options = self._options
         return recipes.random_recipe(self._pair.tree, options.batch[0], options.seed + length, length)
 
     def _try(
         self, kind: str, sizes: list[int], recipe_of: Callable[[int], Recipe], budget: _Budget | None
     ) -> tuple[Failure | None, bool]:
-        """The first failure, and whether each size compiles anew."""
+        """Return the first failure, and whether each size compiles again."""
         if self._options.dynamic is False:
-            self._left_out(kind, sizes, "dynamic=False compiles for each size")
+            self._note_not_tried(kind, sizes, "dynamic=False compiles for each size")
             return None, True
         compiled: list[int] = []
         in_a_row = 0
         for number, size in enumerate(sizes):
             reason = "" if budget is None else budget.exceeded_by(size)
             if reason:
-                self._left_out(kind, sizes[number:], reason)
+                self._note_not_tried(kind, sizes[number:], reason)
                 break
             begun = time.monotonic()
             failure = self._trial(recipe_of(size))
@@ -113,19 +113,21 @@ class Sizes:
             if budget is not None:
                 budget.spend(size, time.monotonic() - begun, compiled=again)
             if in_a_row == IN_A_ROW:
-                self._left_out(kind, sizes[number + 1 :], f"each compiles anew, as {_listed(compiled)} did")
+                self._note_not_tried(
+                    kind, sizes[number + 1 :], f"each compiles anew, as {_listed(compiled)} did"
+                )
                 return None, True
         if compiled:
             self.notes.append(f"compiled again for {kind} {_listed(compiled)}")
         return None, False
 
-    def _left_out(self, kind: str, sizes: list[int], reason: str) -> None:
+    def _note_not_tried(self, kind: str, sizes: list[int], reason: str) -> None:
         if sizes:
             self.notes.append(f"{kind} {_listed(sizes)} not tried: {reason}")
 
 
 class _Budget:
-    """What the large sizes may cost."""
+    """Limits the time and memory that large sizes may take."""
 
     def __init__(self, pair: Pair, options: CheckOptions, began: float) -> None:
         self._pair = pair
@@ -136,7 +138,7 @@ class _Budget:
         self._per_row_bytes: float | None = None
 
     def exceeded_by(self, size: int) -> str:
-        """Why a size is not to be tried; empty if it is."""
+        """Return why a size is not tried; empty if it is."""
         if self._pair.recorder.compile_s > self._options.max_seconds:
             return f"compiling took more than max_seconds={self._options.max_seconds:g}"
         if size > max(self._options.batch) and size * self._bytes_of_a_row() > MOST_BYTES:
@@ -147,13 +149,13 @@ class _Budget:
         return ""
 
     def spend(self, size: int, seconds: float, *, compiled: bool) -> None:
-        """Note what a size took."""
+        """Record the time that a size took."""
         self._spent_s += seconds if size > CHEAP else 0.0
         if not compiled:
             self._per_row_s = seconds / size
 
     def _bytes_of_a_row(self) -> float:
-        """By how much the memory of an eager call grows with each row."""
+        """Return the memory of an eager call per row of the batch."""
         if self._per_row_bytes is None:
             few, many = min(self._options.batch), max(*self._options.batch, min(self._options.batch) + 8)
             held = [self._bytes_at(size) for size in (few, many)]
@@ -169,7 +171,7 @@ class _Budget:
 
 
 class _Memory(internals.DispatchMode):
-    """Adds up the memory that the tensors of a call lie in; what is freed and used again counts once."""
+    """Adds up the memory of the tensors of a call; memory that is freed and used again counts once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -177,7 +179,7 @@ class _Memory(internals.DispatchMode):
 
     @property
     def bytes(self) -> int:
-        """What the call has held."""
+        """The bytes that the call has allocated."""
         return sum(self._held.values())
 
     def __torch_dispatch__(

@@ -1,4 +1,4 @@
-"""What ends a check before all of its examples were tried."""
+"""Conditions that end a check before all of its examples are tried, and the exception that ends it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from pytest_torchcompile.texts import raised_text
 T = TypeVar("T")
 
 RECOMPILES_IN_A_ROW = 3
-"""Calls in a row that compile again for a shape already seen; so many are no coincidence."""
+"""A check stops after this many consecutive calls that compile again for a shape already seen."""
 
 
 class Stop(BaseException):
-    """Ends a check with a verdict; no `Exception`, so that Hypothesis lets it through."""
+    """Ends a check with a verdict. It is not an `Exception`, so that Hypothesis does not catch it."""
 
     def __init__(self, verdict: Verdict, reason: str) -> None:
         self.verdict = verdict
@@ -31,12 +31,12 @@ class Stop(BaseException):
 
 
 def unless_found(found: Sequence[object], attempt: Callable[[], T | None]) -> T | None:
-    """What `attempt` returns, or None if it stops the check after something was found.
+    """Return the result of `attempt`; None if it raises `Stop` and `found` is not empty.
 
-    What was found stays a difference, whatever a smaller example shows beside it.
+    A difference that was found remains the result, even if a smaller example stops the check.
 
     Raises:
-        Stop: if `attempt` does and nothing was found.
+        Stop: if `attempt` raises it and `found` is empty.
     """
     try:
         return attempt()
@@ -47,25 +47,25 @@ def unless_found(found: Sequence[object], attempt: Callable[[], T | None]) -> T 
 
 
 def compiles_again(in_a_row: int, limit: int, recompiles: Sequence[str]) -> Stop:
-    """What ends a check whose calls compile again and again, as nobody's training could afford.
+    """Return the `Stop` for a case that compiles again on call after call.
 
     Args:
-        in_a_row: calls that did.
+        in_a_row: the number of consecutive calls that compiled again.
         limit: the recompile limit of the process.
-        recompiles: why, the latest last.
+        recompiles: the reasons of the recompiles, the latest last.
     """
     return Stop(
         Verdict.NOT_COMPILED,
         f"{in_a_row} calls in a row compiled again for shapes already seen; torch gives up after {limit} and "
-        f"runs eager in silence; the guard that fails: {recompiles[-1] if recompiles else 'unknown'}",
+        f"runs eager instead; the guard that fails: {recompiles[-1] if recompiles else 'unknown'}",
     )
 
 
 def require_repeated(eager: Outcome, again: Outcome, tolerance: Tolerance) -> None:
-    """Return if eager, called again on what it was called on before, leaves the same behind.
+    """Return if a repeated call of eager on the same example has the same outcome.
 
     Raises:
-        Stop: if it does not, so that nothing can be concluded from a difference.
+        Stop: if the outcomes differ, because a difference from compiled would then prove nothing.
     """
     if again.error is not None:
         moved = f"it raises {raised_text(again.error)} when called again"
@@ -76,17 +76,17 @@ def require_repeated(eager: Outcome, again: Outcome, tolerance: Tolerance) -> No
         moved = f"{differences[0].place} is {differences[0].eager}, then {differences[0].compiled}"
     raise Stop(
         Verdict.EAGER_FAILED,
-        f"eager does not repeat itself on one example under one seed: {moved}; it keeps state where the "
-        f"check can't put it back. Keep it in buffers, in attributes that are tensors, or draw from "
-        f"torch's, numpy's or python's own random numbers",
+        f"eager does not repeat itself on one example under one seed: {moved}; it keeps state that the "
+        f"check can't restore. Keep that state in buffers or in attributes that are tensors, and draw random "
+        f"numbers from torch's, numpy's or python's global generators",
     )
 
 
 def require_compiled(pair: Pair, options: CheckOptions) -> None:
-    """Return if what was captured proves that the method was compiled.
+    """Return if the capture proves that the method was compiled.
 
     Raises:
-        Stop: if it doesn't, with the reason.
+        Stop: if it does not, with the reason.
     """
     reason = why_stale(policy_of(pair.twins.compiled)) or why_not_compiled(
         pair.capture, pair.method, options, pair.recorder
@@ -95,7 +95,7 @@ def require_compiled(pair: Pair, options: CheckOptions) -> None:
         name = pair.method.name
         reason = (
             f"the factory returned something compiled, but {name!r} does not go through it (an "
-            f"OptimizedModule hands every method but forward to the eager module); write "
+            f"OptimizedModule calls every method except forward on the eager module); write "
             f"model.{name} = torch.compile(model.{name}) instead. {reason}"
         )
     if reason:

@@ -1,7 +1,7 @@
-"""How large the numbers were that cancelled to a small result.
+"""Find how large the numbers were that cancelled to a small result.
 
-A divergence of a policy from its frozen copy is zero, or a few 1e-7: the difference of numbers of size
-1, which rounds by their size and not by its own.
+Example: the divergence of a policy from its frozen copy is zero or a few 1e-7. It is a difference of numbers
+near 1, and its rounding error is relative to them and not to the difference.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pytest_torchcompile.comparing.rounding import comparable
 from pytest_torchcompile.policies.calls import Outcome, Rerun
 
 _SMALL = 1e-2
-"""Results with a larger element than this cancelled to nothing small."""
+"""A result with an element of this size or more is not recorded as a small one."""
 
 _ADDS = frozenset(
     f"aten::{name}" for name in ("add", "sub", "rsub", "sum", "mean", "addcmul", "lerp", "cumsum")
@@ -27,12 +27,12 @@ _MULTIPLIES_AND_ADDS = frozenset(f"aten::{name}" for name in ("mm", "bmm", "addm
 
 
 def largest_operands(eager: Outcome, rerun: Rerun, paths: Collection[str]) -> dict[str, float]:
-    """The largest number that was added to another to make each of these tensors, 0 if none was.
+    """Return, by path, the largest operand of the additions whose result is that tensor; 0 if there is none.
 
     Args:
         eager: the outcome of the call.
         rerun: calls eager again on the same example.
-        paths: of the tensors, outputs or gradients.
+        paths: paths of outputs or gradients.
     """
     seen = _Operands()
     rerun(lambda: seen)
@@ -41,7 +41,7 @@ def largest_operands(eager: Outcome, rerun: Rerun, paths: Collection[str]) -> di
 
 
 class _Operands(internals.DispatchMode):
-    """Keeps what is small, with the largest number that it is the sum of."""
+    """Records each small result of an addition together with its largest operand."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class _Operands(internals.DispatchMode):
         return result
 
     def largest(self, value: torch.Tensor) -> float:
-        """The largest operand of what has these values, in whatever shape and order of dimensions."""
+        """Return the largest operand of the results with the same elements as `value`, in any order."""
         flat = value.reshape(-1).sort().values
         return max(
             (

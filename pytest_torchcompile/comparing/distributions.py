@@ -1,10 +1,11 @@
-"""Whether two series of draws come from one distribution.
+"""Test whether two series of draws come from one distribution.
 
-The tests of a series are exact: if the draws of both sides are independent and alike, which of them are
-eager's is a coin toss, and the chances are computed from that and nothing else. A chi-squared test
-would be approximate, and where chances of one in ten million count, nobody knows by how much.
+The tests are exact permutation tests. If the draws of both sides are independent and have the same
+distribution, every assignment of the draws to the sides is equally likely, and the p-values follow from that
+alone. A chi-squared test is approximate, and the size of its error is unknown at p-values of one in ten
+million.
 
-Needs scipy, which is an extra, so that this module is imported only when it is asked for.
+This module needs scipy, which is an optional dependency, so it is imported only when samples are requested.
 """
 
 from __future__ import annotations
@@ -22,11 +23,14 @@ Indices = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 ALIKE = 1e-4
-"""Values that repeat are one value if they lie closer than this, relative to 1 or their own size."""
+"""Repeated values closer than this count as one value; relative to the larger of 1 and their size."""
 FREQUENT = 16
-"""A value met so often, on both sides together, is tested by itself; fewer could prove nothing."""
+"""A value that occurs at least this often on both sides together is tested by itself.
+
+Fewer occurrences cannot prove a difference.
+"""
 MOST_VALUES = 8
-"""How many values of a series are tested so."""
+"""The number of values of a series that are tested by themselves, at most."""
 
 NEXT_ROW = "difference to the next row"
 NEXT_ELEMENT = "difference to the next element"
@@ -35,13 +39,13 @@ NEXT_CALL = "difference to the next call"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Watched:
-    """Which elements of a tensor are watched; each is a column of the arrays of draws.
+    """The elements of a tensor that are tested; each is a column of the arrays of draws.
 
     Args:
         columns: the flat index of each column's element.
-        elements: the columns to test; the others are there for their neighbours.
-        below: pairs of columns, an element and the same one of the next row.
-        beside: pairs of columns, an element and the next one of its row.
+        elements: the columns to test; the other columns are neighbours of these.
+        below: pairs of columns: an element and the element at the same position of the next row.
+        beside: pairs of columns: an element and the next element of its row.
     """
 
     columns: Indices
@@ -51,7 +55,7 @@ class Watched:
 
     @classmethod
     def of(cls, shape: tuple[int, ...], most: int) -> Watched:
-        """At most `most` elements, evenly spaced, and their neighbours; the first dimension is rows."""
+        """Select at most `most` evenly spaced elements and their neighbours; the first dimension is rows."""
         size = int(np.prod(shape, dtype=np.int64))
         width = size // shape[0] if shape and size else 1
         elements = np.unique(np.linspace(0, size - 1, min(size, most)).round().astype(np.int64))
@@ -72,13 +76,13 @@ class Watched:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Series:
-    """One number for each draw (or each pair of draws), of both sides.
+    """A statistic of each draw, or of each pair of draws, on both sides.
 
     Args:
-        what: how it is computed from a draw; empty if it is an element itself.
-        column: of the element; None for a number that sums up all of them.
-        eager: eager's draws, one after the other.
-        compiled: as many of compiled's.
+        what: the name of the statistic; empty if it is an element itself.
+        column: the column of the element; None for a statistic of all elements.
+        eager: eager's values in the order of the draws.
+        compiled: the same number of compiled's values.
     """
 
     what: str
@@ -87,11 +91,11 @@ class Series:
     compiled: Array
 
     def chance(self) -> float:
-        """Chance of a deviation as large as this one if both sides draw alike; never understated.
+        """Return the p-value of the hypothesis that both sides have one distribution; never too small.
 
-        The smaller of two: by the largest gap between the shares of draws below any value
-        (Kolmogorov and Smirnov), which ties only make rarer; and by how often each frequent value
-        comes (Fisher). It is multiplied by the number of tests.
+        It is the smallest p-value of a Kolmogorov-Smirnov test (the largest gap between the shares of draws
+        below any value; ties only make a gap less likely) and of Fisher's exact test for each frequent
+        value, multiplied by the number of tests.
         """
         values = merged(np.concatenate([self.eager, self.compiled]))
         half = len(self.eager)
@@ -108,7 +112,7 @@ class Series:
         return min(1.0, (1 + len(frequent)) * smallest)
 
     def figures(self) -> tuple[str, str]:
-        """Both sides in words: the share of the value that deviates most, or mean and deviation."""
+        """Describe both sides: the share of the value that deviates most, or mean and standard deviation."""
         values = merged(np.concatenate([self.eager, self.compiled]))
         sides = np.split(values, 2)
         distinct = np.unique(values)
@@ -117,21 +121,21 @@ class Series:
         if len(distinct) <= MOST_VALUES:
             shares = [(side[:, None] == distinct).mean(axis=0) for side in sides]
             worst = int(np.argmax(np.abs(shares[0] - shares[1])))
-            told = [f"{what}{distinct[worst]:.6g} in {share[worst]:.1%} of {count}" for share in shares]
+            texts = [f"{what}{distinct[worst]:.6g} in {share[worst]:.1%} of {count}" for share in shares]
         else:
-            told = [
+            texts = [
                 f"{what}mean {_shown(np.mean(side))}, standard deviation {_shown(np.std(side))} in {count}"
                 for side in (self.eager, self.compiled)
             ]
-        return told[0], told[1]
+        return texts[0], texts[1]
 
 
 def _chance_of_gap(gap: int, draws: int) -> float:
-    """Chance that two series of `draws` values without ties ever get `gap` or more values apart, at most.
+    """Return an upper bound of the p-value of a Kolmogorov-Smirnov gap of `gap` values.
 
-    Sorted together, they are a walk of as many steps up as down; by reflection, C(2n, n + gap) of the
-    C(2n, n) walks come as high. scipy's `ks_2samp` computes the same where it is small, but gives up
-    on an exact value where it is not.
+    Sorted together, two series of n = `draws` values without ties are a walk of n steps up and n steps down.
+    By the reflection principle, C(2n, n + gap) of the C(2n, n) walks reach the height `gap`. scipy's
+    `ks_2samp` returns the same for small p-values, but falls back to an approximation for large ones.
     """
     logarithm = 2 * gammaln(draws + 1) - gammaln(draws + gap + 1) - gammaln(draws - gap + 1)
     return min(1.0, 2 * float(np.exp(logarithm)))
@@ -145,15 +149,15 @@ def _shown(value: np.floating) -> str:
 
 
 def merged(values: Array) -> Array:
-    """`values` with those that repeat and differ by rounding only made equal.
+    """Return the values with repeated values that differ only by rounding made equal.
 
-    A clamped action, a dropped unit, a log-probability of one of four actions: both sides draw the
-    same few values, and compiled's may be off by rounding, which a comparison of ranks would take
-    for another distribution. Numbers that don't repeat stay as they are.
+    A clamped action, a dropped unit and the log-probability of one of four actions have few distinct values.
+    Rounding shifts compiled's, and a test of ranks would report another distribution. Values that do not
+    repeat are unchanged.
     """
     finite = values[np.isfinite(values)]
     largest = float(np.abs(finite).max(initial=0.0))
-    # Ranks are all that matters, so that anything beyond the largest stands for what is not finite.
+    # Only ranks matter, so numbers beyond the largest can stand for NaN and the infinities.
     values = np.nan_to_num(values, nan=2 * largest + 2, posinf=largest + 1, neginf=-largest - 1)
     distinct, counts = np.unique(values, return_counts=True)
     repeated = distinct[counts > 2]
@@ -164,23 +168,23 @@ def merged(values: Array) -> Array:
     position = 0
     while position < len(repeated):
         anchors.append(repeated[position])
-        near = repeated[position] + _alike(repeated[position], spread)
+        near = repeated[position] + _merge_distance(repeated[position], spread)
         position = max(position + 1, int(np.searchsorted(repeated, near, side="right")))
     kept = np.asarray(anchors)
     after = np.searchsorted(kept, values, side="left").clip(max=len(kept) - 1)
     before = (np.searchsorted(kept, values, side="right") - 1).clip(min=0)
     for anchor in (kept[after], kept[before]):
-        values = np.where(np.abs(values - anchor) <= _alike(anchor, spread), anchor, values)
+        values = np.where(np.abs(values - anchor) <= _merge_distance(anchor, spread), anchor, values)
     return values
 
 
-def _alike(value: Array | float, spread: float) -> Array:
-    # Never so wide that noise of a small scale would be taken for one value.
+def _merge_distance(value: Array | float, spread: float) -> Array:
+    # Bounded by the spread, so that noise of a small scale is not merged into one value.
     return np.asarray(np.minimum(ALIKE * np.maximum(1.0, np.abs(value)), 0.01 * spread))
 
 
 def still(draws: Array, atol: float, rtol: float) -> Bools:
-    """Which columns move no more than the tolerance in all draws."""
+    """Return a mask of the columns that are constant in all draws, within the tolerance."""
     with np.errstate(invalid="ignore"):
         span = draws.max(axis=0) - draws.min(axis=0)
         within = np.isfinite(span) & (span <= atol + rtol * np.abs(draws).max(axis=0))
@@ -188,17 +192,17 @@ def still(draws: Array, atol: float, rtol: float) -> Bools:
 
 
 def series_of(eager: Array, compiled: Array, watched: Watched, moving: Bools) -> Iterator[Series]:
-    """What is tested of one tensor.
+    """Yield the series to test for one tensor.
 
-    Each element by itself; its difference to its neighbours, which one noise shared by rows or
-    elements changes; its difference to the next call, which frozen or slowly moving noise changes;
-    and numbers that sum up all elements, which show what is too small to be seen at any.
+    These are each element; its difference to its neighbours, which shows noise that rows or elements share;
+    its difference to the next call, which shows frozen or slowly changing noise; and statistics of all
+    elements, which show deviations that are too small to be seen in a single element.
 
     Args:
-        eager: ``(draws, columns)``.
-        compiled: likewise.
-        watched: the columns.
-        moving: which columns are drawn, not constant, on some side.
+        eager: eager's draws, ``(draws, columns)``.
+        compiled: compiled's draws, ``(draws, columns)``.
+        watched: the elements that the columns hold.
+        moving: mask of the columns that are not constant on at least one side.
     """
     finite: Bools = np.isfinite(np.concatenate([eager, compiled])).all(axis=0)
     elements = watched.elements[moving[watched.elements]]
@@ -217,7 +221,7 @@ def series_of(eager: Array, compiled: Array, watched: Watched, moving: Bools) ->
                 eager=eager[:, d] - eager[:, c],
                 compiled=compiled[:, d] - compiled[:, c],
             )
-    # Indices that don't overlap, so that they are independent.
+    # Pairs of draws that do not overlap, so that the differences are independent.
     even = slice(0, len(eager) // 2 * 2, 2), slice(1, len(eager) // 2 * 2, 2)
     for c in elements:
         mine, theirs = (side[even[1], c] - side[even[0], c] for side in (eager, compiled))
@@ -228,9 +232,9 @@ def series_of(eager: Array, compiled: Array, watched: Watched, moving: Bools) ->
 def _sums(
     eager: Array, compiled: Array, elements: Indices, below: Indices, beside: Indices
 ) -> Iterator[Series]:
-    """Numbers that sum up the elements, each shifted and scaled alike on both sides."""
+    """Yield statistics of all elements, standardised with the same mean and scale on both sides."""
     both = np.concatenate([eager, compiled])
-    # Columns that are not finite are not among those summed up.
+    # Columns with NaN or infinities are not in `elements`, so their warnings do not matter.
     with np.errstate(invalid="ignore"):
         mean, scale = both.mean(axis=0), both.std(axis=0)
         scale = np.where(scale > 0, scale, 1.0)
@@ -259,7 +263,7 @@ def _sums(
 def _shares(
     both: Array, elements: Indices, below: Indices, beside: Indices, series: _Make
 ) -> Iterator[Series]:
-    """How many elements have each frequent value, and how many that of their neighbour."""
+    """Yield the share of elements that have each frequent value, and that equal their neighbour."""
     values = merged(both.ravel()).reshape(both.shape)
     distinct, counts = np.unique(values[:, elements], return_counts=True)
     frequent = np.argsort(-counts, kind="stable")[:MOST_VALUES]
@@ -275,11 +279,11 @@ def _shares(
 
 
 def repeats(eager: Array, compiled: Array) -> tuple[int, int, float]:
-    """How many draws came more than once on each side, and the chance of numbers so unequal.
+    """Return how many draws occur more than once, on eager and on compiled, and the p-value of that.
 
-    Random numbers that go round in a circle look right draw by draw. A draw that comes again does so
-    on either side with the same chance if both draw alike. (Of outcomes that are not rare fewer come
-    again than independent ones would, which makes the chance larger than it says, never smaller.)
+    This finds random numbers that repeat in a cycle, which the other tests do not. If both sides have one
+    distribution, a repeated draw is on either side with equal probability. The p-value is conservative:
+    common outcomes repeat less often than independent events would.
     """
     with np.errstate(invalid="ignore"):
         scale = np.concatenate([eager, compiled]).std(axis=0)

@@ -1,6 +1,6 @@
-"""The float64 reference: the eager computation redone in float64, with the same random draws.
+"""The float64 reference: the eager computation repeated in float64 with the same random draws.
 
-It is shown to the user. It decides only where the rounding floor can't.
+Reports show it. It decides only where the rounding floor cannot.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from pytest_torchcompile.results import Difference
 
 
 def float64_reference(eager: Side, rerun: Rerun) -> Outcome | None:
-    """The eager call redone in float64 with the same random draws; None where that doesn't run.
+    """Return the outcome of the eager call repeated in float64 with the same random draws.
 
-    It doesn't run if the call raises, or if an output that is floating in eager does not come out as
-    float64: the module then casts where it can't be seen.
+    Return None if the call raises, or if an output that is floating-point in eager is not float64: the
+    module then contains a cast that cannot be intercepted.
     """
     tape: list[Any] = []
     narrow = rerun(lambda: _Record(tape))
     if narrow.error is not None:
         return None
     floating = {path: tensor.is_floating_point() for path, tensor in narrow.outputs.tensors.items()}
-    # Its gradients are as large as the module.
+    # Free its gradients, which are as large as the module.
     del narrow
     try:
         wide = rerun(lambda: _in_float64(eager, tape), wide=True)
     except UsageError:
-        # What the user wraps inputs with, or observes, insists on another dtype.
+        # The user's input container or observed state accepts only another dtype.
         return None
     if wide.error is not None:
         return None
@@ -79,7 +79,7 @@ def errors(difference: Difference) -> tuple[float, float] | tuple[None, None]:
 
 
 class _Record(internals.DispatchMode):
-    """Keeps what each operator drew."""
+    """Records the random numbers that each operator returns."""
 
     def __init__(self, tape: list[Any]) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class _Record(internals.DispatchMode):
 
 
 class _Replay(internals.DispatchMode):
-    """Hands out what was drawn before, in the dtype that is asked for now."""
+    """Replaces the results of random operators by the recorded ones, in float64."""
 
     def __init__(self, tape: list[Any]) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class _Replay(internals.DispatchMode):
 
 
 class _Widen(TorchFunctionMode):
-    """Turns casts to a narrower float, and tensors made in one, into float64."""
+    """Replaces float32, float16 and bfloat16 by float64 in casts and in the creation of tensors."""
 
     _CASTS = (torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16)
     _NARROW = (torch.float32, torch.float16, torch.bfloat16)
@@ -133,7 +133,10 @@ class _Widen(TorchFunctionMode):
 
 @contextlib.contextmanager
 def _in_float64(side: Side, tape: list[Any]) -> Iterator[None]:
-    """Run the body with the module's tensors and every cast in float64; buffers come back at reset."""
+    """Run the body with the module's tensors and every cast in float64.
+
+    Parameters are restored at the end of the body, buffers and tensor attributes by `ModuleState.reset`.
+    """
     narrow: dict[torch.Tensor, torch.Tensor] = {}
     dtype = torch.get_default_dtype()
     try:
@@ -153,7 +156,7 @@ def _in_float64(side: Side, tape: list[Any]) -> Iterator[None]:
 
 
 def _widen_state(model: torch.nn.Module) -> None:
-    """Replace the float buffers and tensor attributes; `ModuleState.reset` puts the originals back."""
+    """Replace floating-point buffers and tensor attributes by float64; `ModuleState.reset` restores them."""
     found = Reachable(model)
     for module in found.modules.values():
         if isinstance(module, torch.jit.ScriptModule):
@@ -166,7 +169,7 @@ def _widen_state(model: torch.nn.Module) -> None:
 
 
 def widened(tensor: torch.Tensor) -> torch.Tensor:
-    """A float tensor in float64, a leaf that asks for gradients as the original does; others as they are."""
+    """Return a floating-point tensor as a float64 leaf with the same `requires_grad`; any other unchanged."""
     if not tensor.is_floating_point():
         return tensor
     return tensor.detach().double().requires_grad_(tensor.requires_grad)

@@ -1,9 +1,10 @@
-"""Monte Carlo arithmetic: eager's numbers, moved where eager rounds them.
+"""Monte Carlo arithmetic: run eager with its numbers perturbed where its operators round.
 
-Each operator that rounds has its result, and what it accumulates, moved by a few units in the last
-place (Parker 1997, "Monte Carlo Arithmetic: exploiting randomness in floating-point arithmetic"; Denis,
-de Oliveira Castro, Petit 2016, "Verificarlo"). The movement is a hash of the value's bits, so that equal
-values move equally: a difference of equal numbers stays zero and a tie stays a tie, as in any compiler.
+The result of each operator that rounds, and the terms that it accumulates, are perturbed by a few units in
+the last place (Parker 1997, "Monte Carlo Arithmetic: exploiting randomness in floating-point arithmetic";
+Denis, de Oliveira Castro, Petit 2016, "Verificarlo"). The perturbation is a hash of the value's bits, so
+that equal values are perturbed equally. The difference of equal numbers stays zero and a tie stays a tie,
+as with any compiler.
 """
 
 from __future__ import annotations
@@ -19,37 +20,40 @@ from pytest_torchcompile.comparing import operators
 from pytest_torchcompile.comparing.operators import Rounds
 
 SHIFT = 4.0
-"""The largest relative movement of a float32 or float64 number, in units of its dtype's eps."""
+"""The largest relative perturbation of a float32 or float64 number, in units of its dtype's eps."""
 
 HALF_SHIFT = 0.6
-"""The same for floating-point numbers of 16 bits: to a neighbour of the rounded number, and no further."""
+"""The same for 16-bit floating-point numbers: at most to a neighbour of the rounded number."""
 
 TERMS_AT_SHIFT = 256
-"""Terms of a sum from which on they move further, by the root of their number over this one: the error of
-partial sums grows faster than that of the terms themselves (Higham 2002, "Accuracy and Stability of
-Numerical Algorithms", chapter 4). See ``benchmarks/rounding_floor.py``."""
+"""Sums of more terms than this are perturbed more, by the factor sqrt(terms / TERMS_AT_SHIFT).
+
+The error of partial sums grows faster than that of the terms (Higham 2002, "Accuracy and Stability of
+Numerical Algorithms", chapter 4). See ``benchmarks/rounding_floor.py``.
+"""
 
 _BLOCK = 2**17
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _SAMPLE = 2**12
 _MOST_GAPS = 8
-"""A view is moved with its gaps if it spans at most so many times its elements."""
+"""A view is copied with its gaps if it spans at most this many times its number of elements."""
 
 
 class MonteCarlo(internals.DispatchMode):
-    """Runs every operator in its body rounded otherwise.
+    """Runs every operator in its body with different rounding.
 
     Args:
-        run: its number; each moves otherwise, and the same number moves alike.
-        scale: multiplies every movement of numbers of 32 bits and more.
-        apart: whether equal values move equally only within what one operator computes. Two operators that
-            come to the same number in eager need not do so in another order of their sums.
+        run: the seed of the perturbation; the same number gives the same perturbation.
+        scale: factor on every perturbation of numbers of 32 bits and more.
+        apart: whether each operator perturbs with a seed of its own, so that equal values are perturbed
+            equally only within one operator. Two operators that return the same number in eager may
+            return different ones if the order of their sums changes.
     """
 
     def __init__(self, run: int, scale: float = 1.0, *, apart: bool = False) -> None:
         super().__init__()
         self.half = False
-        """Whether an operator returned floating-point numbers of 16 bits."""
+        """Whether an operator returned 16-bit floating-point numbers."""
         self._scale = scale
         self._apart = apart
         self._salt = _odd((run + 1) * 0x9E3779B1)
@@ -74,72 +78,73 @@ class MonteCarlo(internals.DispatchMode):
         return self._accumulated(func, args, kwargs)
 
     def _elementwise(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The result of elementwise arithmetic, moved where it is not exact."""
+        """Run elementwise arithmetic and perturb the elements of its result that were rounded."""
         given = _operands(args, kwargs)
         written = _written(func, args, kwargs)
-        if written and (operators.keeps_whole(func) or operators.exact_operand(func) is not None):
-            # What is written to is another number afterwards.
+        if written and (operators.is_exact_on_integers(func) or operators.exact_operand(func) is not None):
+            # Keep the operands' values: the call overwrites these tensors.
             given = [v.clone() if any(v is other for other in written) else v for v in given]
         result = func(*args, **kwargs)
         for target in _results(func, args, kwargs, result):
-            self._move(target, self._scale, _exact_elements(func, given, target))
+            self._perturb(target, self._scale, _exact_elements(func, given, target))
         return result
 
     def _accumulated(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The result of what accumulates, both its terms and itself moved."""
-        if all(map(_is_whole, operators.float_tensors((args, kwargs)))):
+        """Run an operator that accumulates, with its terms and its result perturbed."""
+        if all(map(_all_integers, operators.float_tensors((args, kwargs)))):
             result = func(*args, **kwargs)
             for target in _results(func, args, kwargs, result):
-                self._move(target, self._scale, _whole(target))
+                self._perturb(target, self._scale, _exact_integers(target))
             return result
         before = args[0].clone() if operators.accumulates_into(func) else None
-        exact = _sums_of_whole(func, args, kwargs) if operators.sums(func) else None
+        exact = _integer_sums(func, args, kwargs) if operators.sums(func) else None
         aliased, names = internals.aliased_arguments(func)
-        moved = functools.partial(self._moved, scale=self._scale * self._further(func, args, kwargs))
+        scale = self._scale * self._long_sum_factor(func, args, kwargs)
+        perturbed = functools.partial(self._perturbed, scale=scale)
         first = frozenset({0}) if before is not None else frozenset()
         result = func(
-            *(a if i in aliased | first else moved(a) for i, a in enumerate(args)),
-            **{n: a if n in names else moved(a) for n, a in kwargs.items()},
+            *(a if i in aliased | first else perturbed(a) for i, a in enumerate(args)),
+            **{n: a if n in names else perturbed(a) for n, a in kwargs.items()},
         )
         for target in _results(func, args, kwargs, result):
             kept = None if before is None else target == before
             if exact is not None:
                 target.copy_(torch.where(exact[0], exact[1], target))
                 kept = exact[0]
-            self._move(target, self._scale, kept)
+            self._perturb(target, self._scale, kept)
         return result
 
     @staticmethod
-    def _further(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
-        """How much further the terms of a long sum move."""
+    def _long_sum_factor(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
+        """Return the factor on the perturbation of the terms of a long sum; see `TERMS_AT_SHIFT`."""
         terms = operators.terms_of(func, args, kwargs)
         return max(1.0, math.sqrt(terms / TERMS_AT_SHIFT))
 
-    def _moved(self, value: Any, scale: float) -> Any:
-        """A nest of values whose floating-point tensors are moved copies, laid out as they are."""
+    def _perturbed(self, value: Any, scale: float) -> Any:
+        """Return nested values with a perturbed copy of each floating-point tensor, with the same strides."""
         if isinstance(value, (list, tuple)):
-            return type(value)(self._moved(item, scale) for item in value)
-        if not isinstance(value, torch.Tensor) or not _can_move(value):
+            return type(value)(self._perturbed(item, scale) for item in value)
+        if not isinstance(value, torch.Tensor) or not _can_perturb(value):
             return value
         memory, copy = _copy_in_layout(value)
-        self._move(memory, scale, None)
+        self._perturb(memory, scale, None)
         return copy
 
-    def _move(self, value: torch.Tensor, scale: float, kept: torch.Tensor | None) -> None:
-        """Move the elements of a tensor in place, but those `kept`."""
-        if not _can_move(value):
+    def _perturb(self, value: torch.Tensor, scale: float, kept: torch.Tensor | None) -> None:
+        """Perturb the elements of a tensor in place, except where the mask `kept` is True."""
+        if not _can_perturb(value):
             return
         if value.is_complex():
             kept = None if kept is None else torch.stack([kept, kept], dim=-1)
             value = torch.view_as_real(value)
         if value.numel() > _BLOCK and kept is None and _is_dense(value):
-            # Element for element in the order in memory, and by blocks that stay in the processor's cache.
+            # In memory order, in blocks that fit into the processor's cache.
             for block in torch.split(_in_memory(value), _BLOCK):
-                self._move_block(block, scale, None)
+                self._perturb_block(block, scale, None)
         else:
-            self._move_block(value, scale, kept)
+            self._perturb_block(value, scale, kept)
 
-    def _move_block(self, block: torch.Tensor, scale: float, kept: torch.Tensor | None) -> None:
+    def _perturb_block(self, block: torch.Tensor, scale: float, kept: torch.Tensor | None) -> None:
         info = torch.finfo(block.dtype)
         half = block.element_size() < 4
         self.half |= half
@@ -147,7 +152,7 @@ class MonteCarlo(internals.DispatchMode):
         step = (HALF_SHIFT if half else SHIFT * scale) * info.eps * 2.0**-31
         noise = self._noise(block).to(wide.dtype)
         low, high = wide.aminmax()
-        # A NaN, an infinity, and what is next to the largest number of its type stay what they are.
+        # NaN, infinities and numbers close to the largest one of their dtype are not perturbed.
         if not max(-float(low), float(high)) < info.max / 2:
             noise.masked_fill_(~(wide.abs() < info.max / 2), 0.0)
             kept = ~torch.isfinite(wide) if kept is None else kept | ~torch.isfinite(wide)
@@ -157,9 +162,9 @@ class MonteCarlo(internals.DispatchMode):
             block.copy_(torch.where(kept, wide, torch.addcmul(wide, wide, noise, value=step)))
 
     def _noise(self, value: torch.Tensor) -> torch.Tensor:
-        """An integer in [-2^31, 2^31) for each element: a hash of its bits.
+        """Return an integer in [-2^31, 2^31) for each element: a hash of its bits.
 
-        As much of murmur3's finaliser as it takes to mix the high bits, which count most here.
+        It is the part of murmur3's finaliser that mixes the high bits, which matter most here.
         """
         bits = value.view(_BITS[value.element_size()])
         if bits.dtype == torch.int64:
@@ -171,11 +176,11 @@ class MonteCarlo(internals.DispatchMode):
 
 
 def _odd(number: int) -> int:
-    """An odd number of 31 bits, so that a product with it loses no bit."""
+    """Return an odd number of 31 bits. A product with an odd number is invertible, so it loses no bit."""
     return number % 2**31 | 1
 
 
-def _can_move(value: torch.Tensor) -> bool:
+def _can_perturb(value: torch.Tensor) -> bool:
     return (
         value.layout == torch.strided
         and value.numel() > 0
@@ -187,13 +192,13 @@ def _can_move(value: torch.Tensor) -> bool:
 
 
 def _operands(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    """Tensors and numbers that elementwise arithmetic is given."""
+    """Return the tensors and numbers among the arguments."""
     flat = [*args, *kwargs.values()]
     return [value for value in flat if isinstance(value, (torch.Tensor, int, float))]
 
 
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
-    """The floating-point tensors that an operator writes to."""
+    """Return the floating-point tensors that an operator writes to."""
     positions, names = internals.written_arguments(func)
     if not positions and not names:
         return []
@@ -202,25 +207,27 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[t
 
 
 def _results(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> list[torch.Tensor]:
-    """The floating-point tensors that an operator made or wrote to, each once."""
+    """Return the floating-point tensors that an operator returned or wrote to, each once."""
     found = [*operators.float_tensors(result), *_written(func, args, kwargs)]
     return list({id(tensor): tensor for tensor in found}.values())
 
 
 def _exact_elements(func: Any, given: list[Any], result: torch.Tensor) -> torch.Tensor | None:
-    """The elements that elementwise arithmetic did not round; None if there are none for sure."""
+    """Return a mask of the elements that elementwise arithmetic did not round; None if it rounded all."""
     if operators.name_of(func) in ("aten::_to_copy", "aten::copy"):
         source: torch.Tensor = given[-1]
         return result.to(source.dtype) == source
     unrounded = _unrounded(func, given, result)
-    whole = _whole_of_whole(given, result) if operators.keeps_whole(func) and _has_whole(result) else None
-    return whole if unrounded is None else unrounded if whole is None else whole | unrounded
+    integers = None
+    if operators.is_exact_on_integers(func) and _has_integers(result):
+        integers = _integers_of_integers(given, result)
+    return integers if unrounded is None else unrounded if integers is None else integers | unrounded
 
 
 def _unrounded(func: Any, given: list[Any], result: torch.Tensor) -> torch.Tensor | None:
-    """The elements to which zero was added, or that were multiplied or divided by a power of two.
+    """Return a mask of the elements that were added to zero, or multiplied or divided by a power of two.
 
-    A new bias is zero, a new norm's weight 1, and the halves behind a division by four are exact.
+    Such operands are common: a new bias is zero, and the weight of a new normalisation layer is 1.
     """
     kind = operators.exact_operand(func)
     if kind is None:
@@ -240,51 +247,51 @@ def _is_exact_operand(kind: operators.ExactOperand, value: torch.Tensor) -> torc
     return torch.frexp(value).mantissa.abs() == 0.5
 
 
-def _whole_of_whole(given: list[Any], result: torch.Tensor) -> torch.Tensor | None:
-    """The elements that are whole numbers made of whole numbers."""
-    exact = _whole(result)
+def _integers_of_integers(given: list[Any], result: torch.Tensor) -> torch.Tensor | None:
+    """Return a mask of the elements that are integers and were computed from integers."""
+    exact = _exact_integers(result)
     for value in given:
         if isinstance(value, torch.Tensor):
-            exact = exact & _whole_elements(value)
+            exact = exact & _integer_elements(value)
         elif not float(value).is_integer():
             return None
     return exact
 
 
-def _whole_elements(value: torch.Tensor) -> torch.Tensor:
-    """Where a tensor holds whole numbers."""
+def _integer_elements(value: torch.Tensor) -> torch.Tensor:
+    """Return a mask of the elements that are integers."""
     if value.is_complex():
         return torch.zeros_like(value, dtype=torch.bool)
     return value.trunc() == value if value.is_floating_point() else torch.ones_like(value, dtype=torch.bool)
 
 
-def _whole(value: torch.Tensor) -> torch.Tensor:
-    """Where a result holds whole numbers so small that its dtype has all of them."""
+def _exact_integers(value: torch.Tensor) -> torch.Tensor:
+    """Return a mask of the elements that are integers in the range in which the dtype has every integer."""
     if value.is_complex():
         return torch.zeros_like(value, dtype=torch.bool)
     return (value.trunc() == value) & (value.abs() <= 1 / torch.finfo(value.dtype).eps)
 
 
-def _has_whole(value: torch.Tensor) -> bool:
-    """Whether a tensor holds whole numbers other than zero, which moves nowhere, as far as a sample tells."""
+def _has_integers(value: torch.Tensor) -> bool:
+    """Whether a sample of the tensor has integers other than zero, which no perturbation changes."""
     if value.is_complex() or value.layout != torch.strided:
         return False
-    whole = _sample(value).trunc()
-    return bool(((whole == _sample(value)) & (whole != 0)).any())
+    integers = _sample(value).trunc()
+    return bool(((integers == _sample(value)) & (integers != 0)).any())
 
 
-def _is_whole(value: torch.Tensor) -> bool:
-    """Whether all elements of a tensor are whole numbers."""
+def _all_integers(value: torch.Tensor) -> bool:
+    """Whether all elements of a tensor are integers."""
     if value.is_complex() or value.layout != torch.strided:
         return False
     few = _sample(value)
     return bool((few.trunc() == few).all()) and (
-        few.numel() == value.numel() or bool(_whole_elements(value).all())
+        few.numel() == value.numel() or bool(_integer_elements(value).all())
     )
 
 
 def _sample(value: torch.Tensor) -> torch.Tensor:
-    """All elements of a tensor, or the first ones of a large one."""
+    """Return the whole tensor, or the first elements of a large one."""
     if value.numel() <= _SAMPLE or value.layout != torch.strided:
         return value
     while value.dim() > 1 and value[0].numel() >= _SAMPLE:
@@ -292,20 +299,20 @@ def _sample(value: torch.Tensor) -> torch.Tensor:
     return value[: max(1, _SAMPLE * len(value) // value.numel())]
 
 
-def _sums_of_whole(
+def _integer_sums(
     func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Which elements of a sum are of whole numbers alone, and the sum; None if few can be."""
+    """Return a mask of the sums of integers, and all sums; None if a sample of the terms has no integers."""
     value = args[0]
-    if not _has_whole(value):
+    if not _has_integers(value):
         return None
-    others = func((~_whole_elements(value)).to(value.dtype), *args[1:], **kwargs)
+    others = func((~_integer_elements(value)).to(value.dtype), *args[1:], **kwargs)
     total = func(*args, **kwargs)
-    return (others == 0) & _whole(total), total
+    return (others == 0) & _exact_integers(total), total
 
 
 def _is_dense(value: torch.Tensor) -> bool:
-    """Whether the elements lie in memory one after the other, each once."""
+    """Whether the elements occupy memory without gaps and without overlap."""
     expected = 1
     for stride, size in sorted(zip(value.stride(), value.shape, strict=True)):
         if size != 1 and stride != expected:
@@ -315,12 +322,12 @@ def _is_dense(value: torch.Tensor) -> bool:
 
 
 def _in_memory(tensor: torch.Tensor) -> torch.Tensor:
-    """The elements of a dense tensor in the order in which they lie in memory."""
+    """Return the elements of a dense tensor as one dimension in memory order."""
     return tensor.detach().as_strided((tensor.numel(),), (1,))
 
 
 def _copy_in_layout(value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """New memory, and a copy in it with the strides of the original, its gaps and overlaps too."""
+    """Return new memory and a copy in it that has the strides of the original, with its gaps and overlaps."""
     value = value.detach()
     if _is_dense(value):
         memory = value.clone()

@@ -1,9 +1,9 @@
-"""What may become of a NaN or an infinity in the input: what fails, and what is a remark.
+"""Compare what eager and compiled return for a NaN or an infinity in the input.
 
-Nobody declares such an input, and how far a NaN spreads depends on the order in which a kernel sums. That
-compiled spreads it further is a remark. That compiled hides what eager shows would hide a run that
-diverges; but eager is sometimes wrong itself (its ``gelu(inf)`` is NaN), so that the float64 reference has
-to agree with eager for it to fail.
+Such an input is never declared, and how far a NaN spreads depends on the order in which a kernel sums. If
+compiled has more elements that are not finite than eager, that is a remark. If compiled has fewer, it hides
+that training diverges, and the check fails. Eager itself is sometimes wrong (its ``gelu(inf)`` is NaN), so
+the check fails only if the float64 reference agrees with eager.
 """
 
 from __future__ import annotations
@@ -16,51 +16,51 @@ from pytest_torchcompile.comparing.measure import Pattern
 from pytest_torchcompile.policies.calls import Outcome
 
 Reference = Callable[[], Outcome | None]
-"""Makes the float64 reference of a call; None where that does not run."""
+"""Returns the float64 reference of a call; None if it does not run."""
 
 
 def hidden(path: str, reference: Reference, *, loosely: bool) -> Pattern:
-    """The elements that eager and float64 have as NaN or infinity, and compiled as something else.
+    """Return a function that finds the elements that are NaN or infinite in eager and float64 only.
 
     Args:
-        path: of the tensor, in the reference.
-        reference: asked only if compiled lacks something that eager has.
-        loosely: whether it is enough that both are not finite. The mean of an infinity is infinite or NaN,
-            by the order of the sums.
+        path: path of the tensor in the reference.
+        reference: called only if a NaN or an infinity of eager's is absent in compiled.
+        loosely: whether NaN and the infinities count as equal. The mean of an infinity is infinite or NaN,
+            depending on the order of the sums.
     """
 
     def pattern(eager: torch.Tensor, compiled: torch.Tensor) -> torch.Tensor:
-        lacking = _lacking(eager, compiled, loosely=loosely)
-        if not bool(lacking.any()):
-            return lacking
+        lost = _lost_nonfinite(eager, compiled, loosely=loosely)
+        if not bool(lost.any()):
+            return lost
         outcome = reference()
         wide = None if outcome is None else (outcome.elementwise() | outcome.differentiated()).get(path)
         if wide is None or wide.shape != eager.shape:
-            return torch.zeros_like(lacking)
-        return lacking & ~_lacking(eager, wide.to(eager.device), loosely=loosely)
+            return torch.zeros_like(lost)
+        return lost & ~_lost_nonfinite(eager, wide.to(eager.device), loosely=loosely)
 
     return pattern
 
 
 def beyond(eager: Outcome, compiled: Outcome) -> Iterator[tuple[str, str]]:
-    """What the sides make of a NaN or an infinity otherwise, as kind and sentence.
+    """Yield a kind and a sentence for each output in which the sides treat a NaN or an infinity differently.
 
     Args:
-        eager: what eager left behind, on such an input.
-        compiled: the same of compiled, in which nothing fails.
+        eager: eager's outcome on an input with a NaN or an infinity.
+        compiled: compiled's outcome on the same input; it has passed the comparison.
     """
     theirs = compiled.elementwise()
     for path, mine in eager.elementwise().items():
         other = theirs.get(path)
         if other is None or not mine.is_floating_point() or mine.shape != other.shape:
             continue
-        # What an infinity is summed to, in running statistics, depends on the order.
+        # Running statistics with an infinity become infinite or NaN, depending on the order of the sums.
         loosely = path in eager.state.tensors
         for kind, odd, where in (
-            ("spreads", _lacking(other, mine, loosely=loosely), "compiled spreads it"),
+            ("spreads", _lost_nonfinite(other, mine, loosely=loosely), "compiled spreads it"),
             (
                 "lacks",
-                _lacking(mine, other, loosely=loosely),
+                _lost_nonfinite(mine, other, loosely=loosely),
                 "eager spreads it, unlike its float64 reference",
             ),
         ):
@@ -75,8 +75,12 @@ def beyond(eager: Outcome, compiled: Outcome) -> Iterator[tuple[str, str]]:
                 break
 
 
-def _lacking(one: torch.Tensor, other: torch.Tensor, *, loosely: bool) -> torch.Tensor:
-    """Where `one` is NaN or infinite and `other` is not, or, unless `loosely`, is less or otherwise so."""
+def _lost_nonfinite(one: torch.Tensor, other: torch.Tensor, *, loosely: bool) -> torch.Tensor:
+    """Return a mask of the elements where `one` is NaN or infinite and `other` does not show it.
+
+    Unless `loosely`, `other` has to be NaN where `one` is NaN, and NaN or the same infinity where `one` is
+    infinite.
+    """
     if loosely:
         return ~torch.isfinite(one) & torch.isfinite(other)
     nan = one.isnan() & ~other.isnan()

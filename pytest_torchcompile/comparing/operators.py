@@ -1,8 +1,8 @@
-"""Where an operator rounds: nowhere, in its result, or in the terms that it accumulates.
+"""Classify operators by where they round: nowhere, in the result, or in the terms that they accumulate.
 
-The rounding floor moves eager's numbers where eager rounds them, and only there. An operator that
-copies, chooses or compares is exact: to move what it is given would turn a choice, an index or an
-equality into another one that no compiler can make.
+The rounding floor perturbs eager's numbers only where eager rounds them. An operator that copies, selects
+or compares is exact. If its inputs were perturbed, it would select another element or return another index,
+which no compiler does.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Rounds(enum.Enum):
     RESULT = enum.auto()
     """Elementwise arithmetic, and casts that narrow."""
     TERMS = enum.auto()
-    """Products, convolutions, sums, means, scans, scatters: each partial result rounds, and the whole."""
+    """Products, convolutions, sums, means, scans, scatters: they round each partial result and the total."""
 
 
 _CHOOSES = (
@@ -85,7 +85,7 @@ _ACCUMULATES_INTO = frozenset(
     f"aten::{name}"
     for name in ("index_add", "scatter_add", "scatter_reduce", "index_put", "index_reduce", "put")
 )
-"""What of their first argument nothing is added to stays as it is."""
+"""Operators that add to some elements of their first argument and leave the other elements unchanged."""
 
 _PRODUCTS = {
     "aten::mm": 0,
@@ -95,7 +95,7 @@ _PRODUCTS = {
     "aten::addmm": 1,
     "aten::baddbmm": 1,
 }
-"""Products, and which argument's last dimension is summed over."""
+"""Products, with the position of the argument whose last dimension is summed over."""
 
 _REDUCES = frozenset(
     f"aten::{name}"
@@ -117,19 +117,19 @@ _REDUCES = frozenset(
 )
 _SUMS = frozenset({"aten::sum", "aten::cumsum", "aten::nansum"})
 
-_KEEPS_WHOLE = frozenset(
+_EXACT_ON_INTEGERS = frozenset(
     f"aten::{name}"
     for name in ("add", "sub", "rsub", "mul", "div", "remainder", "fmod", "square", "pow", "addcmul")
 )
-"""Elementwise operators that are exact on whole numbers whose result is one."""
+"""Elementwise operators that do not round if the operands and the result are integers."""
 
 
 class ExactOperand(enum.Enum):
-    """Which numbers among its operands keep elementwise arithmetic from rounding."""
+    """An operand that makes elementwise arithmetic exact."""
 
     ZERO = enum.auto()
     POWER_OF_TWO = enum.auto()
-    """Of a quotient only the divisor."""
+    """In a division, only the divisor counts."""
 
 
 _EXACT_OPERANDS = {
@@ -140,7 +140,7 @@ _EXACT_OPERANDS = {
 
 @functools.cache
 def name_of(operator: Any) -> str:
-    """``aten::add`` of ``aten::add_.Tensor``; of ``aten::_foreach_add_.List`` as well."""
+    """Return the base name: ``aten::add`` for ``aten::add_.Tensor`` and for ``aten::_foreach_add_.List``."""
     name = str(operator.name()).partition(".")[0]
     if name.endswith("_") and not name.endswith("__"):
         name = name[:-1]
@@ -148,7 +148,10 @@ def name_of(operator: Any) -> str:
 
 
 def where_it_rounds(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Rounds:
-    """Where the operator, called like this, rounds; what is not known is taken to accumulate."""
+    """Return where the operator rounds when called with these arguments.
+
+    An unknown operator is assumed to accumulate.
+    """
     name = name_of(operator)
     if name in ("aten::_to_copy", "aten::copy"):
         return Rounds.RESULT if _narrows(args, kwargs) else Rounds.NOWHERE
@@ -164,7 +167,7 @@ def where_it_rounds(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 
 @functools.cache
 def _rounds(operator: Any) -> Rounds:
-    """Where an operator rounds, whatever it is called with."""
+    """Return where an operator rounds, independent of its arguments."""
     name = name_of(operator)
     if name in _ELEMENTWISE:
         return Rounds.RESULT
@@ -174,27 +177,27 @@ def _rounds(operator: Any) -> Rounds:
 
 
 def accumulates_into(operator: Any) -> bool:
-    """Whether the operator adds to some elements of its first argument, and copies the others."""
+    """Whether the operator adds to some elements of its first argument and copies the others."""
     return name_of(operator) in _ACCUMULATES_INTO
 
 
 def sums(operator: Any) -> bool:
-    """Whether the operator adds the elements of one tensor up, whatever they are."""
+    """Whether the operator returns plain sums of the elements of one tensor."""
     return name_of(operator) in _SUMS
 
 
-def keeps_whole(operator: Any) -> bool:
-    """Whether an elementwise operator makes whole numbers of whole numbers without rounding."""
-    return name_of(operator) in _KEEPS_WHOLE
+def is_exact_on_integers(operator: Any) -> bool:
+    """Whether an elementwise operator does not round if its operands and its result are integers."""
+    return name_of(operator) in _EXACT_ON_INTEGERS
 
 
 def exact_operand(operator: Any) -> ExactOperand | None:
-    """Which of its operands keep the operator from rounding; None if none do."""
+    """Return the kind of operand that makes the operator exact; None if there is none."""
     return _EXACT_OPERANDS.get(name_of(operator))
 
 
 def float_tensors(value: Any) -> Iterator[torch.Tensor]:
-    """The floating-point and complex tensors in a nest of lists, tuples and dicts."""
+    """Yield the floating-point and complex tensors in nested lists, tuples and dicts."""
     if isinstance(value, torch.Tensor):
         if value.is_floating_point() or value.is_complex():
             yield value
@@ -206,14 +209,14 @@ def float_tensors(value: Any) -> Iterator[torch.Tensor]:
 
 
 def terms_of(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """Of how many terms an element of the result is the sum, 1 where it is not known."""
+    """Return the number of terms that are summed for one element of the result; 1 if it is unknown."""
     name = name_of(operator)
     if name in _PRODUCTS:
         return int(args[_PRODUCTS[name]].shape[-1])
     if name == "aten::convolution":
         return int(args[1][0].numel())
     if name == "aten::convolution_backward":
-        # Of the weight's gradient, which is summed over the batch and all places.
+        # The weight's gradient has the most terms: it is summed over the batch and all positions.
         return int(args[0].numel() // max(args[0].shape[1], 1))
     first = args[0] if args and isinstance(args[0], torch.Tensor) else None
     if first is None or not first.dim() or name not in _REDUCES:
@@ -225,7 +228,7 @@ def terms_of(operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> in
 
 
 def _narrows(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a cast or a copy goes to a floating-point type that holds less."""
+    """Whether a cast or a copy goes to a narrower floating-point type."""
     source = args[0] if len(args) == 1 else args[1]
     target = kwargs.get("dtype") if len(args) == 1 else getattr(args[0], "dtype", None)
     if not isinstance(source, torch.Tensor) or not isinstance(target, torch.dtype):
@@ -236,7 +239,7 @@ def _narrows(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 
 
 def _adds(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether what writes to places of a tensor adds there."""
+    """Whether an indexed write adds to the elements instead of replacing them."""
     if name in ("aten::index_add", "aten::scatter_add"):
         return True
     if name in ("aten::index_put", "aten::put"):

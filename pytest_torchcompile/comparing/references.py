@@ -1,4 +1,7 @@
-"""What eager is asked where compiled differs from it by more than the tolerance."""
+"""References that are computed from eager when compiled differs from it by more than the tolerance.
+
+They are computed on demand: each costs at least one more call of eager.
+"""
 
 from __future__ import annotations
 
@@ -8,34 +11,36 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 
 from pytest_torchcompile.comparing.cancellation import largest_operands
 from pytest_torchcompile.comparing.float64 import float64_reference
-from pytest_torchcompile.comparing.rounding import Floor, add_run, rounding_floors
+from pytest_torchcompile.comparing.rounding import Floor, add_run, choice_floors, rounding_floors
 from pytest_torchcompile.policies.calls import Outcome, Rerun, Side
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class References:
-    """What eager can be asked, each question at its price.
+    """The references for one example, as functions.
 
     Args:
-        floors: given the paths that differ, makes the rounding floors of the example, each higher than the
-            last.
-        reference: what float64 computes, None where that does not run.
-        operands: given paths of small tensors, the largest number of whose sum each is.
+        floors: takes the paths that differ; yields the rounding floor after each run, which never decreases.
+        choices: takes the last floor and the paths that differ; yields the floor raised by further flips of
+            choices.
+        reference: returns the float64 reference; None if it does not run.
+        operands: takes the paths of small tensors; returns the largest operand of the sums that they are.
     """
 
     floors: Callable[[Collection[str]], Iterator[Floor]]
+    choices: Callable[[Floor, Collection[str]], Iterator[Floor]]
     reference: Callable[[], Outcome | None]
     operands: Callable[[Collection[str]], Mapping[str, float]]
 
 
 def references(eager: Outcome, side: Side, rerun: Rerun, scale: float = 1.0) -> References:
-    """What can be asked of one call of eager's.
+    """Return the references for one call of eager.
 
     Args:
-        eager: what the call left behind.
+        eager: the outcome of the call.
         side: eager's side.
-        rerun: makes the call again.
-        scale: how much further than others this example moves.
+        rerun: repeats the call.
+        scale: factor on the perturbation; see `rounding.scale_for`.
     """
 
     def floors(paths: Collection[str]) -> Iterator[Floor]:
@@ -43,8 +48,8 @@ def references(eager: Outcome, side: Side, rerun: Rerun, scale: float = 1.0) -> 
         for floor in rounding_floors(eager, rerun, paths, scale):
             yield floor
         if floor.half:
-            # Eager rounds to 16 bits after each operator where compiled may not: up to as far as that is
-            # from float64.
+            # Eager rounds to 16 bits after each operator and compiled may not. So compiled may be as far
+            # from eager as the float64 reference is.
             reference = float64_reference(side, rerun)
             if reference is not None:
                 add_run(floor, eager, reference, paths)
@@ -52,6 +57,7 @@ def references(eager: Outcome, side: Side, rerun: Rerun, scale: float = 1.0) -> 
 
     return References(
         floors=floors,
+        choices=lambda floor, paths: choice_floors(floor, eager, rerun, paths, scale),
         reference=functools.cache(lambda: float64_reference(side, rerun)),
         operands=lambda paths: largest_operands(eager, rerun, paths),
     )

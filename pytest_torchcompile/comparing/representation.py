@@ -1,7 +1,7 @@
-"""Remarks on outputs that are equal but for their strides, shared memory or the order of keys.
+"""Remarks on equal outputs that differ in strides, shared memory or the order of dict keys.
 
-No number is wrong, so none of it fails. Code that calls ``.view()`` on an output, writes to an output that
-is a view, or zips two dicts depends on it.
+No number is wrong, so the check does not fail. Code that calls ``.view()`` on an output, writes to an output
+that is a view, or zips two dicts depends on these properties.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from pytest_torchcompile.texts import some
 
 
 def unlike(eager: Outcome, compiled: Outcome) -> Iterator[tuple[str, str]]:
-    """The kind of each remark, and its sentence; at most one of a kind.
+    """Yield the kind and the sentence of each remark; at most one of each kind.
 
     Args:
-        eager: what a call of eager left behind.
-        compiled: what the same call of compiled left behind; it is equal.
+        eager: eager's outcome.
+        compiled: compiled's outcome of the same call, with equal numbers.
     """
     lost = sorted(eager.aliases - compiled.aliases)
     if lost:
@@ -32,10 +32,10 @@ def unlike(eager: Outcome, compiled: Outcome) -> Iterator[tuple[str, str]]:
         path = moved[0]
         yield (
             "strides",
-            f"other strides of {some(moved)}: {eager.strides[path]} in eager, {compiled.strides[path]} in "
-            f"compiled; call reshape() where view() needs eager's",
+            f"different strides of {some(moved)}: {eager.strides[path]} in eager, {compiled.strides[path]} "
+            f"in compiled; use reshape() instead of view() on it",
         )
     mine, theirs = list(eager.outputs.kinds), list(compiled.outputs.kinds)
     if mine != theirs and sorted(mine) == sorted(theirs):
         one, other = next((a, b) for a, b in zip(mine, theirs, strict=True) if a != b)
-        yield "keys", f"another order of keys: eager has {one} where compiled has {other}"
+        yield "keys", f"different order of keys: eager has {one} where compiled has {other}"

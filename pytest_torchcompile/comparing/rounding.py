@@ -1,10 +1,11 @@
-"""How much of a difference rounding explains.
+"""Compute the rounding floor: how far eager itself moves when its operators round differently.
 
-The *rounding floor* is how far eager itself moves when it is rounded otherwise (see `monte_carlo`). A
-fixed multiple of float64's distance does not work as a gate, because eager is sometimes exact.
+See `monte_carlo`. A fixed multiple of eager's distance from float64 does not work as a limit, because eager
+is sometimes exact.
 
-A choice that rounding flips, an argmax between two equal scores, takes with it what is computed from
-it. So that it excuses nothing else, its run counts apart: for the rows of the batch that it flips in.
+Rounding can flip a choice, such as an argmax between two equal scores, and with it everything computed from
+that choice. A large movement that follows a flip must not pass other differences as rounding. It therefore
+counts only for the rows of the batch that have a flip, and only in runs with one.
 """
 
 from __future__ import annotations
@@ -23,36 +24,48 @@ RUNS = 8
 
 KINK_RUNS = 8
 KINK_FACTOR = 4.0
-"""Further runs that move further, for gradients alone: one activation of many thousands that rounding
-moves across the kink of a ReLU changes a gradient at once, and is seldom hit by a run. They move what
-different operators compute apart: two equal numbers whose difference is at a kink lie there by chance."""
+"""Additional runs with a larger perturbation, for gradients only.
+
+A gradient jumps when rounding moves one activation across the kink of a ReLU, and few runs do that to the
+same one of many thousands of activations. These runs perturb equal results of different operators
+differently: if the difference of two equal numbers lies at a kink, it does so by coincidence.
+"""
+
+CHOICE_RUNS = 56
+"""Additional runs for choices only, made if both rounding and compiled flip some.
+
+For one row with two equal scores, all of 8 runs choose as eager does with a probability of 1/256. In a batch
+of hundreds of rows that happens to some row.
+"""
 
 EQUAL_TERMS_PER_EPS = 64
 LARGEST_SCALE = 32.0
-"""Sums of n equal terms round the same way each time, so that their error grows with n and not with its
-root (Higham 2002, "Accuracy and Stability of Numerical Algorithms", chapter 4). On such inputs
-everything moves n / 64 times as far, at most 32 times: three times or more what inductor was seen to
-need on BatchNorm networks, see ``benchmarks/rounding_floor.py``."""
+"""If an input has n equal terms, perturbations grow by n / EQUAL_TERMS_PER_EPS, at most by LARGEST_SCALE.
+
+A sum of n equal terms rounds the same way each time, so its error grows with n and not with sqrt(n) (Higham
+2002, "Accuracy and Stability of Numerical Algorithms", chapter 4). The factor is at least three times what
+inductor needed on BatchNorm networks; see ``benchmarks/rounding_floor.py``.
+"""
 
 _BLOCK = 2**17
 
 FINITE, NAN, PLUS, MINUS = 1, 2, 4, 8
-"""What an element was seen to be: a set of these."""
+"""Kinds of an element, as bits: finite, NaN, plus infinity, minus infinity."""
 
 
 @dataclasses.dataclass(kw_only=True)
 class Movement:
-    """How far one tensor of eager's moved.
+    """How far one tensor of eager moved.
 
     Args:
         whole: the largest movement of an element, in runs without a flip or in rows without one.
-        rows: of an output or input, the same for each row of the batch.
-        calm: whether each row was seen without a flip.
+        rows: for an output or input, the largest movement in each row of the batch.
+        calm: for each row, whether some run had no flip in it.
         jumps: the largest movement of each element in the rows and runs with a flip.
         slope: the largest share by which the tensor as a whole grew or shrank.
-        kinds: what each element was seen to be, where some run made a number of what was none or the
-            other way round.
-        runs: how many runs counted towards `whole`.
+        kinds: the kinds of each element in all runs; None while no run turned a finite element into NaN or
+            infinity, or the reverse.
+        runs: number of runs that counted towards `whole`.
     """
 
     whole: float = 0.0
@@ -66,14 +79,15 @@ class Movement:
 
 @dataclasses.dataclass(kw_only=True)
 class Floor:
-    """How far eager moved.
+    """How far eager moved in all runs.
 
     Args:
-        moved: by path, the floating-point tensors.
-        flipped: by path, the elements of integer tensors that changed.
+        moved: the movement of each floating-point tensor, by path.
+        flipped: masks of the elements of integer tensors that changed, by path.
         plain: paths of plain values that changed.
-        runs: how many runs came to their end.
-        half: whether eager computes in floating-point numbers of 16 bits.
+        runs: number of runs that raised no exception.
+        half: whether eager computes with 16-bit floating-point numbers.
+        choices: whether some run flipped a choice that eager returned.
     """
 
     moved: dict[str, Movement] = dataclasses.field(default_factory=lambda: collections.defaultdict(Movement))
@@ -81,25 +95,30 @@ class Floor:
     plain: set[str] = dataclasses.field(default_factory=set)
     runs: int = 0
     half: bool = False
+    choices: bool = False
 
 
 def scale_for(equal_terms: int) -> float:
-    """How much further an example moves whose largest degenerate input has so many elements (0 for none)."""
+    """Return the factor on the perturbation of an example.
+
+    Args:
+        equal_terms: number of elements of the largest degenerate input; 0 if no input is degenerate.
+    """
     return min(max(1.0, equal_terms / EQUAL_TERMS_PER_EPS), LARGEST_SCALE)
 
 
 def rounding_floors(
     eager: Outcome, rerun: Rerun, paths: Collection[str], scale: float = 1.0
 ) -> Iterator[Floor]:
-    """How far `eager` moves when it is rounded otherwise: the same floor, higher after each run.
+    """Yield the rounding floor of `eager` after each run: always the same object, which never decreases.
 
-    Most differences of correct models are explained by the first, and then no other is computed.
+    The first run explains most differences of correct models, so the caller can stop early.
 
     Args:
-        eager: the outcome as it is.
+        eager: the outcome without perturbation.
         rerun: calls eager again on the same example.
-        paths: the tensors that are asked for. Integers that eager returned are watched anyway.
-        scale: multiplies every movement.
+        paths: the tensors to measure. Integer outputs are watched for flips in any case.
+        scale: factor on every perturbation.
     """
     floor = Floor()
     for run in range(RUNS + KINK_RUNS):
@@ -115,12 +134,41 @@ def rounding_floors(
         yield floor
 
 
+def choice_floors(
+    floor: Floor, eager: Outcome, rerun: Rerun, paths: Collection[str], scale: float = 1.0
+) -> Iterator[Floor]:
+    """Yield `floor` after each of `CHOICE_RUNS` more runs, which add only the rows in which a choice flips.
+
+    Args:
+        floor: the floor of `rounding_floors` after its last run; it is changed.
+        eager: see `rounding_floors`.
+        rerun: see `rounding_floors`.
+        paths: see `rounding_floors`.
+        scale: see `rounding_floors`.
+    """
+    for run in range(CHOICE_RUNS):
+        arithmetic = MonteCarlo(RUNS + KINK_RUNS + run, scale)
+        moved = rerun(lambda: arithmetic)  # noqa: B023  # called before the next is made
+        if moved.error is None:
+            add_run(floor, eager, moved, paths, flips_only=True)
+        yield floor
+
+
 def add_run(
-    floor: Floor, eager: Outcome, moved: Outcome, paths: Collection[str], *, gradients_only: bool = False
+    floor: Floor,
+    eager: Outcome,
+    moved: Outcome,
+    paths: Collection[str],
+    *,
+    gradients_only: bool = False,
+    flips_only: bool = False,
 ) -> None:
-    """Add what one run moved to the floor."""
+    """Add the movements of one run to the floor: all, those of gradients, or those of rows with a flip."""
     floor.runs += 1
     flips = _Flips(eager, moved)
+    floor.choices |= flips.any()
+    if flips_only and not flips.any():
+        return
     base = eager.differentiated() if gradients_only else eager.elementwise() | eager.differentiated()
     others = moved.elementwise() | moved.differentiated()
     for path, mine in base.items():
@@ -129,7 +177,7 @@ def add_run(
             continue
         mine, other = comparable(mine), comparable(other)
         if mine.is_floating_point():
-            _add_movement(floor.moved[path], path, mine, other, flips)
+            _add_movement(floor.moved[path], path, mine, other, flips, flips_only=flips_only)
         elif not gradients_only:
             odd = mine != other
             floor.flipped[path] = floor.flipped.get(path, torch.zeros_like(odd)) | odd
@@ -138,7 +186,7 @@ def add_run(
 
 
 def comparable(tensor: torch.Tensor) -> torch.Tensor:
-    """`tensor` in a dtype and layout in which differences can be taken."""
+    """Return the tensor in a form that can be subtracted: dense, real, of at least 32 bits if floating."""
     tensor = tensor.detach()
     if tensor.layout != torch.strided:
         tensor = tensor.to_dense()
@@ -150,19 +198,19 @@ def comparable(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def is_exact(tensor: torch.Tensor) -> bool:
-    """Whether its elements are integers or booleans, which don't round."""
+    """Whether the elements are integers or booleans, which do not round."""
     return not (tensor.is_floating_point() or tensor.is_complex())
 
 
 def has_rows(path: str, tensor: torch.Tensor) -> bool:
-    """Whether the first dimension of what has this path is the batch's."""
+    """Whether the first dimension of the tensor with this path is the batch."""
     return path.startswith(("output", "input")) and tensor.dim() > 0
 
 
 class _Flips:
-    """The choices that came out otherwise in a run.
+    """The integer outputs and plain values that changed in a run.
 
-    Only those that eager returned: of others it can't be told whether compiled made them.
+    Only returned choices count: whether compiled made the same inner choices is unknown.
     """
 
     def __init__(self, eager: Outcome, moved: Outcome) -> None:
@@ -180,23 +228,39 @@ class _Flips:
             self._rows[len(mine)] = self._rows.get(len(mine), torch.zeros_like(rows)) | rows
 
     def any(self) -> bool:
-        """Whether there is one."""
+        """Whether something flipped."""
         return self._everywhere or bool(self._rows)
 
     def rows(self, length: int) -> torch.Tensor:
-        """Which of so many rows a flip is in; all, if it is in none of a tensor of that length."""
+        """Return a mask of the rows, of `length` rows, that have a flip.
+
+        All rows are True if the flips are not in a tensor of that length.
+        """
         if self.any() and (self._everywhere or length not in self._rows):
             return torch.ones(length, dtype=torch.bool)
         return self._rows.get(length, torch.zeros(length, dtype=torch.bool))
 
 
+def flips_a_choice(eager: Outcome, compiled: Outcome) -> bool:
+    """Return whether a choice of compiled differs from eager's."""
+    return _Flips(eager, compiled).any()
+
+
 def flipped_rows(eager: Outcome, compiled: Outcome, length: int) -> torch.Tensor:
-    """Which of so many rows compiled chose otherwise in than eager."""
+    """Return a mask of the rows, of `length` rows, in which compiled's choices differ from eager's."""
     return _Flips(eager, compiled).rows(length)
 
 
-def _add_movement(found: Movement, path: str, base: torch.Tensor, other: torch.Tensor, flips: _Flips) -> None:
-    """Add the movement of one tensor in one run."""
+def _add_movement(
+    found: Movement,
+    path: str,
+    base: torch.Tensor,
+    other: torch.Tensor,
+    flips: _Flips,
+    *,
+    flips_only: bool = False,
+) -> None:
+    """Add the movement of one tensor in one run to `found`."""
     largest = largest_distance(base, other)
     if not math.isfinite(largest):
         _add_kinds(found, base, other)
@@ -212,6 +276,18 @@ def _add_movement(found: Movement, path: str, base: torch.Tensor, other: torch.T
         return
     distances = _finite_distances(base, other)
     flipped = flips.rows(len(base)).to(base.device)
+    if not flips_only:
+        _add_calm_rows(found, base, other, distances, flips)
+    if flips.any():
+        jumped = distances * flipped.reshape(-1, *(1,) * (distances.dim() - 1))
+        found.jumps = jumped if found.jumps is None else torch.maximum(found.jumps, jumped)
+
+
+def _add_calm_rows(
+    found: Movement, base: torch.Tensor, other: torch.Tensor, distances: torch.Tensor, flips: _Flips
+) -> None:
+    """Add the movement of the rows in which no choice flips to `found`."""
+    flipped = flips.rows(len(base)).to(base.device)
     each = distances.reshape(len(base), -1).amax(dim=1).masked_fill(flipped, 0.0)
     found.rows = each if found.rows is None else torch.maximum(found.rows, each)
     found.calm = ~flipped if found.calm is None else found.calm | ~flipped
@@ -219,13 +295,10 @@ def _add_movement(found: Movement, path: str, base: torch.Tensor, other: torch.T
     found.runs += not bool(flipped.all())
     if not flips.any():
         found.slope = max(found.slope, abs(slope(base, other)))
-        return
-    jumped = distances * flipped.reshape(-1, *(1,) * (distances.dim() - 1))
-    found.jumps = jumped if found.jumps is None else torch.maximum(found.jumps, jumped)
 
 
 def _add_kinds(found: Movement, base: torch.Tensor, other: torch.Tensor) -> None:
-    """Note what the elements were, from the first run on in which some is no number any more."""
+    """Record the kinds of the elements, from the first run on in which one is NaN or infinite."""
     if found.kinds is None:
         seen = found.runs > 0 or found.jumps is not None
         found.kinds = kinds_of(base) if seen else torch.zeros_like(base, dtype=torch.uint8)
@@ -233,15 +306,15 @@ def _add_kinds(found: Movement, base: torch.Tensor, other: torch.Tensor) -> None
 
 
 def kinds_of(tensor: torch.Tensor) -> torch.Tensor:
-    """What each element is: `FINITE`, `NAN`, `PLUS` or `MINUS` infinity."""
+    """Return the kind of each element as uint8: `FINITE`, `NAN`, `PLUS` or `MINUS`."""
     kinds = torch.full_like(tensor, FINITE, dtype=torch.uint8).masked_fill_(tensor.isnan(), NAN)
     return kinds.masked_fill_(tensor == math.inf, PLUS).masked_fill_(tensor == -math.inf, MINUS)
 
 
 def slope(base: torch.Tensor, other: torch.Tensor) -> float:
-    """By which share `other` is larger than `base` as a whole: the projection of one on the other, less 1.
+    """Return the share by which `other` is larger than `base` as a whole: its projection on `base`, minus 1.
 
-    0 where elements are not finite, or `base` is zero.
+    Return 0 if an element is not finite or `base` is zero.
     """
     total = product = 0.0
     for mine, theirs in zip(*(torch.split(t.reshape(-1), _BLOCK) for t in (base, other)), strict=True):
@@ -252,14 +325,14 @@ def slope(base: torch.Tensor, other: torch.Tensor) -> float:
 
 
 def largest_distance(one: torch.Tensor, other: torch.Tensor) -> float:
-    """The largest distance between elements of two tensors; NaN or infinite if one of them is.
+    """Return the largest distance between elements of two tensors; NaN or infinite if a distance is.
 
-    By blocks, because to allocate the distances of a large gradient takes longer than to compute them.
+    Works in blocks, because allocating the distances of a large gradient takes longer than computing them.
     """
     blocks = zip(*(torch.split(tensor.reshape(-1), _BLOCK) for tensor in (one, other)), strict=True)
     return float(torch.stack([(mine - theirs).abs().max() for mine, theirs in blocks]).max())
 
 
 def _finite_distances(base: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """The distances between elements, 0 where one is not finite."""
+    """Return the distances between elements, 0 where a distance is not finite."""
     return (other - base).abs().nan_to_num_(0.0, 0.0, 0.0)

@@ -10,7 +10,7 @@ import torch
 from pytest_torchcompile.comparing.measure import Flipped, Measured, Pattern, Tolerance, same_pattern
 from pytest_torchcompile.comparing.nonfinite import Reference, hidden
 from pytest_torchcompile.comparing.references import References
-from pytest_torchcompile.comparing.rounding import Floor, flipped_rows
+from pytest_torchcompile.comparing.rounding import Floor, flipped_rows, flips_a_choice
 from pytest_torchcompile.comparing.structure import generators, plain_values, structural
 from pytest_torchcompile.policies.calls import Outcome
 from pytest_torchcompile.results import Difference
@@ -126,11 +126,20 @@ def _explain(
     flipped = functools.partial(flipped_rows, eager, compiled)
     floor = Floor()
     differences: list[Difference] = []
+
+    def unexplained(floor: Floor) -> list[Difference]:
+        found = [d for d in plain if d.path not in floor.plain]
+        return found + list(filter(None, (m.beyond(floor, flipped) for m in exceeding)))
+
     for floor in references.floors(paths):
-        differences = [d for d in plain if d.path not in floor.plain]
-        differences += filter(None, (m.beyond(floor, flipped) for m in exceeding))
+        differences = unexplained(floor)
         if not differences:
             return _Explained(differences=[], floor=floor)
+    if floor.choices and flips_a_choice(eager, compiled):
+        for more in references.choices(floor, paths):
+            differences = unexplained(more)
+            if not differences:
+                return _Explained(differences=[], floor=floor)
     return _without_floor(differences, exceeding, plain, floor, references, flipped)
 
 

@@ -1,4 +1,4 @@
-"""What the compiler did: graphs, what is in them, graph breaks, recompiles, seconds.
+"""Compile a method and record what the compiler did: graphs, graph breaks, recompiles, seconds.
 
 In: a method and the options of `torch.compile`. Out: the compiled method and its `Capture`.
 

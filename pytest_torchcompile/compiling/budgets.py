@@ -1,4 +1,4 @@
-"""What a user is ready to pay for compiling: graph breaks, recompiles, seconds."""
+"""Compare a capture with the user's limits: graph breaks, recompiles, seconds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pytest_torchcompile.results import Capture
 
 
 def exceeded(capture: Capture, options: CheckOptions) -> tuple[str, ...]:
-    """A sentence for each budget among `options` that `capture` exceeds."""
+    """Return a sentence for each limit in `options` that `capture` exceeds."""
     spent: dict[str, float] = {
         "max_graph_breaks": len(capture.breaks),
         "max_recompiles": len(capture.recompiles),

@@ -1,8 +1,8 @@
-"""Compile one method, and prove what was compiled.
+"""Compile one method and record what the compiler captured.
 
-A wrapped callable is no proof: torch.compile hands back something callable when it is disabled, when
-it falls back, and when it never sees the method. What counts is which of the module's parameters the
-captured graphs take.
+That torch.compile returns a callable proves nothing: it also does so when it is disabled, when it falls back
+to eager, and when it never sees the method. The proof is which of the module's parameters the captured graphs
+take.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from pytest_torchcompile.runtime.progress import Progress, silent
 from pytest_torchcompile.runtime.watchdog import Watchdog
 from pytest_torchcompile.texts import at, first_line, some
 
-# Raised by the compiler's code at run time, these mean that it is wrong, not that a kernel failed.
+# If generated code raises one of these at run time, the code is invalid; a failing kernel raises others.
 _BROKEN_CODE = (AssertionError, AttributeError, NameError, SyntaxError, TypeError)
 
 
-# Or graphs that were compiled for another module of this class would be used again. Not in torch's stubs.
+# Prevents torch from reusing graphs compiled for another module of the class. Missing in torch's stubs.
 _ISOLATED: dict[str, Any] = {"isolate_recompiles": True}
 
 
@@ -42,7 +42,7 @@ def require_known(options: CheckOptions) -> None:
     """Return if torch knows the backend, the mode and inductor's options.
 
     Raises:
-        UsageError: naming what it knows.
+        UsageError: otherwise; it lists the known values.
     """
     if isinstance(options.backend, str):
         known = torch.compiler.list_backends(exclude_tags=())
@@ -68,7 +68,7 @@ def _require(options: CheckOptions, option: str, value: str, known: list[str], a
 
 
 def compile_method(method: Method, model: nn.Module, options: CheckOptions) -> Callable[..., Any]:
-    """The method under torch.compile; nothing is compiled before it is called.
+    """Return the method under torch.compile; it is compiled on its first call.
 
     Raises:
         UsageError: if torch.compile rejects the options.
@@ -77,7 +77,7 @@ def compile_method(method: Method, model: nn.Module, options: CheckOptions) -> C
 
 
 def compile_function(function: Callable[..., Any], options: CheckOptions) -> Callable[..., Any]:
-    """A function or module under torch.compile; see `compile_method`."""
+    """Return a function or module under torch.compile; see `compile_method`."""
     try:
         compiled: Callable[..., Any] = torch.compile(
             function,
@@ -94,12 +94,12 @@ def compile_function(function: Callable[..., Any], options: CheckOptions) -> Cal
 
 
 class Recorder:
-    """Notes what the compiler does while `watching`.
+    """Records what the compiler does inside `watching`.
 
     Args:
-        model: the compiled side's module, whose parameters are looked for in the graphs.
-        progress: told when a compile begins and ends.
-        limit_s: seconds after which a single compile is stopped.
+        model: the compiled side's module, whose parameters are searched for in the graphs.
+        progress: receives the start and the end of each compile.
+        limit_s: a single compile is stopped after this many seconds.
     """
 
     def __init__(self, model: nn.Module, progress: Progress = silent, limit_s: float = float("inf")) -> None:
@@ -117,7 +117,7 @@ class Recorder:
         self._recipe: Recipe | None = None
         self._batches: dict[int, dict[int, None]] = {}
         self._captured: set[str] = set()
-        self._left: list[BaseException] = []
+        self._errors: list[BaseException] = []
         self._frames: set[str] = set()
         self._recompiled: dict[str, str] = {}
         self._inputs: dict[str, str] = {}
@@ -128,21 +128,21 @@ class Recorder:
         self._from_cache = 0
         self.compile_s = 0.0
         self.compiled_in_last_call: set[str] = set()
-        """The code objects that the last call compiled, by dynamo's numbers."""
+        """Dynamo's numbers of the code objects that the last call compiled."""
 
     def begin(self, recipe: Recipe) -> None:
-        """The calls from now on are on this example."""
+        """Set the example of the following calls."""
         self._warm = self._warm or (self._recipe is not None and self._recipe.batch > 1)
         self._recipe = recipe
 
     def expect(self, eager: Work) -> None:
-        """Count what of an eager call's work the graphs of the next call do, which has the like inputs."""
+        """Count how much of an eager call's work the graphs of the next call do; both have equal shapes."""
         if self._work is None:
             self._work, self._counts_work = CountedWork(eager, self._model), True
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        """Record compiles while the body, one call, runs."""
+        """Record the compiles and the graphs of one call, the body."""
         self.compiled_in_last_call = set()
         self._compiles = self._in_call = 0
         breaks_before = internals.graph_break_count()
@@ -175,7 +175,7 @@ class Recorder:
         self.compile_s += time.perf_counter() - self._begun
         self._progress.compiling(False)
         if event.error is not None:
-            self._left.append(event.error)
+            self._errors.append(event.error)
         elif not event.backward:
             self.compiled_in_last_call.add(event.frame)
             if event.frame in self._frames and (self._warm or self._recipe is None):
@@ -193,7 +193,11 @@ class Recorder:
         self._captured |= {self._names[id(value)] for value in call.values if id(value) in self._names}
 
     def capture(self, used: set[str]) -> Capture:
-        """What was captured, of the parameters named in `used`."""
+        """Return what was captured so far.
+
+        Args:
+            used: names of the parameters that eager uses; the others are left out.
+        """
         taken = tuple(name for name in self._names.values() if name in used & self._captured)
         left = tuple(name for name in self._names.values() if name in used - self._captured)
         return Capture(
@@ -205,7 +209,7 @@ class Recorder:
             work_inside=self._work.inside if self._work else 0,
             work_left_eager=self._work.left_eager if self._work else {},
             breaks=tuple(self._breaks),
-            fullgraph=bool(self._batches) and not (self._breaks or self._in_pieces or self._left),
+            fullgraph=bool(self._batches) and not (self._breaks or self._in_pieces or self._errors),
             recompiles=tuple(text + self._inputs[i] for i, text in self._recompiled.items()),
             compile_s=self.compile_s,
             stage_s=dict(self._stage_s),
@@ -214,23 +218,22 @@ class Recorder:
         )
 
     def uncounted(self) -> str:
-        """Why it is not known what share of the work is compiled; empty if it is known."""
+        """Return why the share of compiled work is unknown; empty if it is known."""
         return self._work.unknown if self._work else ""
 
     def suppressed(self) -> str:
-        """What the compiler raised and dynamo swallowed; empty if nothing."""
-        return f"the compiler raised {failure_text(self._left[0])}" if self._left else ""
+        """Return a sentence on an exception of the compiler that dynamo suppressed; empty if it did not."""
+        return f"the compiler raised {failure_text(self._errors[0])}" if self._errors else ""
 
     def is_compile_failure(self, error: BaseException) -> bool:
-        """Whether `error` came out of the compiler rather than out of what it compiled.
+        """Whether `error` was raised by the compiler and not by the compiled code.
 
-        It did if it left while a compile was in progress, forward or backward, or if it says that
-        code written by the compiler, or the compiler's own at run time, is not valid. A kernel that
-        fails at run time is not the compiler.
+        It was if it was raised during a compile, forward or backward, or if it shows that generated code, or
+        the compiler's runtime code, is invalid. A kernel that fails at run time is no compile failure.
         """
-        # Dynamo raises its InternalTorchDynamoError "from None", which keeps the cause as context.
+        # Dynamo raises InternalTorchDynamoError "from None"; the cause is then in the context.
         chain = [error, error.__cause__, error.__context__]
-        if any(one is left for one in chain for left in self._left):
+        if any(one is seen for one in chain for seen in self._errors):
             return True
         frames = traceback.extract_tb(error.__traceback__)
         return (
@@ -241,7 +244,7 @@ class Recorder:
 
 
 def why_not_compiled(capture: Capture, method: Method, options: CheckOptions, recorder: Recorder) -> str:
-    """Why what was captured is no proof that the method was compiled; empty if it is one."""
+    """Return why the capture does not prove that the method was compiled; empty if it does."""
     if capture.graphs == 0:
         reasons = filter(None, (internals.why_disabled(), recorder.suppressed()))
         return f"no graph was captured: {'; '.join(reasons) or _why_not_reached(method)}"
@@ -260,7 +263,7 @@ def why_not_compiled(capture: Capture, method: Method, options: CheckOptions, re
 
 
 def _why_too_little(capture: Capture, options: CheckOptions) -> str:
-    """Which share is smaller than what the user asks for; empty if none is."""
+    """Return which share of the method is smaller than the user's minimum; empty if none is."""
     if capture.coverage is not None and capture.coverage < options.min_coverage:
         return (
             f"{capture.coverage:.0%} of the parameters were compiled, min_coverage="
@@ -285,7 +288,7 @@ def _why_not_reached(method: Method) -> str:
 
 
 def failure_text(error: BaseException) -> str:
-    """One sentence about a compile failure: type, first line, and the place that was being compiled."""
+    """Return a sentence on a compile failure: type, first line, and the line that was being compiled."""
     inner = internals.inner_error(error)
     place = internals.compiler_stack(error)
     if place is None:
@@ -295,13 +298,13 @@ def failure_text(error: BaseException) -> str:
 
 
 def _parameters_of(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The parameters and other leaves by name."""
+    """Return the parameters and other leaf tensors by name."""
     found = Reachable(model)
     return found.parameters | found.leaves
 
 
 class Uses(internals.DispatchMode):
-    """Notes which of a module's parameters the operators of an eager call take."""
+    """Records which of a module's parameters the operators of an eager call take."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Whether call after call compiles again what was compiled for the same: no training could afford it."""
+"""Detect a method that compiles again on call after call, which makes training impractically slow."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Collection, Hashable
 
 
 class Recompiling:
-    """Counts calls in a row that compile code again for what they were called on before.
+    """Counts consecutive calls that compile code again for the same kind of inputs.
 
-    A branch on data compiles the code behind it when it is first taken, whatever came before it: that is a
-    code object that has not been compiled for the like, and does not count.
+    A branch on data compiles the code behind it when it is first taken. That code object was not compiled for
+    these inputs before, so it does not count.
 
     Args:
-        most: so many calls in a row are no coincidence.
+        most: the number of consecutive calls that counts as too many.
 
     Example:
         >>> recompiling = Recompiling(2)
@@ -29,11 +29,11 @@ class Recompiling:
         self._compiled: defaultdict[Hashable, set[str]] = defaultdict(set)
 
     def add(self, seen_by_guards: Hashable, frames: Collection[str]) -> bool:
-        """Add a call; whether it is the last of too many.
+        """Add a call and return whether too many consecutive calls have compiled again.
 
         Args:
-            seen_by_guards: what it has in common with other calls for which no compile is needed again.
-            frames: the code objects that it compiled.
+            seen_by_guards: a key; calls with equal keys should share their compiled code.
+            frames: the code objects that the call compiled.
         """
         if seen_by_guards in self._compiled:
             again = not self._compiled[seen_by_guards].isdisjoint(frames)

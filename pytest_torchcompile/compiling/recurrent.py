@@ -1,7 +1,8 @@
-"""``nn.RNN``, ``nn.GRU`` and ``nn.LSTM``, which dynamo leaves eager by default: whether its setting helps.
+"""Try whether ``torch._dynamo.config.allow_rnn`` compiles the recurrent modules of a policy.
 
-On torch 2.13 it does for some and fails for others (an LSTM with gradients), so that it is tried: on a
-module of the same class and sizes alone, with the backend of the case.
+By default dynamo leaves ``nn.RNN``, ``nn.GRU`` and ``nn.LSTM`` eager. On torch 2.13 the setting works for
+some of them and fails for others (an LSTM with gradients). So it is tried on a separate module of the same
+class and sizes, with the backend of the case.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from pytest_torchcompile.compiling.capture import Recorder, compile_function, fa
 from pytest_torchcompile.options import CheckOptions
 
 SETTING = "torch._dynamo.config.allow_rnn = True"
-"""What lets dynamo capture them."""
+"""The setting that lets dynamo capture recurrent modules."""
 
 _STEPS, _BATCH = 2, 3
-"""Of the inputs that one is tried on: the least that recurs."""
+"""The shape of the input to try; two steps are the fewest that recur."""
 
 _SIZES = (
     "input_size",
@@ -34,35 +35,35 @@ _SIZES = (
 )
 
 _tried: dict[tuple[object, ...], str] = {}
-"""By class, sizes and compile options how it failed; empty if it worked."""
+"""The failure by class, sizes and compile options; empty if it worked."""
 
 
 def remedies(model: nn.Module, left_eager: Collection[str], options: CheckOptions) -> Iterator[str]:
-    """A sentence on each kind of recurrent module that ran eager: what was seen of the setting.
+    """Yield a sentence on each class of recurrent module that ran eager: whether the setting helps.
 
     Args:
         model: the policy.
         left_eager: names of its modules that ran eager.
         options: how to compile.
     """
-    told = set()
+    seen = set()
     for name, module in internals.uncompiled(model).named_modules():
         kind = type(module)
-        if not isinstance(module, nn.RNNBase) or kind not in (nn.RNN, nn.GRU, nn.LSTM) or kind in told:
+        if not isinstance(module, nn.RNNBase) or kind not in (nn.RNN, nn.GRU, nn.LSTM) or kind in seen:
             continue
         if name in left_eager:
-            told.add(kind)
-            failure = _try(module, options)
-            seen = f"an nn.{kind.__name__} of its sizes alone, backend {options.backend_name}, with gradients"
-            yield (
-                f"{name}: dynamo leaves nn.{kind.__name__} eager by default; {SETTING} "
-                + (f"does not help on torch {torch.__version__}: {seen}, raised {failure}" if failure else "")
-                + (f"compiles it (tried on {seen})" if not failure else "")
-            )
+            seen.add(kind)
+            failure = _failure_of_like(module, options)
+            like = f"an nn.{kind.__name__} of its sizes alone, backend {options.backend_name}, with gradients"
+            if failure:
+                effect = f"does not help on torch {torch.__version__}: {like}, raised {failure}"
+            else:
+                effect = f"compiles it (tried on {like})"
+            yield f"{name}: dynamo leaves nn.{kind.__name__} eager by default; {SETTING} {effect}"
 
 
-def _try(module: nn.RNNBase, options: CheckOptions) -> str:
-    """How compiling one like it fails; empty if it compiles and agrees."""
+def _failure_of_like(module: nn.RNNBase, options: CheckOptions) -> str:
+    """Return how compiling a module like this one fails; empty if it compiles and agrees with eager."""
     sizes = {size: getattr(module, size) for size in _SIZES}
     weight = next(module.parameters())
     how = (options.backend_name, options.mode, repr(options.options), options.dynamic)
@@ -75,11 +76,11 @@ def _try(module: nn.RNNBase, options: CheckOptions) -> str:
         *how,
     )
     if key not in _tried:
-        _tried[key] = _failure(_like(module, sizes), options)
+        _tried[key] = _failure(_module_like(module, sizes), options)
     return _tried[key]
 
 
-def _like(module: nn.RNNBase, sizes: dict[str, Any]) -> nn.RNNBase:
+def _module_like(module: nn.RNNBase, sizes: dict[str, Any]) -> nn.RNNBase:
     if isinstance(module, nn.RNN):
         sizes = sizes | {"nonlinearity": module.nonlinearity}
     if not isinstance(module, nn.LSTM):

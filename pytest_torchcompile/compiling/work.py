@@ -1,9 +1,11 @@
-"""The floating-point work of a call: products, convolutions, attention and recurrent kernels, by place.
+"""Count the floating-point operations of a call: products, convolutions, attention and recurrent kernels.
 
-What share of it runs inside graphs tells what compiling a method can gain; the share of the parameters
-does not, because a graph takes a parameter whatever it computes with it. Eager's call is counted as it
-runs, and each graph of the compiled call on tensors without storage, by the same formulas: a count of
-the compiled call itself would see through the graphs into what they run.
+The share of the operations that runs inside graphs shows what compiling a method can gain. The share of the
+parameters does not, because a graph takes a parameter regardless of what it computes with it.
+
+The eager call is counted while it runs. The compiled call cannot be counted like that, because the operators
+inside its graphs are visible too. So each of its graphs is counted on tensors without storage, by the same
+formulas.
 """
 
 from __future__ import annotations
@@ -23,30 +25,30 @@ from pytest_torchcompile import internals
 from pytest_torchcompile.texts import first_line, line_of
 
 Operations = collections.Counter[str]
-"""Floating-point operations by place: the module whose parameters they take, else the user's line."""
+"""Floating-point operations by place: the module whose parameters they take, or else the user's line."""
 
 _ITSELF = "(the module itself)"
-_OWN = tuple(os.path.dirname(os.path.abspath(path)) + os.sep for path in (torch.__file__, __file__))
+_NOT_USER_CODE = tuple(os.path.dirname(os.path.abspath(path)) + os.sep for path in (torch.__file__, __file__))
 
 
 class Work(internals.DispatchMode):
-    """Counts the floating-point operations of what runs in its body, backward passes left out.
+    """Counts the floating-point operations in its body, without those of backward passes.
 
     Args:
-        owners: by the storage of a parameter the module that owns it.
+        owners: the name of the module that owns a parameter, by the parameter's storage key.
     """
 
     def __init__(self, owners: Mapping[int, str]) -> None:
         super().__init__()
         self.operations: Operations = collections.Counter()
         self.lines: dict[str, str] = {}
-        """The first line of the user's code at each place, ``file:line``."""
+        """By place, the first line of the user's code there, ``file:line``."""
         self._owners = owners
 
     def line(self) -> str:
-        """The innermost line of the user's code that is running."""
+        """Return the innermost running line of the user's code, ``file:line``."""
         frame = sys._getframe()
-        while frame is not None and frame.f_code.co_filename.startswith(_OWN):
+        while frame is not None and frame.f_code.co_filename.startswith(_NOT_USER_CODE):
             frame = frame.f_back  # type: ignore[assignment]  # None at the end
         return "" if frame is None else line_of(frame.f_code.co_filename, frame.f_lineno)
 
@@ -54,9 +56,9 @@ class Work(internals.DispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        formula = _FORMULAS.get(func.overloadpacket) or _of_torch(func.overloadpacket)
+        formula = _FORMULAS.get(func.overloadpacket) or _torch_formula(func.overloadpacket)
         if formula is None:
-            # What is in inference mode arrives here whole: a linear layer, an LSTM.
+            # In inference mode composite operators arrive undecomposed: a linear layer, an LSTM.
             return self._in_parts(func, args, kwargs)
         output = func(*args, **kwargs)
         if not internals.in_backward() and _is_floating(output):
@@ -82,8 +84,8 @@ class Work(internals.DispatchMode):
         self.lines.setdefault(place, line)
 
 
-class _OfGraph(Work):
-    """Counts the operations of a graph, whose nodes know their lines."""
+class _GraphWork(Work):
+    """Counts the operations of a graph; takes the user's line from the node that runs."""
 
     node: fx.Node
 
@@ -91,10 +93,10 @@ class _OfGraph(Work):
         return internals.user_line(self.node.meta.get("stack_trace")) or ""
 
 
-class _Run(fx.Interpreter):
-    """Runs a graph and tells which node is running."""
+class _GraphInterpreter(fx.Interpreter):
+    """Runs a graph and passes the running node to `work`."""
 
-    def __init__(self, module: fx.GraphModule, work: _OfGraph) -> None:
+    def __init__(self, module: fx.GraphModule, work: _GraphWork) -> None:
         super().__init__(module)
         self._work = work
 
@@ -104,17 +106,17 @@ class _Run(fx.Interpreter):
 
 
 def owners_of(model: nn.Module) -> dict[int, str]:
-    """By the storage of each parameter the module that owns it; "" is `model` itself."""
+    """Return the name of the owning module by the storage key of each parameter; "" is `model` itself."""
     named = internals.uncompiled(model).named_parameters()
     keys = {internals.storage_key(parameter): name.rpartition(".")[0] for name, parameter in named}
     return {key: owner for key, owner in keys.items() if key is not None}
 
 
 def work_of_graph(call: internals.GraphCall, owners: Mapping[int, str]) -> Operations:
-    """The operations of one run of a graph, which is not run.
+    """Return the operations of one run of a graph, computed from shapes without running it.
 
     Raises:
-        Exception: whatever an operator raises that can't tell its output's shape without numbers.
+        Exception: whatever an operator raises whose output shape depends on the numbers.
     """
     fake = internals.fake_tensors()
     known, args = dict(owners), []
@@ -123,17 +125,17 @@ def work_of_graph(call: internals.GraphCall, owners: Mapping[int, str]) -> Opera
         if tensor is not value and (key := internals.storage_key(value)) in owners:
             known[internals.storage_key(tensor)] = owners[key]
         args.append(tensor)
-    work = _OfGraph(known)
+    work = _GraphWork(known)
     with torch.no_grad(), fake, work:
-        _Run(call.module, work).run(*args)
+        _GraphInterpreter(call.module, work).run(*args)
     return work.operations
 
 
 class CountedWork:
-    """What of the work of an eager call the graphs of a like compiled call do.
+    """Counts how much of an eager call's work the graphs of a compiled call with equal shapes do.
 
     Args:
-        eager: has counted the eager call.
+        eager: the counted work of the eager call.
         model: the module that is compiled.
     """
 
@@ -142,10 +144,10 @@ class CountedWork:
         self._owners = owners_of(model)
         self._inside: Operations = collections.Counter()
         self.unknown = ""
-        """Why it could not be counted; empty if it was."""
+        """Why the graphs could not be counted; empty if they were."""
 
     def add(self, call: internals.GraphCall) -> None:
-        """Count a run of a graph of the compiled call."""
+        """Add a run of a graph in the compiled call."""
         if not self.all or self.unknown:
             return
         try:
@@ -155,17 +157,17 @@ class CountedWork:
 
     @property
     def all(self) -> int:
-        """The floating-point operations of the eager call; 0 if it is not known what of them is compiled."""
+        """The floating-point operations of the eager call; 0 if the graphs could not be counted."""
         return 0 if self.unknown else self._eager.operations.total()
 
     @property
     def inside(self) -> int:
-        """Those that graphs do."""
+        """The floating-point operations that graphs do, at most `all`."""
         return min(self._inside.total(), self.all)
 
     @property
     def left_eager(self) -> dict[str, int]:
-        """Those that no graph does, by place with its line, the largest first."""
+        """The floating-point operations that no graph does, by place with its line, the largest first."""
         if self.inside == self.all:
             return {}
         found = {}
@@ -185,8 +187,8 @@ def _is_floating(output: Any) -> bool:
     return isinstance(first, torch.Tensor) and (first.is_floating_point() or first.is_complex())
 
 
-def _of_torch(packet: Any) -> Formula | None:
-    """Torch's own formula for an operator, which takes shapes; None if it has none."""
+def _torch_formula(packet: Any) -> Formula | None:
+    """Return torch's own formula for an operator; None if it has none."""
     counted = flop_registry.get(packet)
     if counted is None:
         return None
@@ -194,7 +196,7 @@ def _of_torch(packet: Any) -> Formula | None:
 
 
 def _product(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> int:
-    """The product of the last two tensors: each element of the output sums over the left one's columns."""
+    """A product of the last two tensors: each output element is a sum over the columns of the left one."""
     left = [value for value in args if isinstance(value, torch.Tensor)][-2]
     return 2 * int(output.numel()) * int(left.shape[-1])
 
@@ -206,19 +208,19 @@ def _batched_sum(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> 
 
 
 def _recurrent(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> int:
-    """Each row of the input goes through each weight matrix once, biases aside."""
+    """Each row of the input is multiplied by each weight matrix once; biases do not count."""
     rows = math.prod(args[0].shape[:-1])
     weights = args[1] if isinstance(args[1], (list, tuple)) else args[1:5]
     return 2 * int(rows) * sum(int(weight.numel()) for weight in weights if weight.dim() == 2)
 
 
 def _trilinear(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> int:
-    """``nn.Bilinear``: each row of the inputs goes through the whole weight."""
+    """``nn.Bilinear``: each row of the inputs is multiplied by the whole weight."""
     return 2 * int(math.prod(args[0].shape[:-1])) * int(args[1].numel())
 
 
 def _attention(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> int:
-    """Scores of each query with each key, and their sums of values."""
+    """The scores of each query with each key, and the weighted sums of the values."""
     query, key, value = (tensor.shape for tensor in args[:3])
     pairs = math.prod(query[:-1]) * key[-2]
     return 2 * int(pairs) * int(query[-1] + value[-1])

@@ -1,6 +1,6 @@
-"""Why a case differs: the stage of the compiler, the step, the submodule, and a script that shows it.
+"""Explains why a case differs: finds the compiler stage, the step and the submodule, and writes a script.
 
-In: a case or a story that differs. Out: its `Explanation`.
+Input: a case or a story that differs. Output: its `Explanation`.
 
 Other folders use `explanation`.
 """

@@ -1,7 +1,7 @@
-"""Why a case differs: the stage of the compiler, what in it, the submodule, and a script that shows it.
+"""Explains why a case differs: the compiler stage, the step, the submodule, and a script that reproduces it.
 
-All of it shares one budget of seconds. What is found by the time it is up is told, and so is what could
-not be found, because a user has to know whether nothing was there or nothing was looked for.
+All searches share one budget of seconds. The explanation has what was found in that time. A remark names each
+search that found nothing and says why, so that the user knows what was searched for.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from pytest_torchcompile.checking.compiling_branches import compiling_branches
 from pytest_torchcompile.checking.pair import Pair
 from pytest_torchcompile.checking.trial import Failure
 from pytest_torchcompile.explaining.graph_script import graph_script
-from pytest_torchcompile.explaining.place import Graph, captured, find_graph, find_module
+from pytest_torchcompile.explaining.place import Graph, capture_graphs, find_graph, find_module
 from pytest_torchcompile.explaining.policy_script import case_script, story_script
 from pytest_torchcompile.explaining.proof import CantWrite, Proof, Script, write_proof
-from pytest_torchcompile.explaining.stages import LADDER, Stage, first_stage, narrow, up_to
+from pytest_torchcompile.explaining.stages import STAGES, Stage, first_stage, narrow, up_to
 from pytest_torchcompile.explaining.subjects import (
     Budget,
-    CantTell,
+    CannotCompare,
     OutOfTime,
     Sampler,
     Subject,
@@ -42,62 +42,62 @@ from pytest_torchcompile.texts import raised_text, shortest, some
 Found = TypeVar("Found")
 
 LEAST_PROOF_S = 30.0
-"""A script may take so long, however little of the budget is left: it imports torch and compiles."""
+"""Seconds that a script may take even if less of the budget is left: it imports torch and compiles."""
 
 
 def explain(pair: Pair, failure: Failure, options: CheckOptions, name: str) -> Explanation:
-    """Why `failure` differs, as far as `options.explain_seconds` allow.
+    """Explain why `failure` differs, within `options.explain_seconds`.
 
     Args:
         pair: the case.
         failure: the example that differs.
-        options: how it is compiled, and where a proof goes.
-        name: names the case in the proof.
+        options: how the case is compiled, and the folder for a proof.
+        name: the name of the case in the proof.
     """
-    explaining = _Explaining(options, name)
+    explainer = _Explainer(options, name)
 
     def script(options: CheckOptions) -> Script:
         return case_script(name, pair, failure.recipe, failure.judgement.differences, options)
 
     if pair.twins.deployed:
-        explaining.prove([lambda: script(options)])
-        return explaining.of_what_comes_compiled()
-    case = WholeCase(pair, failure.recipe, explaining.budget)
-    found = explaining.find_stage(case)
+        explainer.prove([lambda: script(options)])
+        return explainer.explanation_of_deployed()
+    case = WholeCase(pair, failure.recipe, explainer.budget)
+    found = explainer.find_stage(case)
     if found is not None:
-        explaining.locate(case, *found, script)
-        explaining.ask_for_branches(pair, failure.recipe)
-    return explaining.explanation()
+        explainer.locate(case, *found, script)
+        explainer.find_branches(pair, failure.recipe)
+    return explainer.explanation()
 
 
 def explain_story(
     sides: LifecycleSides, failure: StoryFailure, options: CheckOptions, name: str
 ) -> Explanation:
-    """The stage at which a lifecycle differs, if `options.explain_seconds` allow, and a script that shows it.
+    """Explain at which stage a lifecycle differs, within `options.explain_seconds`, and write a script.
 
-    No steps of it are left out: code that reads what it should not, for which a lifecycle differed, was
-    seen to abort the process on the way.
+    This does not leave out steps of the compiler. A lifecycle may differ because its code reads memory that
+    it must not read, and leaving out steps of such code has aborted the process.
 
     Args:
         sides: the lifecycle's two sides.
         failure: the shortest story that differs.
-        options: how it is compiled, and where a proof goes.
-        name: names the lifecycle in the proof.
+        options: how the lifecycle is compiled, and the folder for a proof.
+        name: the name of the lifecycle in the proof.
     """
-    explaining = _Explaining(options, name)
+    explainer = _Explainer(options, name)
 
     def script(options: CheckOptions) -> Script:
         return story_script(name, sides, failure.story, failure.differences, options)
 
     if sides.first.twins.deployed:
-        explaining.prove([lambda: script(options)])
-        return explaining.of_what_comes_compiled()
-    found = explaining.find_stage(WholeStory(sides, failure.story, explaining.budget))
+        explainer.prove([lambda: script(options)])
+        return explainer.explanation_of_deployed()
+    found = explainer.find_stage(WholeStory(sides, failure.story, explainer.budget))
     if found is not None:
-        explaining.prove([lambda: script(found[1])])
+        explainer.prove([lambda: script(found[1])])
         pair = sides.by_name.get(failure.story[-1].method, sides.first)
-        explaining.ask_for_branches(pair, random_recipe(pair.tree, options.batch[0], options.seed))
-    return explaining.explanation()
+        explainer.find_branches(pair, random_recipe(pair.tree, options.batch[0], options.seed))
+    return explainer.explanation()
 
 
 def explain_draws(
@@ -106,23 +106,23 @@ def explain_draws(
     options: CheckOptions,
     name: str,
 ) -> Explanation:
-    """The stage from which on a case does not draw what eager draws, if `options.explain_seconds` allow.
+    """Explain at which stage the distribution of a case's samples differs, within `options.explain_seconds`.
 
     Args:
         pair: the case.
         compare: compares the draws of a pair.
-        options: how it is compiled.
-        name: names the case.
+        options: how the case is compiled.
+        name: the name of the case.
     """
-    explaining = _Explaining(options, name)
+    explainer = _Explainer(options, name)
     if pair.twins.deployed:
-        return explaining.of_what_comes_compiled()
-    explaining.find_stage(Sampler(pair, compare, explaining.budget))
-    return explaining.explanation()
+        return explainer.explanation_of_deployed()
+    explainer.find_stage(Sampler(pair, compare, explainer.budget))
+    return explainer.explanation()
 
 
-class _Explaining:
-    """An explanation in the making."""
+class _Explainer:
+    """Searches for parts of an explanation and collects them."""
 
     def __init__(self, options: CheckOptions, name: str) -> None:
         self.budget = Budget(options.explain_seconds)
@@ -132,47 +132,48 @@ class _Explaining:
         self._options = options
 
     def explanation(self) -> Explanation:
-        """What has been found."""
+        """Return what has been found."""
         return dataclasses.replace(self._found, seconds=time.monotonic() - self._begun)
 
-    def of_what_comes_compiled(self) -> Explanation:
-        """What has been found, and why no more."""
-        self._remark("stage and submodule are not looked for: it comes compiled, backend and all")
+    def explanation_of_deployed(self) -> Explanation:
+        """Return what has been found for a policy that its factory compiles, with a remark on the rest."""
+        self._remark("stage and submodule are not searched for: the factory itself compiles the policy")
         return self.explanation()
 
     def find_stage(self, case: Subject) -> tuple[Stage, CheckOptions] | None:
-        """The first stage that differs, and the options that compile up to it; None if it can't be told."""
-        options = self._try("the stage", lambda: self._reproducing(case))
+        """Return the first stage that differs, and the options that compile up to it; None if not found."""
+        options = self._try("the stage", lambda: self._reproducing_options(case))
         stage = self._try("the stage", lambda: first_stage(case, options)) if options else None
         if options is None or stage is None:
             return None
         self._note(stage=stage.name, agreed=stage.agreed)
-        for name in stage.untold:
-            self._remark(f"{name} could not be judged: it doesn't compile with what ends there")
+        for name in stage.not_compiled:
+            self._remark(f"{name} was not compared: the policy does not compile with the backend for it")
         return stage, up_to(options, stage.backend)
 
-    def ask_for_branches(self, pair: Pair, recipe: Recipe) -> None:
-        """Name the lines on which the policy asks whether it is being compiled, if dynamo is the stage."""
-        if self._found.stage != LADDER["eager"]:
+    def find_branches(self, pair: Pair, recipe: Recipe) -> None:
+        """If the stage is dynamo, find the lines on which the policy asks whether it is being compiled."""
+        if self._found.stage != STAGES["eager"]:
             return
         lines = self._try("a branch on compiling", lambda: compiling_branches(pair, recipe))
         if lines:
             asks = f"{some(lines)}, where the policy's own code asks whether it is being compiled"
             self._note(place=asks, lines=lines)
 
-    def _reproducing(self, case: Subject) -> CheckOptions:
-        """The options under which the case differs on code compiled for its example alone.
+    def _reproducing_options(self, case: Subject) -> CheckOptions:
+        """Return options under which the case differs when it is compiled for its example alone.
 
-        Dynamo remembers for which sizes it has compiled and takes those for variables, which a graph that
-        is wrong for one size does not survive.
+        Dynamo remembers the sizes that it has compiled for, and makes sizes that have changed variables. A
+        graph that is wrong for a single size may be right with variables, so static sizes are tried too.
+
+        Raises:
+            CannotCompare: if it does not differ.
         """
         for options in (self._options, dataclasses.replace(self._options, dynamic=False)):
-            with contextlib.suppress(CantTell):
+            with contextlib.suppress(CannotCompare):
                 if case.differences(options):
                     return options
-        raise CantTell(
-            "compiled anew, it agrees; the difference depends on what was called or compiled before"
-        )
+        raise CannotCompare("compiled again, it agrees; the difference depends on earlier calls or compiles")
 
     def locate(
         self,
@@ -181,11 +182,11 @@ class _Explaining:
         options: CheckOptions,
         whole: Callable[[CheckOptions], Script],
     ) -> None:
-        """Look for the submodule, the graph and the step at fault, compiling up to the stage.
+        """Find the submodule, the graph and the step that differ, and write a proof.
 
-        The proof is of the graph, or of the `whole` case where no single graph shows the difference.
+        The proof is a script of the graph, or the `whole` case if no single graph reproduces the difference.
         """
-        graphs = self._try("the graph", lambda: captured(case, options, self.budget)) or []
+        graphs = self._try("the graph", lambda: capture_graphs(case, options, self.budget)) or []
         script = functools.partial(whole, options)
         if any(graph.takes_sizes for graph in graphs):
             options = dataclasses.replace(options, dynamic=True)
@@ -203,48 +204,48 @@ class _Explaining:
         return graph_script(self._name, graph, graph.part.differences(options), options)
 
     def prove(self, scripts: Sequence[Callable[[], Script]]) -> None:
-        """Write the first of these scripts that shows the difference, if a proof is asked for."""
+        """Write the first of these scripts that reproduces the difference, if a proof is asked for."""
         if self._options.proof is None:
             return
         parent, remarks = pathlib.Path(self._options.proof), self._found.remarks
         for script in scripts:
             limit_s = max(LEAST_PROOF_S, self.budget.left)
-            write = functools.partial(self._written, parent, script, limit_s)
-            proof = self._try("a script", write)
+            write = functools.partial(self._write, parent, script, limit_s)
+            proof = self._try("a script", write, done="written")
             if proof is None:
                 continue
             folder = shortest(str(proof.folder))
             self._note(proof=folder, confirmed=proof.confirmed)
             if proof.confirmed:
-                # What kept an earlier one from it is nobody's concern now.
+                # Remarks on earlier scripts no longer matter.
                 self._note(remarks=remarks)
                 return
-            self._remark(f"the script in {folder} does not show the difference: {proof.said}")
+            self._remark(f"the script in {folder} does not reproduce the difference: {proof.output}")
 
-    def _written(self, parent: pathlib.Path, script: Callable[[], Script], limit_s: float) -> Proof:
+    def _write(self, parent: pathlib.Path, script: Callable[[], Script], limit_s: float) -> Proof:
         return write_proof(parent, self._name, script(), limit_s=limit_s)
 
     def _narrow(self, subject: Subject, stage: Stage, options: CheckOptions) -> None:
-        """Look for the step at fault, compiling up to the stage."""
+        """Find the steps of the stage without which the difference vanishes."""
         causes = self._try("the step", lambda: narrow(subject, stage, options)) or []
         texts = tuple(c.text + (f" ({', '.join(c.lines)})" if c.lines else "") for c in causes)
         remedies = [cause.options for cause in causes if cause.options]
         self._note(causes=texts, remedy=remedies[0] if remedies else None)
         if not causes and stage.name in ("inductor", "decompositions and partitioner"):
-            over = ", and the time is up" if self.budget.left <= 0 else ""
-            self._remark(f"no single step of the stage was found to be at fault{over}")
+            over = " before the time was up" if self.budget.left <= 0 else ""
+            self._remark(f"no step of the stage was found without which the difference vanishes{over}")
 
-    def _try(self, what: str, find: Callable[[], Found]) -> Found | None:
-        """What `find` finds; None, with a remark, if it can't or there is no time."""
+    def _try(self, what: str, find: Callable[[], Found], *, done: str = "found") -> Found | None:
+        """Return what `find` returns; None, with a remark, if it raises or runs out of time."""
         try:
             return find()
         except OutOfTime:
-            self._remark(f"{what} was not found within explain_seconds={self._options.explain_seconds:g}")
-        except (CantTell, CantWrite) as error:
-            self._remark(f"{what} can't be had: {error}")
+            self._remark(f"{what} was not {done} within explain_seconds={self._options.explain_seconds:g}")
+        except (CannotCompare, CantWrite) as error:
+            self._remark(f"{what} could not be {done}: {error}")
         except (Exception, *EXITS) as error:
-            # The difference has been found; that it can't be explained must not take its place.
-            self._remark(f"{what} can't be had: looking for it raised {raised_text(error)}")
+            # The report must show the difference even if explaining it raises.
+            self._remark(f"{what} could not be {done}: the attempt raised {raised_text(error)}")
         return None
 
     def _note(self, **values: Any) -> None:

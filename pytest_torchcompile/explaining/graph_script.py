@@ -1,4 +1,4 @@
-"""A script of the one graph that differs, as dynamo captured it: it needs torch and nothing else."""
+"""Writes a script of the one graph that differs, as dynamo captured it. The script needs torch only."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from pytest_torchcompile.results import Difference
 def graph_script(
     case: str, graph: Graph, differences: tuple[Difference, ...], options: CheckOptions
 ) -> Script:
-    """The script of a graph.
+    """Return the script of a graph.
 
     Args:
-        case: names the case.
+        case: the name of the case.
         graph: the graph that differs.
-        differences: what of it.
+        differences: its differences.
         options: how it was compiled.
 
     Raises:
-        CantWrite: if the graph refers to what can't be saved or imported, or the backend has no name.
+        CantWrite: if the graph uses something that can't be saved or imported, or the backend has no name.
     """
     arguments = compile_arguments(options, draws=graph.part.pair.draws)
     for value in graph.part.args:
@@ -55,7 +55,7 @@ def graph_script(
 
 
 def _autocast(graph: Graph, options: CheckOptions) -> str:
-    """The context that the graph was called in, after another one."""
+    """Return the code of the autocast context, to follow another context in a ``with`` statement."""
     if options.autocast is None:
         return ""
     device = next((p.device.type for p in graph.part.pair.twins.eager.parameters()), "cpu")
@@ -63,7 +63,7 @@ def _autocast(graph: Graph, options: CheckOptions) -> str:
 
 
 def _import(name: str, value: Any) -> str:
-    """The line that gives a name of the graph's code its value."""
+    """Return the line of code that defines a name of the graph's code."""
     if name == "torch":
         return ""
     if isinstance(value, float):
@@ -79,7 +79,7 @@ def _import(name: str, value: Any) -> str:
 
 
 def _tensors(graph: Graph) -> dict[str, Any]:
-    """What the graph is called with, and the constants inside it."""
+    """Return the arguments of the graph and the constants in it."""
     state = {
         node.target: _attribute(graph.module, str(node.target))
         for node in graph.module.graph.nodes
@@ -99,8 +99,8 @@ def _attribute(module: fx.GraphModule, target: str) -> torch.Tensor:
 _TEMPLATE = '''"""Compiled differs from eager: {case}
 
 Run it: python repro.py. It exits 1 if compiled differs, 0 if it agrees; it needs torch only.
-tensors.pt holds what the graph was called with; environment.txt the versions.
-The graph is of these lines:
+tensors.pt holds the arguments of the graph, environment.txt the versions.
+The graph was captured from these lines:
 {lines}
 """
 
@@ -112,7 +112,7 @@ import torch
 {imports}
 
 ALLOWED = {allowed!r}
-RAISES = {raises!r}  # whether an exception is the difference
+RAISES = {raises!r}  # whether the difference is an exception
 REQUIRES_GRAD = {grads!r}
 NAMES = {names!r}
 
@@ -127,7 +127,7 @@ class Graph(torch.nn.Module):
 
 
 def call(function, args):
-    """What a call leaves behind: outputs, arguments, gradients under seeded grad_outputs."""
+    """Call the function. Return outputs, arguments and gradients for seeded grad_outputs, by name."""
     args = [
         copy.deepcopy(arg).requires_grad_(grad) if isinstance(arg, torch.Tensor) else arg
         for arg, grad in zip(args, REQUIRES_GRAD)

@@ -1,7 +1,7 @@
-"""Where a case first differs: in which submodule, and in which of its graphs.
+"""Finds the submodule and the graph in which a case first differs.
 
-Each submodule is given what it was given in the eager call and compiled alone, so that what an earlier
-one did wrong does not count. A submodule that differs is searched for one inside it that does.
+Each submodule is compiled alone and called on the arguments that it had in the eager call, so that an error
+of an earlier submodule has no effect. If a submodule differs, the submodules inside it are searched.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import fx, nn
 
 from pytest_torchcompile import internals
 from pytest_torchcompile.explaining.stages import up_to
-from pytest_torchcompile.explaining.subjects import Budget, CantTell, Part, WholeCase
+from pytest_torchcompile.explaining.subjects import Budget, CannotCompare, Part, WholeCase
 from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.policies.holders import policy_of
 from pytest_torchcompile.policies.snapshots import copied, map_tensors
@@ -24,11 +24,11 @@ from pytest_torchcompile.policies.snapshots import copied, map_tensors
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Graph:
-    """One graph that dynamo captured, with what it was called with.
+    """One graph that dynamo captured, and its arguments.
 
     Args:
         module: the graph.
-        part: the same, to be judged by itself.
+        part: the graph with its arguments, which can be compared by itself.
     """
 
     module: fx.GraphModule
@@ -36,12 +36,12 @@ class Graph:
 
     @property
     def takes_sizes(self) -> bool:
-        """Whether it was compiled for any batch: such a graph takes numbers beside its tensors."""
+        """Whether it was compiled for any batch size. Such a graph takes integers besides tensors."""
         return any(isinstance(value, int) for value in self.part.args)
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """``file:line`` of the user's code that is in the graph, in its order."""
+        """``file:line`` of the user's code in the graph, in the order of the graph."""
         called = (node for node in self.module.graph.nodes if node.op.startswith("call_"))
         lines = (internals.user_line(node.meta.get("stack_trace")) for node in called)
         return tuple(dict.fromkeys(filter(None, lines)))
@@ -52,8 +52,8 @@ class Place:
     """The innermost module that differs when it is compiled alone.
 
     Args:
-        name: of the submodule with its class, or of the policy's method.
-        inside: how many modules inside it were compiled alone and agree.
+        name: the name of the submodule with its class, or of the policy's method.
+        inside: the number of modules inside it, if all of them agree when compiled alone; else 0.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Place:
 
 
 def find_module(case: WholeCase, options: CheckOptions, budget: Budget) -> Place:
-    """The innermost module that differs, the first in the order of the calls.
+    """Return the innermost module that differs; of several, the one that is called first.
 
     Raises:
         OutOfTime: if the budget ends first.
@@ -82,7 +82,7 @@ def find_module(case: WholeCase, options: CheckOptions, budget: Budget) -> Place
                 if calls[inner].differences(options):
                     return innermost(inner, f"{inner} ({type(calls[inner].eager).__name__})")
                 agree += 1
-            except CantTell:
+            except CannotCompare:
                 pass
         return Place(name=name, inside=agree if agree == len(inside) else 0)
 
@@ -91,13 +91,13 @@ def find_module(case: WholeCase, options: CheckOptions, budget: Budget) -> Place
 
 
 def _inside(outer: str, names: Sequence[str]) -> list[str]:
-    """The names right inside `outer`: those with no other of `names` in between."""
+    """Return the names directly inside `outer`: those with no other of `names` in between."""
     below = [name for name in names if name.startswith(f"{outer}." if outer else "")]
     return [name for name in below if not any(name.startswith(f"{other}.") for other in below)]
 
 
 def _calls(case: WholeCase, budget: Budget) -> dict[str, Part]:
-    """The first call of each submodule of eager's side, in the order of the calls."""
+    """Return the first call of each submodule on the eager side, in the order of the calls."""
     pair = case.pair
     eager, compiled = internals.uncompiled(pair.twins.eager), internals.uncompiled(pair.twins.compiled)
     found: dict[str, Part] = {}
@@ -127,7 +127,7 @@ def _calls(case: WholeCase, budget: Budget) -> dict[str, Part]:
 
 
 def find_graph(graphs: Sequence[Graph], options: CheckOptions) -> Graph | None:
-    """The first graph that differs when compiled alone; None if none does.
+    """Return the first graph that differs when compiled alone; None if none does.
 
     Raises:
         OutOfTime: if the budget ends first.
@@ -136,17 +136,17 @@ def find_graph(graphs: Sequence[Graph], options: CheckOptions) -> Graph | None:
     def differs(graph: Graph) -> bool:
         try:
             return bool(graph.part.differences(options))
-        except CantTell:
+        except CannotCompare:
             return False
 
     return next(filter(differs, graphs), None)
 
 
-def captured(case: WholeCase, options: CheckOptions, budget: Budget) -> list[Graph]:
-    """The graphs that run for the case's example, with what they were last called with.
+def capture_graphs(case: WholeCase, options: CheckOptions, budget: Budget) -> list[Graph]:
+    """Return the graphs that run for the case's example, with the arguments of their last call.
 
     Raises:
-        CantTell: if dynamo can't capture the case.
+        CannotCompare: if dynamo can't capture the case.
         OutOfTime: if the budget ends first.
     """
     calls: dict[fx.GraphModule, tuple[Any, ...]] = {}

@@ -1,7 +1,7 @@
-"""A script that imports the user's factory and makes the calls after which the sides differ.
+"""Writes a script that imports the user's factory and makes the calls after which the sides differ.
 
-It shows what no single graph does: what dynamo makes of the code around graphs, several graphs in a
-row, a lifecycle, and what comes compiled. It needs what the user's own file imports, and nothing more.
+It reproduces differences that no single graph has: in the code around graphs, between several graphs, in a
+lifecycle, and in a policy that its factory compiles. It needs only what the user's own file imports.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from pytest_torchcompile.checking.pair import Pair
-from pytest_torchcompile.explaining.importable import named, users_path
+from pytest_torchcompile.explaining.importable import import_spec, user_paths
 from pytest_torchcompile.explaining.proof import COMMON, CantWrite, Script, compile_arguments
 from pytest_torchcompile.explaining.templates import BODY, HEAD
 from pytest_torchcompile.generation.recipes import Recipe
@@ -27,26 +27,26 @@ from pytest_torchcompile.policies.methods import Arguments
 from pytest_torchcompile.results import Difference
 
 LARGEST = 2**30
-"""Bytes of weights that a folder may hold."""
+"""The most bytes of weights in a folder."""
 
 Step = dict[str, Any]
-"""What the script does next, as a literal; see `BODY`."""
+"""One step of the script, as a literal; see `BODY`."""
 
 
 def case_script(
     case: str, pair: Pair, recipe: Recipe, differences: tuple[Difference, ...], options: CheckOptions
 ) -> Script:
-    """The script of a case: one call of its method.
+    """Return the script of a case: one call of its method.
 
     Args:
-        case: names the case.
+        case: the name of the case.
         pair: its two sides.
         recipe: the inputs.
-        differences: what differs.
-        options: how it was compiled.
+        differences: the differences of the call.
+        options: how the case was compiled.
 
     Raises:
-        CantWrite: if a script could not import the factory, or make the same call.
+        CantWrite: if a script can't import the factory or make the same call.
     """
     update = pair.phase == "update"
     bound = pair.arguments(recipe, wide=False)
@@ -59,20 +59,20 @@ def case_script(
 def story_script(
     case: str, sides: LifecycleSides, story: Story, differences: tuple[Difference, ...], options: CheckOptions
 ) -> Script:
-    """The script of a lifecycle: the moves of a story, after its last one alone.
+    """Return the script of a lifecycle: the last move of a story, then the whole story.
 
-    Code keeps from its first call what must not show later. Where eager learns or loads, the script
-    writes eager's new weights into both sides.
+    The last move comes first because wrong code may keep values, such as weights, from its first call. Where
+    eager learns or loads, the script writes eager's new weights into both sides.
 
     Args:
-        case: names the lifecycle.
+        case: the name of the lifecycle.
         sides: its two sides.
-        story: what they go through.
-        differences: what differs after its last move.
-        options: how it was compiled.
+        story: the story that differs.
+        differences: the differences after its last move.
+        options: how the lifecycle was compiled.
 
     Raises:
-        CantWrite: if a script could not import the factory, or make the same moves.
+        CantWrite: if a script can't import the factory or make the same moves.
     """
     methods = dict.fromkeys(move.method for move in story if move.method)
     steps = _Steps(
@@ -83,20 +83,20 @@ def story_script(
         if steps.all:
             steps.write(sides.eager.weights())
         for number, move in enumerate(moves, start=1):
-            _tell(steps, sides, move, compare=number == len(moves))
+            _add_move(steps, sides, move, compare=number == len(moves))
     return _script(case, steps, differences, options)
 
 
 @dataclasses.dataclass(kw_only=True)
 class _Steps:
-    """What a script does, in the making.
+    """Collects the steps of a script.
 
     Args:
         pairs: the methods that it calls.
-        what: the same in words.
-        all: see `BODY`.
-        inputs: of the calls.
-        weights: those that are written.
+        what: the steps in words.
+        all: the steps, see `BODY`.
+        inputs: the inputs of the calls.
+        weights: the weights that steps write.
     """
 
     pairs: list[Pair]
@@ -128,16 +128,20 @@ class _Steps:
         self.inputs.append((bound.args, bound.kwargs))
 
     def write(self, weights: dict[str, torch.Tensor], how: str = "copy_", *, compare: bool = False) -> None:
-        """Write weights or buffers as `how` says; raises `CantWrite` where they get too large."""
+        """Add a step that writes weights or buffers in the way `how`.
+
+        Raises:
+            CantWrite: if the weights of all steps are too large.
+        """
         size = sum(tensor.nbytes for tensor in weights.values())
         if size * (len(self.weights) + 1) > LARGEST:
-            raise CantWrite(f"the weights of each move, {size / 2**20:.0f} MiB, are too many for a folder")
+            raise CantWrite(f"the weights of each move, {size / 2**20:.0f} MiB, are too large for a folder")
         self.all.append({"do": "write", "compare": compare, "weights": len(self.weights), "how": how})
         self.weights.append(weights)
 
 
-def _tell(steps: _Steps, sides: LifecycleSides, move: Move, *, compare: bool) -> None:
-    """Make a move in eager, and have the script make it too."""
+def _add_move(steps: _Steps, sides: LifecycleSides, move: Move, *, compare: bool) -> None:
+    """Make a move on the eager side, and add it to the script."""
     if move.method:
         pair = sides.by_name[move.method]
         learns = move.kind is Kind.LEARN
@@ -156,13 +160,13 @@ def _tell(steps: _Steps, sides: LifecycleSides, move: Move, *, compare: bool) ->
         steps.all.append({"do": "checkpoint", "compare": compare})
     sides.eager.play(move)
     if move.change:
-        _tell_change(steps, sides, move, compare=compare)
+        _add_change(steps, sides, move, compare=compare)
     elif move.changes_weights:
         steps.write(sides.eager.weights())
 
 
-def _tell_change(steps: _Steps, sides: LifecycleSides, move: Move, *, compare: bool) -> None:
-    """Have the script make the change that eager has just made."""
+def _add_change(steps: _Steps, sides: LifecycleSides, move: Move, *, compare: bool) -> None:
+    """Add the change that the eager side has just made to the script."""
     changes, how = sides.eager.changes, move.change.how.removeprefix("changed by ")
     match move.change.what:
         case "layers":
@@ -181,20 +185,22 @@ def _script(case: str, steps: _Steps, differences: tuple[Difference, ...], optio
     deployed = first.twins.deployed
     draws = any(pair.draws for pair in steps.pairs)
     if isinstance(first.twins.eager, Holder):
-        raise CantWrite("the policy is no torch.nn.Module itself")
+        raise CantWrite("the policy itself is not a torch.nn.Module")
     if deployed and draws:
-        raise CantWrite("it comes compiled and draws, so that its random numbers are others by design")
+        raise CantWrite(
+            "the factory compiles the policy, and its compiled code draws other random numbers than eager"
+        )
     _require_loadable(steps.inputs)
     own = {"observe": first.declaration.observe, "reset": first.declaration.reset}
     adapters = {pair.method.name: pair.method.adapter for pair in steps.pairs if pair.method.adapter}
-    make = named(first.factory)
+    make = import_spec(first.factory)
     head = HEAD.format(
         case=case,
         what=steps.what,
         module=make[0],
-        path=[*users_path()],
-        own={"make": make} | {name: named(f) for name, f in own.items() if f is not None},
-        adapters={name: named(function) for name, function in adapters.items()},
+        path=[*user_paths()],
+        own={"make": make} | {name: import_spec(f) for name, f in own.items() if f is not None},
+        adapters={name: import_spec(function) for name, function in adapters.items()},
         names={pair.method.name: pair.binding.positional for pair in steps.pairs},
         compile=None if deployed else compile_arguments(options, draws=draws),
         steps="\n".join(f"    {step!r}," for step in steps.all),
@@ -212,7 +218,7 @@ def _script(case: str, steps: _Steps, differences: tuple[Difference, ...], optio
 
 
 def _require_loadable(inputs: list[Any]) -> None:
-    """Return if a script can load the inputs, which torch does of plain containers only."""
+    """Raise `CantWrite` if a script can't load the inputs. torch loads plain containers of tensors only."""
     file = io.BytesIO()
     try:
         torch.save(inputs, file)

@@ -1,7 +1,7 @@
-"""A difference as a folder that can be handed over: a script, its tensors, the environment.
+"""Writes a proof: a folder with a script that reproduces a difference, its tensors and the environment.
 
-The script needs nothing of ours, and no pytest unless the user's own file does. It is run once, in a
-process of its own, before it is offered.
+The script does not import this package, nor pytest unless the user's own file does. It is run once, in a
+process of its own, to confirm that it reproduces the difference.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pytest_torchcompile.options import CheckOptions
 
 SCRIPT, TENSORS, ENVIRONMENT, CASE = "repro.py", "tensors.pt", "environment.txt", "case.txt"
 DIFFERS = 1
-"""The exit status of a script whose compiled side differs."""
+"""The exit status of a script if compiled differs."""
 
 
 class CantWrite(Exception):
@@ -30,11 +30,11 @@ class CantWrite(Exception):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Script:
-    """A script that shows a difference.
+    """A script that reproduces a difference.
 
     Args:
-        source: of the script, which exits `DIFFERS` if it does.
-        tensors: what it loads, plain containers of tensors and numbers.
+        source: its source. It exits with `DIFFERS` if compiled differs.
+        tensors: the data that it loads: plain containers of tensors and numbers.
     """
 
     source: str
@@ -43,27 +43,27 @@ class Script:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Proof:
-    """What was written.
+    """The folder of a script that was written and run.
 
     Args:
-        folder: where to.
-        confirmed: whether the script, run once, showed the difference.
-        said: the last line of what it said, where it did not.
+        folder: the path of the folder.
+        confirmed: whether the script reproduced the difference when it was run.
+        output: the last line of its output if it did not.
     """
 
     folder: pathlib.Path
     confirmed: bool
-    said: str = ""
+    output: str = ""
 
 
 def write_proof(parent: pathlib.Path, case: str, script: Script, *, limit_s: float) -> Proof:
     """Write the folder of a case and run its script once.
 
     Args:
-        parent: folder of all proofs; made if there is none.
-        case: names the case; a folder of the same case is replaced, any other one is left alone.
-        script: shows the difference.
-        limit_s: seconds that the script may take.
+        parent: the folder of all proofs; created if there is none.
+        case: the name of the case. An earlier folder of the same case is replaced; other folders are kept.
+        script: the script.
+        limit_s: seconds after which the script is stopped.
     """
     folder = _folder(parent, case)
     (folder / SCRIPT).write_text(script.source, encoding="utf-8")
@@ -74,7 +74,7 @@ def write_proof(parent: pathlib.Path, case: str, script: Script, *, limit_s: flo
 
 
 def _folder(parent: pathlib.Path, case: str) -> pathlib.Path:
-    """A new folder for a case; an earlier one of the same case is deleted."""
+    """Create a folder for a case. An earlier one of the same case is deleted."""
     name = re.sub(r"[^\w.]+", "-", case).strip("-.")[-100:]
     number = 1
     while True:
@@ -93,7 +93,7 @@ def _folder(parent: pathlib.Path, case: str) -> pathlib.Path:
 
 
 def _environment() -> str:
-    """What a reader of the proof may want to know of the machine."""
+    """Describe the versions and the machine for the reader of the proof."""
     return "\n".join(
         [
             f"torch {torch.__version__}, python {platform.python_version()}, {platform.platform()}",
@@ -114,43 +114,43 @@ def _run(folder: pathlib.Path, limit_s: float) -> Proof:
             command, cwd=folder, capture_output=True, text=True, timeout=limit_s, check=False
         )
     except subprocess.TimeoutExpired:
-        return Proof(folder=folder, confirmed=False, said=f"it took more than {limit_s:.0f} s")
+        return Proof(folder=folder, confirmed=False, output=f"it took more than {limit_s:.0f} s")
     if done.returncode == DIFFERS and done.stdout.rstrip().endswith("compiled differs from eager"):
         return Proof(folder=folder, confirmed=True)
-    # Where it came to its end, stderr has but warnings of torch's.
-    said = done.stdout if done.returncode == 0 else done.stdout + done.stderr
-    last = said.strip().splitlines() or [f"it exits {done.returncode}"]
-    return Proof(folder=folder, confirmed=False, said=last[-1][:200])
+    # If it ended normally, stderr has only warnings of torch.
+    output = done.stdout if done.returncode == 0 else done.stdout + done.stderr
+    last = output.strip().splitlines() or [f"it exits with {done.returncode}"]
+    return Proof(folder=folder, confirmed=False, output=last[-1][:200])
 
 
 # --- what scripts share ---------------------------------------------------------------------------
 
 
 def compile_arguments(options: CheckOptions, *, draws: bool) -> dict[str, Any]:
-    """How a script calls torch.compile.
+    """Return the arguments with which a script calls torch.compile.
 
     Raises:
         CantWrite: if the backend has no name.
     """
     if not isinstance(options.backend, str):
-        raise CantWrite(f"the backend {options.backend_name} has no name by which a script could find it")
+        raise CantWrite(f"the backend {options.backend_name} has no name by which a script can find it")
     own = options.options
     if draws and options.backend == "inductor" and options.mode is None:
-        # As in the check: inductor draws other numbers than eager unless it is told not to.
+        # As in the check: without this option inductor draws other random numbers than eager.
         own = {**(own or {}), "fallback_random": True}
-    said = {"backend": options.backend, "mode": options.mode, "dynamic": options.dynamic, "options": own}
-    return {name: value for name, value in said.items() if value is not None}
+    given = {"backend": options.backend, "mode": options.mode, "dynamic": options.dynamic, "options": own}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 COMMON = '''
 def require_known(backend):
-    """Exit if torch has no such backend, whose exception would pass for one of compiled code."""
+    """Exit if torch has no such backend: its exception would look like one of compiled code."""
     if backend not in torch.compiler.list_backends(exclude_tags=()):
         sys.exit(f"the backend {backend!r} is registered by a module that this script does not import")
 
 
 def differs(eager, compiled, allowed):
-    """Whether a tensor differs by more than was allowed to it."""
+    """Return whether a tensor differs by more than is allowed."""
     if compiled is None or eager.shape != compiled.shape or eager.dtype != compiled.dtype:
         return True
     if eager.is_complex():
@@ -161,4 +161,4 @@ def differs(eager, compiled, allowed):
     distance = torch.where(both, (mine - theirs).abs(), 0.0)
     return bool(odd.any()) or bool((distance > allowed).any())
 '''
-"""Source of what every script does."""
+"""Source of the functions that every script has."""

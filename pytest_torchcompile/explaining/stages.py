@@ -1,8 +1,8 @@
-"""Which stage of the compiler first differs from eager, and which of its steps.
+"""Finds the first stage of the compiler that differs from eager, and the steps of it that matter.
 
-torch's debugging backends stop after dynamo, after AOTAutograd, after decompositions and partitioner;
-the first that differs is where the fault is. Inside a stage, steps are left out until the difference
-vanishes, and halved until no fewer make it vanish.
+torch's debugging backends stop after dynamo, after AOTAutograd, and after decompositions and partitioner. The
+fault is in the first stage that differs. Inside that stage, steps are left out. If the difference vanishes,
+the set of steps is halved for as long as one half is enough.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ import functools
 from typing import Any
 
 from pytest_torchcompile import internals
-from pytest_torchcompile.explaining.subjects import CantTell, OutOfTime, Subject
+from pytest_torchcompile.explaining.subjects import CannotCompare, OutOfTime, Subject
 from pytest_torchcompile.internals import CompilerStep
 from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.policies.calls import Around
 from pytest_torchcompile.texts import some
 
-LADDER = {
+STAGES = {
     "eager": "dynamo",
     "aot_eager": "AOTAutograd",
     "aot_eager_decomp_partition": "decompositions and partitioner",
     "inductor": "inductor",
 }
-"""The backends that end after each stage, and the stages."""
+"""The stages in order, each by the backend that stops after it."""
 
 SETTINGS = {
     "cpp.simdlen": (1, "vectorised loops"),
@@ -36,7 +36,7 @@ SETTINGS = {
     "cpp.enable_floating_point_contract_flag": ("off", "contracted floating-point operations"),
     "layout_optimization": (False, "layouts of convolutions"),
 }
-"""Settings of inductor that leave something out, with what that is."""
+"""Settings of inductor that turn something off: the value, and what it turns off."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,16 +44,16 @@ class Stage:
     """The first stage that differs.
 
     Args:
-        name: as in `LADDER`; ``the backend itself`` of a backend that is not in it.
-        backend: the backend that ends after it.
-        agreed: the stages before it, which agree with eager.
-        untold: of those before it, the ones that could not be compiled.
+        name: as in `STAGES`; ``the backend itself`` for a backend that is not in it.
+        backend: the backend that stops after it.
+        agreed: the stages before it that agree with eager.
+        not_compiled: the stages before it with whose backend the policy does not compile.
     """
 
     name: str
     backend: object
     agreed: tuple[str, ...] = ()
-    untold: tuple[str, ...] = ()
+    not_compiled: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,9 +61,9 @@ class Cause:
     """Something without which the stage agrees with eager.
 
     Args:
-        text: what it is.
+        text: its description.
         lines: ``file:line`` of the user's code that it comes from.
-        options: torch.compile's options that leave it out; None if there are none.
+        options: the options of torch.compile that leave it out; None if there are none.
     """
 
     text: str
@@ -72,46 +72,49 @@ class Cause:
 
 
 def up_to(options: CheckOptions, backend: object) -> CheckOptions:
-    """`options` with a backend in place of the user's, which alone has a mode and options."""
+    """Return `options` with another backend, without mode and options, which are for the user's backend."""
     if backend == options.backend:
         return options
     return dataclasses.replace(options, backend=backend, mode=None, options=None)
 
 
 def first_stage(subject: Subject, options: CheckOptions) -> Stage:
-    """The first stage of the ladder at which `subject`, known to differ at its end, differs.
+    """Return the first stage at which `subject` differs. With the user's backend it is known to differ.
 
     Raises:
         OutOfTime: if the budget ends before that is known.
     """
-    rungs = list(LADDER)
-    rungs = rungs[: rungs.index(options.backend)] if options.backend in rungs else ["eager"]
+    backends = list(STAGES)
+    backends = backends[: backends.index(options.backend)] if options.backend in backends else ["eager"]
     agreed: list[str] = []
-    untold: list[str] = []
-    for backend in rungs:
+    not_compiled: list[str] = []
+    for backend in backends:
         try:
             if subject.differences(up_to(options, backend)):
                 return Stage(
-                    name=LADDER[backend], backend=backend, agreed=tuple(agreed), untold=tuple(untold)
+                    name=STAGES[backend],
+                    backend=backend,
+                    agreed=tuple(agreed),
+                    not_compiled=tuple(not_compiled),
                 )
-            agreed.append(LADDER[backend])
-        except CantTell:
-            untold.append(LADDER[backend])
-    name = LADDER.get(options.backend) if isinstance(options.backend, str) else None
+            agreed.append(STAGES[backend])
+        except CannotCompare:
+            not_compiled.append(STAGES[backend])
+    name = STAGES.get(options.backend) if isinstance(options.backend, str) else None
     return Stage(
         name=name or "the backend itself",
         backend=options.backend,
         agreed=tuple(agreed),
-        untold=tuple(untold),
+        not_compiled=tuple(not_compiled),
     )
 
 
 def narrow(subject: Subject, stage: Stage, options: CheckOptions) -> list[Cause]:
-    """What the stage can't do without if it is to differ, as far as the budget goes.
+    """Return the parts of the stage without which the difference vanishes, as far as the budget allows.
 
     Args:
-        subject: what differs.
-        stage: the first stage at which it does.
+        subject: the subject that differs.
+        stage: the first stage at which it differs.
         options: compile up to that stage.
     """
     search = _Search(subject, options)
@@ -127,29 +130,30 @@ def narrow(subject: Subject, stage: Stage, options: CheckOptions) -> list[Cause]
 
 
 class _Search:
-    """Leaves out what it can, one thing after the other."""
+    """Leaves out parts of a stage, and compares again."""
 
     def __init__(self, subject: Subject, options: CheckOptions) -> None:
         self._subject = subject
         self._options = options
 
-    def _cures(self, under: Around) -> bool:
+    def _agrees(self, under: Around) -> bool:
+        """Return whether the subject agrees with eager in a context."""
         try:
             return not self._subject.differences(self._options, under)
-        except CantTell:
+        except CannotCompare:
             return False
 
     def settings(self) -> list[Cause]:
-        """The first setting that makes the difference vanish."""
+        """Return the first setting that makes the difference vanish."""
         taken = self._options.options or {}
         for name, (value, what) in SETTINGS.items():
             settings: dict[str, Any] = {name: value}
-            if name not in taken and self._cures(functools.partial(internals.inductor_settings, settings)):
+            if name not in taken and self._agrees(functools.partial(internals.inductor_settings, settings)):
                 return [Cause(text=what, options=settings)]
         return []
 
     def steps(self, kind: str) -> list[Cause]:
-        """The fewest steps of a kind that make the difference vanish when they are left out."""
+        """Return a small set of steps of a kind such that leaving them out makes the difference vanish."""
         met: dict[str, CompilerStep] = {}
 
         def all_of_them(step: CompilerStep) -> bool:
@@ -157,7 +161,7 @@ class _Search:
                 met.setdefault(step.name, step)
             return step.kind == kind
 
-        if not self._cures(lambda: internals.compiler_steps(all_of_them)) or not met:
+        if not self._agrees(lambda: internals.compiler_steps(all_of_them)) or not met:
             return []
         needed = self._fewest(kind, list(met))
         lines = {step.line: None for step in map(met.__getitem__, needed) if step.line}
@@ -166,17 +170,17 @@ class _Search:
         return [Cause(text=f"{what} {some(needed)}", lines=tuple(lines), options=options)]
 
     def _fewest(self, kind: str, names: list[str]) -> list[str]:
-        """Halve what is left out as long as one half alone makes the difference vanish, and time is left."""
+        """Halve the set of steps as long as leaving out one half is enough and time is left."""
 
-        def cure(left_out: list[str]) -> bool:
-            return self._cures(
+        def suffices(left_out: list[str]) -> bool:
+            return self._agrees(
                 lambda: internals.compiler_steps(lambda step: step.kind == kind and step.name in left_out)
             )
 
         with contextlib.suppress(OutOfTime):
             while len(names) > 1:
                 middle = len(names) // 2
-                half = next(filter(cure, (names[:middle], names[middle:])), None)
+                half = next(filter(suffices, (names[:middle], names[middle:])), None)
                 if half is None:
                     break
                 names = half

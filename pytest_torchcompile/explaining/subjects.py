@@ -1,7 +1,7 @@
-"""What can be compiled anew and judged by itself: a whole case, a story, or a part of either.
+"""Compiles a case, a story or a part of one again, and compares it with eager.
 
-An explanation is a series of such judgements: under other backends, with steps of the compiler left
-out, of single submodules, of single graphs. Each may cost a compile, so that all draw on one `Budget`.
+An explanation is a series of such comparisons: with other backends, without some steps of the compiler, of
+single submodules and of single graphs. Each may need a compile, so all share one `Budget`.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class OutOfTime(Exception):
     """The time for an explanation is up."""
 
 
-class CantTell(Exception):
-    """A subject can't be compiled or judged in this way; the message says why."""
+class CannotCompare(Exception):
+    """A subject can't be compiled or compared in this way; the message says why."""
 
 
 class Budget:
@@ -52,15 +52,11 @@ class Budget:
 
     @property
     def left(self) -> float:
-        """How many are left."""
+        """The seconds that are left."""
         return self._begun + self._seconds - time.monotonic()
 
     def require(self) -> None:
-        """Return if there is time left.
-
-        Raises:
-            OutOfTime: if not.
-        """
+        """Raise `OutOfTime` if no time is left."""
         if self.left <= 0:
             raise OutOfTime
 
@@ -71,14 +67,14 @@ class Subject(Protocol):
     def differences(
         self, options: CheckOptions, under: Around = contextlib.nullcontext
     ) -> tuple[Difference, ...]:
-        """What differs once it is compiled anew; nothing if it agrees.
+        """Compile it again and return its differences from eager; none if it agrees.
 
         Args:
             options: how to compile.
-            under: makes the context in which to compile and call.
+            under: returns the context in which to compile and call.
 
         Raises:
-            CantTell: if that doesn't compile.
+            CannotCompare: if it doesn't compile.
             OutOfTime: if the budget is used up.
         """
 
@@ -89,7 +85,7 @@ class WholeCase:
     Args:
         pair: the case.
         recipe: the example.
-        budget: of the explanation.
+        budget: the budget of the explanation.
     """
 
     def __init__(self, pair: Pair, recipe: Recipe, budget: Budget) -> None:
@@ -107,17 +103,17 @@ class WholeCase:
             with under():
                 failure = trial(self.recipe)
         except Stop as stop:
-            raise CantTell(stop.reason) from None
+            raise CannotCompare(stop.reason) from None
         return () if failure is None else failure.judgement.differences
 
 
 class WholeStory:
-    """A lifecycle, told the story that failed.
+    """A lifecycle, run with the story that failed.
 
     Args:
         sides: the two sides of the lifecycle.
-        story: what they go through.
-        budget: of the explanation.
+        story: the story.
+        budget: the budget of the explanation.
     """
 
     def __init__(self, sides: LifecycleSides, story: Story, budget: Budget) -> None:
@@ -133,22 +129,23 @@ class WholeStory:
         trial = StoryTrial(self._sides.compiled_anew(options), options)
         try:
             with under():
-                # What code keeps from its first call, such as weights, differs once they have changed.
+                # The last move alone comes first: wrong code may keep values from its first call, such as
+                # weights, which differ after the story has changed them.
                 failure = trial(self._story[-1:]) or trial(self._story)
         except Stop as stop:
-            raise CantTell(stop.reason) from None
+            raise CannotCompare(stop.reason) from None
         if failure is None and trial.rejected:
-            raise CantTell(next(iter(trial.rejected.values())))
+            raise CannotCompare(next(iter(trial.rejected.values())))
         return () if failure is None else failure.differences
 
 
 class Sampler:
-    """A case as deployed, where what it draws is not what eager draws.
+    """A case whose samples, compiled as deployed, have another distribution than eager's.
 
     Args:
         pair: the case.
         compare: compares the draws of a pair.
-        budget: of the explanation.
+        budget: the budget of the explanation.
     """
 
     def __init__(
@@ -167,22 +164,22 @@ class Sampler:
             with under():
                 return self._compare(self._pair.compiled_anew(options), options)
         except CompileFailed as error:
-            raise CantTell(str(error)) from None
+            raise CannotCompare(str(error)) from None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Part:
-    """A submodule or a graph, called on what it was given in the eager call of a case.
+    """A submodule or a graph, called on the arguments that it had in the eager call of a case.
 
     Args:
         pair: the case.
-        eager: the part of eager's side.
-        compiled: the same of the compiled side; the same object if it keeps no state.
-        args: its arguments, which each call gets copies of.
-        kwargs: likewise.
-        names: of the positional ones.
-        seed: of the random numbers and the ``grad_outputs``.
-        budget: of the explanation.
+        eager: the part of the eager side.
+        compiled: the part of the compiled side; the same object if it has no state.
+        args: its positional arguments. Each call gets copies.
+        kwargs: its keyword arguments. Each call gets copies.
+        names: the names of the positional arguments.
+        seed: the seed of the random numbers and the ``grad_outputs``.
+        budget: the budget of the explanation.
     """
 
     pair: Pair
@@ -202,7 +199,7 @@ class Part:
         reference = self._side(self.eager, lambda: torch.compiler.set_stance("force_eager"))
         recorder = Recorder(self.compiled, limit_s=options.max_seconds)
         candidate = self._side(
-            self.compiled, lambda: _as_checked(self.pair.draws, recorder), is_compiled=True
+            self.compiled, lambda: _compiled_context(self.pair.draws, recorder), is_compiled=True
         )
         candidate = candidate.replaced(
             compile_method(Method("forward"), self.compiled, options), candidate.around
@@ -210,16 +207,16 @@ class Part:
         try:
             expected = self._call(reference)
             if expected.error is not None:
-                raise CantTell("eager rejects what it was given before")
+                raise CannotCompare("called again on the same arguments, eager raises")
             with under():
                 actual = self._call(candidate)
         except UsageError as error:
-            raise CantTell(str(error)) from None
+            raise CannotCompare(str(error)) from None
         finally:
             for side in (reference, candidate):
                 side.restore()
         if actual.error is not None and recorder.is_compile_failure(actual.error):
-            raise CantTell(failure_text(actual.error))
+            raise CannotCompare(failure_text(actual.error))
         tolerance = Tolerance(atol=options.atol, rtol=options.rtol)
         asked = None if options.reference == "eager" else references(expected, reference, self._rerun)
         try:
@@ -245,8 +242,8 @@ class Part:
 
 
 @contextlib.contextmanager
-def _as_checked(draws: bool, recorder: Recorder) -> Any:
-    """What the compiled side of a check runs in."""
+def _compiled_context(draws: bool, recorder: Recorder) -> Any:
+    """The context in which the compiled side of a check runs."""
     numbers = internals.eager_random_numbers() if draws else contextlib.nullcontext()
     with numbers, recorder.watching():
         yield

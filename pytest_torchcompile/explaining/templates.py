@@ -1,13 +1,13 @@
-"""The text of a script that makes the calls after which the sides differ."""
+"""Holds the text of a script that makes the calls after which the sides differ."""
 
 from __future__ import annotations
 
 HEAD = '''"""Compiled differs from eager: {case}
 
-Run it: python repro.py. It exits 1 if compiled differs, 0 if it agrees. It needs torch, and what is
-imported by {module}.
-tensors.pt holds the inputs; environment.txt the versions.
-What is done: {what}
+Run it: python repro.py. It exits 1 if compiled differs, 0 if it agrees. It needs torch, and what
+{module} imports.
+tensors.pt holds the inputs, environment.txt the versions.
+Steps: {what}
 """
 
 import contextlib
@@ -22,12 +22,12 @@ import numpy
 import torch
 
 PATH = {path!r}
-# Module, name, whether a new instance of its class has it, arguments.
+# Of each function: module, name, whether it is a method of a new instance, keyword arguments.
 OWN = {own!r}
 ADAPTERS = {adapters!r}
-# Of the methods, with the names of the inputs that are given by position.
+# Of each method: the names of its positional inputs.
 NAMES = {names!r}
-COMPILE = {compile!r}  # None: the factory compiles
+COMPILE = {compile!r}  # arguments of torch.compile; None if the factory compiles
 STEPS = [
 {steps}
 ]
@@ -40,7 +40,7 @@ FACTORY_SEED, THREADS, AUTOCAST = {factory_seed!r}, {threads!r}, {autocast!r}
 BODY = '''
 
 def imported(module, name, of_instance, arguments):
-    """The user's function of that name."""
+    """Import a function of the user's."""
     found = importlib.import_module(module)
     *owners, last = name.split(".")
     for owner in owners:
@@ -56,18 +56,18 @@ def seed_everything(seed):
 
 
 def direction(path, root, seed):
-    """The gradient of an output: normal numbers of its own."""
+    """Return the gradient for an output: normal random numbers, other ones for each output."""
     generator = torch.Generator().manual_seed(seed ^ zlib.crc32(path.encode()))
     return torch.randn(root.shape, generator=generator).to(root)
 
 
-def plainly(named):
-    """Names as they are without torch.compile's wrapper, with what they name."""
+def without_wrapper(named):
+    """Return the names without the prefix of torch.compile's wrapper, and their values."""
     return [(name.replace("_orig_mod.", ""), value) for name, value in named]
 
 
 def parts(value, path, depth=0):
-    """The tensors in what a policy returns, by path."""
+    """Yield the tensors in what a policy returns, by path."""
     if isinstance(value, torch.Tensor):
         yield path, value
     elif depth > 8 or value is None or isinstance(value, (str, bytes, int, float, type)):
@@ -115,7 +115,7 @@ class Side:
         return found
 
     def step(self, saved, do, compare, **call):
-        """Do one step; what it leaves behind, by path, and the outputs themselves."""
+        """Do one step. Return copies of its results by path, and the outputs themselves."""
         if do == "call":
             args, kwargs = copy.deepcopy(saved["inputs"][call.pop("inputs")])
             return self.call(args, kwargs, **call)
@@ -136,10 +136,11 @@ class Side:
             return {}, {}
         state = self.policy.state_dict()
         self.policy.load_state_dict(state)
-        return {f"checkpoint[{name!r}]": tensor.clone() for name, tensor in plainly(state.items())}, {}
+        tensors = without_wrapper(state.items())
+        return {f"checkpoint[{name!r}]": tensor.clone() for name, tensor in tensors}, {}
 
     def write(self, tensors, how):
-        """Write weights or buffers as their owner did."""
+        """Write weights or buffers in the way `how`."""
         if how == "load_state_dict":
             state = self.policy.state_dict()
             new = {n: tensors.get(n.replace("_orig_mod.", ""), t) for n, t in state.items()}
@@ -161,7 +162,7 @@ class Side:
                     tensor.copy_(new)
 
     def refilled(self, args, kwargs, method):
-        """The inputs of the method's last call with the content of these; these where they don't fit."""
+        """Copy these inputs into those of the method's last call if they fit. Return the inputs to use."""
         old, new = (list(parts(value, "")) for value in (self.last.get(method, ()), (args, kwargs)))
         if [(p, t.shape, t.dtype) for p, t in old] != [(p, t.shape, t.dtype) for p, t in new]:
             return args, kwargs
@@ -197,11 +198,13 @@ class Side:
         return found | self.buffers(), outputs
 
     def buffers(self):
-        return {f"buffer {name}": buffer.clone() for name, buffer in plainly(self.policy.named_buffers())}
+        named = without_wrapper(self.policy.named_buffers())
+        return {f"buffer {name}": buffer.clone() for name, buffer in named}
 
     def gradients(self, outputs, inputs, seed):
         roots = {p: t for p, t in sorted(outputs.items()) if t.requires_grad and t.is_floating_point()}
-        leaves = {name: p for name, p in plainly(self.policy.named_parameters()) if p.requires_grad}
+        named = without_wrapper(self.policy.named_parameters())
+        leaves = {name: p for name, p in named if p.requires_grad}
         leaves |= {path: tensor for path, tensor in inputs.items() if tensor.requires_grad}
         if not roots or not leaves:
             return {}
@@ -215,7 +218,8 @@ class Side:
 COMMON
 
 
-def tried(side, step, saved):
+def try_step(side, step, saved):
+    """Do one step. Return its results, or the exception that it raised."""
     try:
         return side.step(saved, **step)
     except (Exception, SystemExit, GeneratorExit) as error:
@@ -233,8 +237,8 @@ def main():
     compiled.policy.load_state_dict(eager.policy.state_dict())
     wrong, kept = [], []
     for number, step in enumerate(STEPS):
-        mine, _ = tried(eager, step, saved)
-        theirs, live = tried(compiled, step, saved)
+        mine, _ = try_step(eager, step, saved)
+        theirs, live = try_step(compiled, step, saved)
         kept += [(number, path, tensor, tensor.detach().clone()) for path, tensor in live.items()]
         raised = [outcome for outcome in (mine, theirs) if isinstance(outcome, BaseException)]
         if raised and not RAISES:

@@ -1,4 +1,4 @@
-"""Specs to tensors: fixed examples, Hypothesis strategies, and the search for the smallest failing example.
+"""Makes tensors from specs: fixed examples, Hypothesis strategies, and the search for a failing example.
 
 In: a tree of specs. Out: recipes (plain data), and the tensors that a recipe describes.
 

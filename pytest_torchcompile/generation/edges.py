@@ -1,6 +1,6 @@
-"""Values and sizes next to which code changes its way; draws would meet them by luck only.
+"""Lists the integers and sizes at which the behaviour of code changes. Random draws rarely contain them.
 
-Integers: those beyond which a narrower dtype wraps. Sizes: those around which compilers choose other code.
+Integers: those at which a narrower dtype overflows. Sizes: those at which compilers generate other code.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from pytest_torchcompile.specs import spaces
 from pytest_torchcompile.specs.spaces import Spec
 
 BATCHES = (1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 257, 1024)
-"""Batch sizes on each side of the widths at which compilers change their code: dynamo specialises 1,
-inductor vectorises by 8 or 16 elements and divides loops among threads by multiples of them."""
+"""Batch sizes on each side of those at which compilers generate other code: dynamo specialises 1, inductor
+vectorises by 8 or 16 elements and divides loops among threads by multiples of these."""
 
 LENGTHS = (1, 2, 7, 8, 16, 33, 64)
-"""The same for the length of a ``"T"``."""
+"""Lengths of a ``"T"`` on each side of such sizes."""
 
 MAGNITUDES = (2**7, 2**8, 2**15, 2**16, 2**31)
-"""What signed and unsigned integers of 8, 16 and 32 bits can't hold any more."""
+"""The smallest integers that signed and unsigned integers of 8, 16 and 32 bits can't hold."""
 
 TOGETHER = (2**8 + 1, 2**16 + 1, 2**31 + 1)
-"""Edges up to each of these share an example: beside 2^31 a difference at 128 is lost in rounding."""
+"""Edges up to each of these share an example. Next to 2^31, a difference at 128 would be lost in rounding."""
 
 _ALIASES = {"short": "int16", "int": "int32", "long": "int64"}
 
 
 def integers(spec: Spec) -> tuple[int, ...]:
-    """The integers on each side of what narrower dtypes hold, as far as `spec` admits them; the small first.
+    """Return the integers on each side of the limits of narrower dtypes that `spec` allows, smallest first.
 
     Example:
         >>> integers(spaces.Discrete(200))
@@ -42,7 +42,7 @@ def integers(spec: Spec) -> tuple[int, ...]:
 
 
 def _range(spec: Spec) -> tuple[float, float]:
-    """The least and the greatest integer of a spec; an empty range for what holds none."""
+    """Return the least and the greatest integer of a spec; an empty range if it has no integers."""
     match spec:
         case spaces.Discrete():
             return spec.start, spec.start + spec.n - 1
@@ -71,7 +71,7 @@ def _range_of_box(spec: spaces.Box) -> tuple[float, float]:
 
 
 def places(spec: Spec, value: float, row: tuple[int, ...]) -> list[int]:
-    """The elements of a row, shaped `row`, that may hold `value`; NaN only where there is no bound at all."""
+    """Return the elements of a row, shaped `row`, that may hold `value`; NaN only where there is no bound."""
     elements = range(math.prod(row))
     if isinstance(spec, spaces.MultiDiscrete):
         return [i for i in elements if 0 <= value < spec.nvec[i]]
@@ -89,7 +89,7 @@ def places(spec: Spec, value: float, row: tuple[int, ...]) -> list[int]:
 
 
 def in_groups(values: Iterable[int]) -> list[list[int]]:
-    """Edges by their size, those that may share an example together."""
+    """Return the edges grouped by size; each group may share an example."""
     values = list(values)
     bounds = zip((0, *TOGETHER), TOGETHER, strict=False)
     groups = [[value for value in values if low < abs(value) <= high] for low, high in bounds]
@@ -97,5 +97,5 @@ def in_groups(values: Iterable[int]) -> list[list[int]]:
 
 
 def between(sizes: Iterable[int], low: Any, high: Any) -> list[int]:
-    """Those of `sizes` that lie between two others, ends included."""
+    """Return those of `sizes` that lie between `low` and `high`, ends included."""
     return [size for size in sizes if low <= size <= high]

@@ -1,9 +1,9 @@
-"""Examples as plain data.
+"""Describes examples as plain data, which Hypothesis can draw and shrink quickly.
 
-Drawing a board element by element costs a tenth of a second and minutes to shrink. A `Recipe` holds
-a few numbers instead: a seed for the bulk of each tensor, the window of it that is kept, and some
-single elements set by hand. Hypothesis draws and shrinks those; ``tensors.build`` turns them into
-tensors, the same ones each time, so that both sides of a check get inputs of their own.
+Drawing the board of a game element by element takes a tenth of a second, and shrinking it takes minutes. A
+`Recipe` holds a few numbers instead: for each tensor a seed for random values, the window of elements that
+they fill, and edits of single elements. ``tensors.build`` makes equal tensors from it each time, so that each
+side of a check gets inputs of its own.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ TIMES = (5, 3, 1, 8)
 """Lengths of a ``"T"`` in the fixed examples."""
 
 NEAR_CONSTANT = 0.75
-"""A tensor is near-constant if its bulk fill covers less than this share of it."""
+"""A tensor is near-constant if random values fill less than this share of it."""
 
-DWARFING = 100.0
-"""An element dwarfs the others from this many standard deviations on."""
+DOMINANT = 100.0
+"""An element larger than this many standard deviations dominates the others."""
 
 LAYOUTS = (
     "contiguous",
-    "offset",  # begins inside a larger tensor, one element late, so that it is not aligned
-    "sliced",  # rows of a longer tensor, all but its first
-    "expanded",  # one row for all, of stride 0
+    "offset",  # begins one element into a larger tensor, so that it is not aligned
+    "sliced",  # all rows of a larger tensor but its first
+    "expanded",  # one row repeated with stride 0
     "strided",  # with gaps between the elements
     "transposed",  # the last two dimensions swapped in memory
-    "batch_second",  # the first two, as sequences are stored time first
-    "permuted",  # all dimensions in reverse order
+    "batch_second",  # the first two dimensions swapped in memory, as for sequences stored time first
+    "permuted",  # all dimensions in reverse order in memory
     "channels_last",
     "channels_last_3d",
 )
-"""How a tensor may lie in memory. The first ones mostly add no graph, the others one each."""
+"""Memory layouts of a tensor. The first few rarely add a graph; each of the others adds one."""
 
 ONE_TENSOR, VIEWS = "one tensor", "views of one tensor"
-"""How inputs with equal specs may share their memory."""
+"""How inputs with equal specs may share memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,12 +52,13 @@ class Fill:
     """The content of one tensor.
 
     Args:
-        seed: of the bulk fill.
-        scale: standard deviation of unbounded bulk values.
-        start: first flat element (C order) that the bulk fills.
-        stop: first flat element after them; None is all.
-        rest: the value of the elements outside, where the spec admits it.
-        edits: single elements set afterwards, as (flat index, value), in the spec's own terms.
+        seed: seed of the random values.
+        scale: standard deviation of the random values, if they are unbounded.
+        start: first flat element (C order) that random values fill.
+        stop: first flat element after the filled ones; None means the end of the tensor.
+        rest: the value of the other elements, if the spec allows it.
+        edits: single elements set afterwards, as (flat index, value). For `Discrete` the value is relative
+            to ``start``.
         layout: one of `LAYOUTS`; a tensor with too few dimensions for it stays contiguous.
     """
 
@@ -77,9 +78,9 @@ class Recipe:
     Args:
         batch: the batch size.
         time: the length of every ``"T"``.
-        seed: of whatever the policy draws while it is called.
+        seed: seed of the random generators while the policy is called.
         fills: the content of each leaf of the spec tree, in its order.
-        shared: how inputs with equal specs share their memory: `ONE_TENSOR`, `VIEWS`, or not.
+        shared: how inputs with equal specs share memory: `ONE_TENSOR`, `VIEWS`, or empty if they don't.
     """
 
     batch: int
@@ -90,13 +91,13 @@ class Recipe:
 
     @property
     def shape(self) -> str:
-        """What a compiler may make a graph of its own for: ``batch 4, strided``."""
+        """The properties for which a compiler may make a separate graph: ``batch 4, strided``."""
         layouts = dict.fromkeys(fill.layout for fill in self.fills if fill.layout != "contiguous")
         return ", ".join([f"batch {self.batch}", *layouts, *filter(None, [self.shared])])
 
 
 def uses_time(tree: Any) -> bool:
-    """Whether a shape in the tree has a ``"T"``."""
+    """Return whether a shape in the tree has a ``"T"``."""
     return any(
         spec.per_step or spaces.TIME in (getattr(spec, "shape", None) or (getattr(spec, "length", None),))
         for _, spec in trees.leaves(tree)
@@ -104,7 +105,7 @@ def uses_time(tree: Any) -> bool:
 
 
 def shape_of(spec: Spec, batch: int, time: int) -> tuple[int, ...]:
-    """The shape of the tensor that `spec` describes."""
+    """Return the shape of the tensor that `spec` describes."""
     tail: tuple[Any, ...]
     match spec:
         case spaces.MultiDiscrete():
@@ -123,34 +124,34 @@ def shape_of(spec: Spec, batch: int, time: int) -> tuple[int, ...]:
 
 
 def equal_terms(tree: Any, recipe: Recipe) -> int:
-    """How many elements the largest degenerate input has, 0 if none is.
+    """Return the number of elements of the largest degenerate input; 0 if no input is degenerate.
 
-    A numeric input is degenerate if it is near-constant or has an element that dwarfs the others:
-    sums over it round systematically, and normalisations divide by next to nothing.
+    A numeric input is degenerate if it is near-constant, or an element dominates the others. Its sums
+    have systematic rounding errors, and normalisations divide it by a value near 0.
     """
     most = 0
     for (_, spec), fill in zip(trees.leaves(tree), recipe.fills, strict=True):
         if isinstance(spec, (spaces.Box, spaces.Image, spaces.State, spaces.MultiBinary)):
             elements = math.prod(shape_of(spec, recipe.batch, recipe.time))
             filled = (elements if fill.stop is None else fill.stop) - fill.start
-            dwarfing = any(abs(value) > DWARFING * fill.scale for _, value in fill.edits)
+            dominated = any(abs(value) > DOMINANT * fill.scale for _, value in fill.edits)
             alike = fill.layout == "expanded" and recipe.batch > 1
-            if filled < NEAR_CONSTANT * elements or dwarfing or alike:
+            if filled < NEAR_CONSTANT * elements or dominated or alike:
                 most = max(most, elements)
     return most
 
 
 def ladder(tree: Any, sizes: Sequence[int], *, nonfinite: bool, seed: int) -> list[Recipe]:
-    """The examples that every check begins with.
+    """Return the fixed examples that every check begins with.
 
-    First each batch size, because the compiler makes a graph of its own for some; then contents that
-    random fills don't reach, among shapes that are known by then.
+    The first ones have each batch size once, because the compiler makes separate graphs for some. The others
+    have contents that random values rarely have, in shapes that are already compiled.
 
     Args:
         tree: the specs.
-        sizes: batch sizes in the order in which to meet them.
+        sizes: batch sizes, in the order of the examples.
         nonfinite: whether to include a NaN and an infinity.
-        seed: of the first example; the others count on from it.
+        seed: seed of the first example; each further example adds 1.
     """
     first, second = sizes[0], sizes[min(1, len(sizes) - 1)]
     steps = [(first, Fill()), *((size, Fill()) for size in (first, *sizes[1:]))]
@@ -168,15 +169,16 @@ def ladder(tree: Any, sizes: Sequence[int], *, nonfinite: bool, seed: int) -> li
 
 
 def in_other_memory(tree: Any, sizes: Sequence[int], seed: int) -> tuple[list[Recipe], list[Recipe]]:
-    """Examples that lie otherwise in memory; each layout may add a graph, so that these come last.
+    """Return examples in other memory layouts. Each layout may add a graph, so these examples come last.
 
     Args:
         tree: the specs.
-        sizes: batch sizes; each layout is met with the first two, for which there are graphs.
-        seed: of the first example; the others count on from it.
+        sizes: batch sizes; each layout is combined with the first two, which are already compiled.
+        seed: seed of the first example; each further example adds 1.
 
     Returns:
-        Those in other layouts and with one tensor for several inputs; those whose inputs are views of one.
+        Two lists: the examples in other layouts, or with one tensor for several inputs; and the examples
+        whose inputs are views of one tensor.
     """
     met = (sizes[0], sizes[min(1, len(sizes) - 1)])
     steps = [(size, layout, "") for layout in layouts(tree) for size in met]
@@ -190,16 +192,16 @@ def in_other_memory(tree: Any, sizes: Sequence[int], seed: int) -> tuple[list[Re
 
 
 def random_recipe(tree: Any, batch: int, seed: int, time: int = TIMES[0], like: Fill = Fill()) -> Recipe:
-    """An example whose tensors are filled alike, each from a seed of its own."""
+    """Return an example whose tensors are all filled like `like`, each with its own seed."""
     leaves = enumerate(trees.leaves(tree))
     fills = tuple(dataclasses.replace(like, seed=1000 * seed + i) for i, _ in leaves)
     return Recipe(batch, time, seed, fills)
 
 
 def _with_one(tree: Any, recipe: Recipe, value: float) -> Recipe | None:
-    """The recipe with one element set to a `value` that is not finite; None if no input admits it.
+    """Return the recipe with one element set to the nonfinite `value`; None if no input allows it.
 
-    It lies near the middle of the first float input that has an element without a bound on its side.
+    The element is near the middle of the first float input that has an element without a bound for it.
     """
     for leaf, (_, spec) in enumerate(trees.leaves(tree)):
         if isinstance(spec, spaces.Box) and spec.is_float:
@@ -213,7 +215,7 @@ def _with_one(tree: Any, recipe: Recipe, value: float) -> Recipe | None:
 
 
 def _at_integer_edges(tree: Any, batch: int, seed: int) -> list[Recipe]:
-    """Examples in which the integer inputs hold what narrower dtypes can't, one such number a row."""
+    """Return examples whose integer inputs hold numbers at the limits of narrower dtypes, one in each row."""
     specs = [spec for _, spec in trees.leaves(tree)]
     groups = [edges.in_groups(edges.integers(spec)) for spec in specs]
     found: list[Recipe] = []
@@ -229,7 +231,7 @@ def _at_integer_edges(tree: Any, batch: int, seed: int) -> list[Recipe]:
 def _edits(
     specs: list[Spec], recipe: Recipe, values: list[list[int]]
 ) -> dict[int, tuple[tuple[int, float], ...]]:
-    """By leaf, edits that put each of its values into a row of its own."""
+    """Return the edits that write each value of a leaf to a separate row, by leaf."""
     found: dict[int, tuple[tuple[int, float], ...]] = {}
     for leaf, (spec, own) in enumerate(zip(specs, values, strict=True)):
         row = shape_of(spec, recipe.batch, recipe.time)[1:]
@@ -245,7 +247,7 @@ def _edits(
 
 
 def _with_edits(recipe: Recipe, edits: dict[int, tuple[tuple[int, float], ...]]) -> Recipe:
-    """The recipe with single elements set, by leaf."""
+    """Return the recipe with the given edits, by leaf."""
     fills = (
         dataclasses.replace(fill, edits=edits[leaf]) if leaf in edits else fill
         for leaf, fill in enumerate(recipe.fills)
@@ -254,7 +256,7 @@ def _with_edits(recipe: Recipe, edits: dict[int, tuple[tuple[int, float], ...]])
 
 
 def layouts(tree: Any) -> list[str]:
-    """The layouts in which some leaf may differ from contiguous."""
+    """Return the layouts that some leaf of the tree can have, without ``contiguous``."""
     drawn = [spec for _, spec in trees.leaves(tree) if is_laid_out(spec)]
     dims = {len(shape_of(spec, 1, 1)) for spec in drawn}
     admitted = {
@@ -272,12 +274,15 @@ def layouts(tree: Any) -> list[str]:
 
 
 def is_laid_out(spec: Spec) -> bool:
-    """Whether the tensor of a spec comes in layouts; an action follows its mask, a constant is the user's."""
+    """Return whether tensors of a spec are made in several layouts.
+
+    The values of a `LegalAction` depend on its mask, and a `Constant` is the user's own tensor.
+    """
     return not isinstance(spec, (spaces.Constant, spaces.LegalAction))
 
 
 def equal_specs(tree: Any) -> list[tuple[int, ...]]:
-    """The leaves that have equal specs, by position; those that have none like them are left out."""
+    """Return groups of two or more leaves that have equal specs, as positions in the tree."""
     groups: list[tuple[Spec, list[int]]] = []
     for leaf, (_, spec) in enumerate(trees.leaves(tree)):
         if is_laid_out(spec):

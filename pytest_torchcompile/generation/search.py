@@ -1,7 +1,7 @@
-"""Hypothesis looks for a failing example and makes it small.
+"""Searches for a failing example with Hypothesis, and shrinks it.
 
-The search runs under the profile that the project has loaded: its database, seed, phases and
-verbosity are the user's. What the check needs on top stands in `_settings`.
+The search uses the Hypothesis profile that the project has loaded: its database, seed, phases and verbosity.
+`_settings` overrides the settings that a check needs.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _HYPOTHESIS_DEFAULT = 100
 
 
 class _Fails(Exception):
-    """Tells Hypothesis that an example fails; never seen by a user."""
+    """Reports a failing example to Hypothesis; does not leave this module."""
 
 
 def examples_of_profile() -> int:
-    """How many examples to draw where no option says it: the profile's, 50 if it left the default."""
+    """Return the number of examples of the Hypothesis profile; 50 if it is Hypothesis' default."""
     found = settings().max_examples
     return DEFAULT_EXAMPLES if found == _HYPOTHESIS_DEFAULT else found
 
@@ -36,18 +36,19 @@ def search(
     shrink_s: float,
     digest: str,
 ) -> bool:
-    """Draw examples until one fails, then shrink it; `fails` sees every one and remembers what it likes.
+    """Draw examples until one fails, then shrink it. The caller keeps the failing examples that `fails` gets.
 
     Args:
-        strategy: of the examples, which must be hashable.
-        fails: whether an example fails. Exceptions that are no `Exception` stop the search at once.
+        strategy: strategy of the examples, which must be hashable.
+        fails: returns whether an example fails; called with every example. A `BaseException` that is no
+            `Exception` ends the search at once.
         examples: how many to draw.
         shrink_s: seconds to spend on shrinking.
-        digest: tells apart the entries of different cases in Hypothesis' database.
+        digest: identifies this case in Hypothesis' database.
 
     Returns:
-        Whether the search ended with the failure replayed: False if the example that failed passed
-        when it was tried again, and if none failed.
+        Whether the failure was reproduced at the end. False if no example failed, or if the one that failed
+        passed when it was tried again.
     """
     if examples == 0:
         return False
@@ -56,7 +57,7 @@ def search(
 
     def example(recipe: Any) -> None:
         nonlocal deadline, smallest
-        # Past the deadline only the best example so far fails, which makes the shrinker give up.
+        # After the deadline, only the smallest failing example still fails, so shrinking ends.
         if time.monotonic() > deadline and recipe != smallest:
             return
         if fails(recipe):
@@ -65,7 +66,7 @@ def search(
             raise _Fails
 
     test = _settings(examples)(given(strategy)(example))
-    # Without a digest of its own each case would share one database entry and one derandomized seed.
+    # Without separate digests, all cases would share one database entry and one derandomized seed.
     test.hypothesis.inner_test._hypothesis_internal_add_digest = digest.encode()  # type: ignore[attr-defined]
     try:
         test()

@@ -1,4 +1,4 @@
-"""Input specs to Hypothesis strategies."""
+"""Makes Hypothesis strategies from input specs."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from pytest_torchcompile.specs import conversion, spaces, trees
 from pytest_torchcompile.specs.spaces import Spec
 
 SCALES = (1.0, 1.0, 1.0, 1.0, 0.1, 10.0, 1e2, LARGE)
-"""Standard deviations of unbounded draws: mostly O(1), sometimes large. The first is the simplest."""
+"""Standard deviations of unbounded draws: mostly 1, sometimes large. Shrinking prefers the first."""
 
 RESTS = (0.0, 0.0, 0.0, 1.0, -1.0)
-"""Values of the elements that the bulk fill leaves out."""
+"""Values of the elements that random values don't fill."""
 
 SEEDS = st.binary(min_size=2, max_size=2).map(lambda drawn: int.from_bytes(drawn, "big"))
-"""Seeds, drawn as bytes: Hypothesis trades drawn integers off against each other, step by step, and gives
-up shrinking after 500 steps."""
+"""Seeds, drawn as bytes. Hypothesis shrinks pairs of drawn integers step by step, and stops shrinking after
+500 steps."""
 
 DEFAULT_BATCH = (1, 33)
 MAX_EDITS = 3
@@ -35,18 +35,18 @@ MAX_EDITS = 3
 def observations(
     spec: Any, *, batch: Any = DEFAULT_BATCH, layouts: Sequence[str] = ("contiguous",)
 ) -> st.SearchStrategy[Any]:
-    """A Hypothesis strategy for inputs that match `spec`, for use with ``@given``.
+    """Return a Hypothesis strategy for inputs that match `spec`, for use with ``@given``.
 
     Args:
         spec: an input spec, a nest of them, or a gymnasium space; see `conversion.as_spec`.
         batch: a batch size, a pair (smallest, largest), or a strategy of batch sizes.
         layouts: memory layouts to draw from: ``contiguous``, ``offset``, ``sliced``, ``expanded`` (its rows
             are equal), ``strided``, ``transposed``, ``batch_second``, ``permuted``, ``channels_last``,
-            ``channels_last_3d``. A tensor with too few dimensions for one stays contiguous.
+            ``channels_last_3d``. A tensor with too few dimensions for a layout stays contiguous.
 
     Returns:
-        A strategy of tensors shaped ``(batch, *shape)``, nested like `spec`. Failures shrink to the
-        smallest batch and to few elements that are not zero.
+        A strategy of tensors shaped ``(batch, *shape)``, nested like `spec`. Failing examples shrink to the
+        smallest batch and to few nonzero elements.
 
     Raises:
         UsageError: for a wrong spec, batch or layout.
@@ -86,16 +86,16 @@ def recipes(
     layouts: tuple[str, ...] = ("contiguous",),
     like: Recipe | None = None,
 ) -> st.SearchStrategy[Recipe]:
-    """A strategy of recipes.
+    """Return a strategy of recipes.
 
-    All that is drawn is drawn from strategies that are made once: making them for each example, to
-    fit its batch, took longer than drawing from them.
+    The strategies inside it are made once. Making them for each example, to fit its batch, took longer than
+    drawing from them.
 
     Args:
         tree: the specs.
-        batch: batch sizes.
+        batch: strategy of batch sizes.
         layouts: memory layouts to choose from.
-        like: an example whose layouts, shared memory, and NaN or infinity, those drawn are to have too.
+        like: an example whose layouts, shared memory, and NaN or infinity the drawn examples have too.
     """
     leaves = [spec for _, spec in trees.leaves(tree)]
     models = like.fills if like else (None,) * len(leaves)
@@ -118,18 +118,18 @@ def recipes(
 
 
 def at_most(size: int, least: int = 1) -> st.SearchStrategy[int]:
-    """Sizes from `least` up to `size`, every second time that one, in a way that shrinks."""
+    """Return a strategy of sizes from `least` to `size`, which draws `size` half of the time and shrinks."""
     return st.integers(min(least, size), 2 * size).map(lambda drawn: min(drawn, size))
 
 
 def _fills(spec: Spec, elements: int, layouts: tuple[str, ...], like: Fill | None) -> st.SearchStrategy[Fill]:
-    """A strategy of fills of up to so many elements, whose places may lie beyond the end: see `_cut`."""
+    """Return a strategy of fills of at most `elements` elements; `_cut` adapts them to the batch size."""
     if isinstance(spec, spaces.Constant):
         return st.just(Fill())
-    # Ranges that don't depend on the batch keep Hypothesis' choices valid while it shrinks the batch,
-    # and eight times the size makes the whole tensor the common case, yet one that shrinks.
+    # A range that does not depend on the batch keeps Hypothesis' choices valid while it shrinks the batch.
+    # Eight times the size means that most draws fill the whole tensor, and that these still shrink.
     place = st.integers(0, 8 * elements)
-    # The list comes last, because what follows a list that shrinks is drawn anew.
+    # The list comes last, because Hypothesis draws again whatever follows a list that it shortens.
     edits = st.lists(st.tuples(place, _edit_values(spec, like)), max_size=MAX_EDITS)
     return st.builds(
         Fill,
@@ -144,7 +144,7 @@ def _fills(spec: Spec, elements: int, layouts: tuple[str, ...], like: Fill | Non
 
 
 def _cut(fill: Fill, shape: tuple[int, ...]) -> Fill:
-    """The fill for a tensor of `shape`; what `_fills` drew for its start is the length of its window."""
+    """Return a drawn fill adapted to a tensor of `shape`; its `start` was drawn as the window's length."""
     elements = math.prod(shape)
     if fill.stop is None or not elements:
         return fill
@@ -158,7 +158,7 @@ def _edit_values(spec: Spec, like: Fill | None) -> st.SearchStrategy[float]:
     if special:
         return st.sampled_from(special)
     if isinstance(spec, spaces.Box) and spec.is_float:
-        # Mostly small: a huge element hides what happens to those beside it.
+        # Mostly small values: a huge element hides differences in the elements next to it.
         small = _floats(8)
         return st.one_of(small, small, small, _floats(LARGE))
     if isinstance(spec, spaces.State):
@@ -169,10 +169,10 @@ def _edit_values(spec: Spec, like: Fill | None) -> st.SearchStrategy[float]:
 
 
 def _floats(most: float) -> st.SearchStrategy[float]:
-    """Floats up to `most` to both sides.
+    """Return a strategy of floats from -`most` to `most`.
 
-    Hypothesis refuses to draw subnormal numbers in a process that flushes them to zero, as it does after
-    ``torch.set_flush_denormal(True)``; that is asked when the first one is drawn.
+    Hypothesis raises for subnormal numbers in a process that flushes them to zero, as it does after
+    ``torch.set_flush_denormal(True)``. So this is determined when the first float is drawn.
     """
     return st.deferred(
         lambda: st.floats(-most, most, width=32, allow_subnormal=None if _has_subnormals() else False)

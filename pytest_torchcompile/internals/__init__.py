@@ -1,10 +1,10 @@
-"""Every private name of torch that this project touches, each behind a function with a public meaning.
+"""Wrap every private name of torch that this project uses in a function with a public meaning.
 
-torch has no public way to see which tensors a captured graph takes, why a graph broke, or whether
-an exception left the compiler. When a torch release moves one of these names, this folder is the
-only place to mend; ``tests/test_internals.py`` fails first.
+Torch has no public way to see which tensors a captured graph takes, why a graph broke, or whether an
+exception comes from the compiler. If a torch release changes one of these names, ``tests/test_internals.py``
+fails and only this folder has to change.
 
-Observed on torch 2.13. Others import this package; its modules, one for each subject, are its own.
+Written for torch 2.13. Other folders import this package and not its modules.
 """
 
 from pytest_torchcompile.internals.compiled import (

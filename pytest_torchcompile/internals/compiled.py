@@ -1,4 +1,4 @@
-"""What `torch.compile` returns and marks: whether something is compiled, and its eager original."""
+"""Recognize what `torch.compile` returns, and find its eager original."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 import torch
 
 COMPILED_MARKS = frozenset({"_is_torch_compile"})
-"""Attributes that `torch.compile` gives to the module that it wraps."""
+"""Attributes that `torch.compile` sets on the module that it wraps."""
 
 
 def is_compiled(value: Any) -> bool:
-    """Whether calling `value` goes through torch.compile: a module or function that came compiled."""
+    """Whether `value` is a compiled module or function, so that a call of it runs compiled code."""
     from torch._dynamo import OptimizedModule
 
-    # Not `isinstance`, which believes what a mock says of its class.
+    # Not `isinstance`, because a mock can pretend to be of any class.
     if issubclass(type(value), OptimizedModule):
         return True
     if issubclass(type(value), torch.nn.Module):
@@ -25,14 +25,14 @@ def is_compiled(value: Any) -> bool:
 
 
 def _is_disabled(value: Any) -> bool:
-    """Whether torch.compiler.disable made `value`, which looks like a compiled one otherwise."""
+    """Whether `value` was made by `torch.compiler.disable`; it looks like a compiled function otherwise."""
     return getattr(value, "_torchdynamo_disable", False) is True
 
 
 def _original_callable(value: Any) -> Any:
-    """What torch.compile made `value` of; None if it made it not.
+    """Return the callable that torch.compile was given to make `value`; None if it did not make it.
 
-    Asked of what the object really has: an object may make up any attribute (``__getattr__ = dict.get``).
+    Reads ``__dict__`` directly, because ``__getattr__`` of an object may return something for every name.
     """
     function = value.__func__ if type(value) is types.MethodType else value
     try:
@@ -45,7 +45,7 @@ def _original_callable(value: Any) -> Any:
 
 
 def uncompiled(module: torch.nn.Module) -> torch.nn.Module:
-    """The module inside ``torch.compile(module)``; any other module as it is."""
+    """Return the module inside ``torch.compile(module)``; any other module unchanged."""
     from torch._dynamo import OptimizedModule
 
     while isinstance(module, OptimizedModule):
@@ -54,10 +54,10 @@ def uncompiled(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def eager_call(module: torch.nn.Module) -> Callable[..., Any]:
-    """Calling the module, hooks included, whatever `set_compiled_call` was given.
+    """Return a function that calls the module eagerly, with its hooks, and ignores `set_compiled_call`.
 
-    ``module.compile()`` compiles this without a function around it, which dynamo skips in silence where the
-    module's ``forward`` is torch's own, as that of ``nn.Sequential`` is.
+    ``module.compile()`` compiles ``_call_impl`` without a function around it. Dynamo skips that without a
+    warning if the module's ``forward`` is torch's own, as in ``nn.Sequential``.
     """
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -67,26 +67,26 @@ def eager_call(module: torch.nn.Module) -> Callable[..., Any]:
 
 
 def set_compiled_call(module: torch.nn.Module, call: Callable[..., Any] | None) -> None:
-    """Let calls of the module go through `call`, which copies and pickles leave out; None undoes it."""
+    """Make calls of the module run `call`, which copies and pickles do not keep; None undoes it."""
     module._compiled_call_impl = call
 
 
 def module_of(function: Any) -> torch.nn.Module | None:
-    """The module whose method `function` is, compiled or not; None for a function without one."""
+    """Return the module whose method `function` is, compiled or not; None if it is no module's method."""
     owner = owner_of(function)
     return uncompiled(owner) if issubclass(type(owner), torch.nn.Module) else None
 
 
 def owner_of(function: Any) -> Any:
-    """The object whose method `function` is, compiled or not; the function itself if it is no method."""
+    """Return the object whose method `function` is, compiled or not; the function itself if it is none."""
     original = _original_callable(function) or function
     return original.__self__ if type(original) is types.MethodType else original
 
 
 def compiled_owner(value: Any) -> Any:
-    """The object whose method a compiled function calls; None for all else."""
+    """Return the object whose method a compiled function calls; None for anything else."""
     original = _original_callable(value)
-    # Around a method of torch's own modules dynamo puts one function more.
+    # Dynamo wraps methods of torch's own modules in another function.
     while isinstance(original, types.FunctionType) and "__wrapped__" in vars(original):
         original = vars(original)["__wrapped__"]
     return original.__self__ if isinstance(original, types.MethodType) else None

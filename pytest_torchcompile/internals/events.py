@@ -1,4 +1,4 @@
-"""What the compiler reports of its work: compiles, graph breaks, recompiles, seconds, hits of its caches."""
+"""Read the compiler's events and counters: compiles, graph breaks, recompiles, seconds, cache hits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pytest_torchcompile.texts import at
 
 
 class CompileEvent:
-    """One run of the compiler: its id (``frame/attempt``) and the exception that left it, if any."""
+    """One run of the compiler: its id (``frame/attempt``) and the exception that it raised, if any."""
 
     def __init__(self, compile_id: str, backward: bool, error: BaseException | None) -> None:
         self.compile_id = compile_id
@@ -27,10 +27,10 @@ class CompileEvent:
 
 @contextlib.contextmanager
 def compile_events(started: Callable[[], None], ended: Callable[[CompileEvent], None]) -> Iterator[None]:
-    """Call `started` and `ended` around every compile, lazy backward compiles included.
+    """Call `started` and `ended` around every compile in the body, including lazy compiles of the backward.
 
-    The end callback runs in a ``finally`` of torch's, where the exception that is leaving the
-    compiler is the one being handled.
+    Torch calls the end callback in a ``finally`` block. `sys.exc_info` then gives the exception that the
+    compiler raised.
     """
     from torch._dynamo.callback import CallbackTrigger, callback_handler
 
@@ -46,7 +46,7 @@ def compile_events(started: Callable[[], None], ended: Callable[[CompileEvent], 
     try:
         yield
     finally:
-        # torch.compiler.reset() inside the body has cleared them already.
+        # If the body called torch.compiler.reset(), the callbacks are removed already.
         with contextlib.suppress(ValueError):
             callback_handler.remove_start_callback(on_start)
         with contextlib.suppress(ValueError):
@@ -54,14 +54,14 @@ def compile_events(started: Callable[[], None], ended: Callable[[CompileEvent], 
 
 
 def graph_break_count() -> int:
-    """How many graph breaks there have been since the last reset."""
+    """Return the number of graph breaks since the last reset."""
     from torch._dynamo import output_graph
 
     return len(output_graph.graph_break_reasons)  # type: ignore[attr-defined]  # imported there
 
 
 def graph_breaks(since: int) -> list[str]:
-    """The graph breaks after the first `since`: the reason's first line and ``file:line``."""
+    """Return the graph breaks after the first `since`: the first line of the reason, and ``file:line``."""
     from torch._dynamo import output_graph
 
     texts = []
@@ -73,14 +73,14 @@ def graph_breaks(since: int) -> list[str]:
 
 
 def cached_graph_count() -> int:
-    """How many graphs inductor and AOTAutograd have taken from their caches on disk."""
+    """Return the number of graphs that inductor and AOTAutograd have loaded from their caches on disk."""
     from torch._dynamo.utils import counters
 
     return counters["inductor"]["fxgraph_cache_hit"] + counters["aot_autograd"]["autograd_cache_hit"]
 
 
 def recompile_reasons() -> dict[str, str]:
-    """Why each recompile happened, by compile id: the guard that failed, and the line that it is due to.
+    """Return the reason of each recompile by compile id: the failed guard and the line that caused it.
 
     Torch keeps the latest 64 compiles.
     """
@@ -94,16 +94,16 @@ def recompile_reasons() -> dict[str, str]:
 
 
 def _guard(reason: str) -> str:
-    """``0/1: GUARD  # SOURCE  # FILE:LINE in FUNCTION (...)`` as ``GUARD (at FILE:LINE)``."""
+    """Convert ``0/1: GUARD  # SOURCE  # FILE:LINE in FUNCTION (...)`` to ``GUARD (at FILE:LINE)``."""
     guard, *comments = reason.strip().splitlines()[0].split("  # ")
     place = re.match(r"(\S+:\d+) in ", comments[-1]) if comments else None
     return re.sub(r"^\d+/\d+: ", "", guard) + (f" (at {place[1]})" if place else "")
 
 
 def compile_seconds(latest: int) -> dict[str, float]:
-    """Seconds of the latest compiles by stage: ``dynamo``, ``AOTAutograd``, ``inductor``.
+    """Return the seconds of the latest compiles by stage: ``dynamo``, ``AOTAutograd``, ``inductor``.
 
-    Torch's figures contain each other, forward: dynamo's those of AOTAutograd, and those inductor's.
+    In torch's figures for the forward, dynamo's time contains that of AOTAutograd, which contains inductor's.
     """
     from torch._dynamo.utils import get_compilation_metrics
 

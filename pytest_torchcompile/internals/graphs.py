@@ -1,4 +1,4 @@
-"""The graphs that dynamo captures, each time one runs, and their lines in the code of the user."""
+"""Observe the graphs that dynamo captures: each run of a graph, and the user's lines of its nodes."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class GraphCall(NamedTuple):
     """One run of a graph that dynamo captured.
 
     Args:
-        graph: its number.
-        module: the graph as dynamo handed it to the backend; backends may rewrite theirs.
-        args: what it is called with.
+        graph: the number of the graph.
+        module: a copy of the graph as dynamo passed it to the backend, which may rewrite its own.
+        args: the arguments of the run.
     """
 
     graph: int
@@ -36,18 +36,17 @@ class GraphCall(NamedTuple):
 
     @property
     def values(self) -> Iterable[Any]:
-        """What it takes: its arguments, and the tensors that it holds itself; no copies of either."""
+        """The arguments and the graph's own parameters and buffers, not copied."""
         return [*self.args, *self.module.parameters(), *self.module.buffers()]
 
 
 @contextlib.contextmanager
 def graphs_run(ran: Callable[[GraphCall], None]) -> Iterator[None]:
-    """Call `ran` with each run of a graph in the body, before it.
+    """Call `ran` before each run of a graph in the body.
 
-    The graphs are those that were compiled in such a body, this one or an earlier one: dynamo uses
-    them again for other modules of the same class. The hook sits between dynamo and the backend, so
-    that it works for objects that come compiled, and without putting a backend of ours in place of the
-    user's. The values are the module's own tensors, not copies.
+    It sees the graphs that were compiled in this or an earlier such body, because dynamo reuses graphs for
+    other modules of the same class. The hook sits between dynamo and the backend. So it works for objects
+    that come compiled, and the user's backend stays in place. The values are the module's own tensors.
     """
     from torch._dynamo.output_graph import OutputGraph
 
@@ -75,7 +74,7 @@ def graphs_run(ran: Callable[[GraphCall], None]) -> Iterator[None]:
 
 
 def _copied(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
-    """The same graph on the same parameters, with nothing kept of its nodes but where they come from."""
+    """Return a copy of the graph with the same parameters. Its nodes keep only their stack traces."""
     graph = torch.fx.Graph()
     copies: dict[torch.fx.Node, torch.fx.Node] = {}
     output = graph.graph_copy(module.graph, copies)
@@ -89,9 +88,9 @@ def _copied(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
 
 @contextlib.contextmanager
 def compiled_code_run() -> Iterator[Callable[[], bool]]:
-    """Yield what tells whether code that dynamo wrote has run in the body, whenever it was compiled.
+    """Yield a function that returns whether compiled code has run in the body.
 
-    Unlike `graphs_run` it sees graphs that were compiled outside of any check, and makes the body slow.
+    Unlike `graphs_run` it also sees graphs that were compiled outside of any check. It makes the body slow.
     """
     seen: list[str] = []
     before = sys.getprofile()
@@ -107,12 +106,12 @@ def compiled_code_run() -> Iterator[Callable[[], bool]]:
         if before is None or callable(before):
             sys.setprofile(before)
         else:
-            # Before Python 3.12 a cProfile.Profile (or __main__.Profile), which can't be set again.
+            # Before Python 3.12 the profiler may be a cProfile.Profile, which `sys.setprofile` rejects.
             before.enable()
 
 
 def user_line(stack_trace: str | None) -> str | None:
-    """``file:line`` of the innermost frame outside torch in the stack trace of a graph's node."""
+    """Return ``file:line`` of the innermost frame outside torch in the stack trace of a graph's node."""
     frames = re.findall(r'File "(.+?)", line (\d+)', stack_trace or "")
     own = os.path.dirname(torch.__file__) + os.sep
     outside = [(file, line) for file, line in frames if not file.startswith(own)]

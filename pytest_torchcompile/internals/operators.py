@@ -1,4 +1,4 @@
-"""What the schema of an operator says: its arguments, which of them it writes to, whether it draws."""
+"""Read the schema and the tags of operators: arguments, which of them are written to, random numbers."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 
 @functools.cache
 def decomposition(operator: Any) -> Callable[..., Any] | None:
-    """The operator written in smaller ones, for normalisations and softmax; None for all others.
+    """Return the decomposition of an operator for normalisations and softmax; None for all others.
 
-    These are fused on CPU, so that moving their inputs would miss the rounding inside them.
+    These operators are fused on CPU, so perturbing their inputs would miss the rounding inside them.
     """
     from torch._decomp import decomposition_table
 
@@ -25,7 +25,7 @@ def decomposition(operator: Any) -> Callable[..., Any] | None:
 
 @functools.cache
 def aliased_arguments(operator: Any) -> tuple[frozenset[int], frozenset[str]]:
-    """Positions and names of the arguments that the operator writes to or returns views of."""
+    """Return positions and names of the arguments that the operator writes to or returns views of."""
     aliased = [
         (position, argument.name)
         for position, argument in enumerate(operator._schema.arguments)
@@ -35,7 +35,7 @@ def aliased_arguments(operator: Any) -> tuple[frozenset[int], frozenset[str]]:
 
 
 def argument(operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], name: str) -> Any:
-    """What an operator was given under a name, by position or not; its default, None without one."""
+    """Return the value of an operator's argument, positional or not; if absent its default, or None."""
     for position, declared in enumerate(operator._schema.arguments):
         if declared.name == name:
             given = args[position] if position < len(args) else kwargs.get(name)
@@ -44,7 +44,7 @@ def argument(operator: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], na
 
 
 def returns_view(operator: Any) -> bool:
-    """Whether what the operator returns shares memory with what it was given, and is not written to."""
+    """Whether the operator returns a view of an argument without writing to it."""
     return any(
         returned.alias_info is not None and not returned.alias_info.is_write
         for returned in operator._schema.returns
@@ -53,7 +53,7 @@ def returns_view(operator: Any) -> bool:
 
 @functools.cache
 def written_arguments(operator: Any) -> tuple[frozenset[int], frozenset[str]]:
-    """Positions and names of the arguments that the operator writes to."""
+    """Return positions and names of the arguments that the operator writes to."""
     written = [
         (position, argument.name)
         for position, argument in enumerate(operator._schema.arguments)
@@ -68,12 +68,12 @@ def is_pointwise(operator: Any) -> bool:
         return True
     if "_foreach_" not in operator.name():
         return False
-    # Operators on lists have no tags of their own.
-    alike = getattr(
+    # Operators on lists have no tags, so use those of the operator on tensors.
+    on_tensors = getattr(
         torch.ops.aten, operator.name().partition("_foreach_")[2].partition(".")[0].rstrip("_"), None
     )
-    return alike is not None and any(
-        torch.Tag.pointwise in getattr(alike, overload).tags for overload in alike.overloads()
+    return on_tensors is not None and any(
+        torch.Tag.pointwise in getattr(on_tensors, overload).tags for overload in on_tensors.overloads()
     )
 
 

@@ -1,4 +1,4 @@
-"""Settings of torch, dynamo and inductor, for the length of a block."""
+"""Read settings of torch, dynamo and inductor, and change them for the body of a ``with`` statement."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ RAISED_LIMIT = 1024
 
 
 def fresh_compile_cache() -> contextlib.AbstractContextManager[None]:
-    """Compile without what is in inductor's caches in the body; they are as before after it."""
+    """Use empty inductor caches in the body; the old caches are back after it."""
     from torch._inductor.utils import fresh_cache
 
     return fresh_cache()
 
 
 def recompile_limit() -> int:
-    """After how many recompiles of a function dynamo runs it eager, in silence."""
+    """Return the number of recompiles of a function after which dynamo runs it eager."""
     import torch._dynamo.config as config
 
     return int(config.recompile_limit)
 
 
 def raised_recompile_limit() -> contextlib.AbstractContextManager[Any]:
-    """Lift that limit in the body."""
+    """Raise the recompile limit to `RAISED_LIMIT` in the body."""
     import torch._dynamo.config as config
 
     patch: contextlib.AbstractContextManager[Any] = config.patch(
@@ -38,7 +38,7 @@ def raised_recompile_limit() -> contextlib.AbstractContextManager[Any]:
 
 
 def eager_random_numbers() -> contextlib.AbstractContextManager[Any]:
-    """Make inductor draw what eager draws for the same seed, for compiles and calls in the body."""
+    """Make inductor draw eager's random numbers for the same seed, for compiles and calls in the body."""
     import torch._inductor.config as config
 
     patch: contextlib.AbstractContextManager[Any] = config.patch(fallback_random=True)
@@ -46,7 +46,7 @@ def eager_random_numbers() -> contextlib.AbstractContextManager[Any]:
 
 
 def inductor_settings(settings: Mapping[str, Any]) -> contextlib.AbstractContextManager[Any]:
-    """Set inductor's options for what is compiled in the body."""
+    """Set inductor's options for compiles in the body."""
     import torch._inductor.config as config
 
     patch: contextlib.AbstractContextManager[Any] = config.patch(dict(settings))
@@ -54,10 +54,10 @@ def inductor_settings(settings: Mapping[str, Any]) -> contextlib.AbstractContext
 
 
 def kernels_for_one_thread() -> contextlib.AbstractContextManager[Any]:
-    """Have inductor write CPU kernels without threads, for compiles and calls in the body.
+    """Make inductor generate single-threaded CPU kernels, for compiles and calls in the body.
 
-    Only such a kernel can raise: where it has threads, an index out of range ends the process, because
-    no C++ exception may leave an OpenMP region.
+    Only such a kernel can raise an exception. In a kernel with threads an index out of range ends the
+    process, because a C++ exception must not leave an OpenMP region.
     """
     import torch._inductor.config as config
 
@@ -66,7 +66,7 @@ def kernels_for_one_thread() -> contextlib.AbstractContextManager[Any]:
 
 
 def allowed_rnns() -> contextlib.AbstractContextManager[Any]:
-    """Let dynamo capture ``nn.RNN``, ``nn.GRU`` and ``nn.LSTM``, for compiles in the body."""
+    """Make dynamo capture ``nn.RNN``, ``nn.GRU`` and ``nn.LSTM``, for compiles in the body."""
     import torch._dynamo.config as config
 
     patch: contextlib.AbstractContextManager[Any] = config.patch(allow_rnn=True)
@@ -79,19 +79,19 @@ def argument_validation() -> bool:
 
 
 def set_argument_validation(value: bool) -> None:
-    """Switch the validation of distribution arguments for the process."""
+    """Switch the validation of distribution arguments on or off for the process."""
     torch.distributions.Distribution.set_default_validate_args(value)
 
 
 def ignores_late_hooks() -> bool:
-    """Whether compiled code goes on as it was when a hook is added to a submodule, as is torch's default."""
+    """Whether compiled code ignores a hook that is added to a submodule later, which is torch's default."""
     from torch._dynamo import config
 
     return bool(config.skip_nnmodule_hook_guards)
 
 
 def why_disabled() -> str:
-    """Which setting of the process keeps torch.compile from compiling; empty if none does."""
+    """Return which setting of the process prevents torch.compile from compiling; empty if none does."""
     import torch._dynamo.config as config
     from torch._dynamo.eval_frame import _stance
 
@@ -105,14 +105,14 @@ def why_disabled() -> str:
 
 
 def known_modes() -> list[str]:
-    """The modes that torch.compile accepts with inductor."""
+    """Return the modes that torch.compile accepts with inductor."""
     from torch._inductor import list_mode_options
 
     return sorted(list_mode_options())
 
 
 def known_inductor_options() -> list[str]:
-    """The options that torch.compile accepts with inductor; dashes may stand for underscores."""
+    """Return the options that torch.compile accepts with inductor, with underscores and with dashes."""
     from torch._inductor import list_options
 
     return [spelled for name in list_options() for spelled in (name, name.replace("_", "-"))]
@@ -122,8 +122,8 @@ def known_inductor_options() -> list[str]:
 def quiet_trace_log() -> Iterator[None]:
     """Keep torch's structured trace out of pytest's captured log.
 
-    pytest >= 9.2 also listens to loggers that don't propagate. That would switch the trace on, which
-    costs time, and print some 170 lines of it below a failure.
+    pytest >= 9.2 also attaches its handlers to loggers that do not propagate. That switches the trace on,
+    which costs time, and prints about 170 lines of it below a failure.
     """
     trace = logging.getLogger("torch.__trace")
     listening = [handler for handler in trace.handlers if type(handler).__module__.startswith("_pytest")]

@@ -1,4 +1,4 @@
-"""The steps of inductor and AOTAutograd, one of which can be left out."""
+"""Intercept the steps of inductor and AOTAutograd, so that single steps can be skipped."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pytest_torchcompile.internals.graphs import user_line
 
 
 class CompilerStep(NamedTuple):
-    """Something that the compiler does and can do without.
+    """A step of the compiler that can be skipped.
 
     Args:
         kind: ``decomposition``, ``pass`` or ``lowering``.
         name: the operator decomposed or lowered, or the name of the pass.
-        line: ``file:line`` of the user's code that a lowering comes from, if it is known.
+        line: ``file:line`` of the user's code for a lowering; None if it is unknown.
     """
 
     kind: str
@@ -35,10 +35,10 @@ _STEPS = {
 
 @contextlib.contextmanager
 def compiler_steps(leave_out: Callable[[CompilerStep], bool]) -> Iterator[None]:
-    """Ask `leave_out`, before each step of a compile in the body, whether to do without it.
+    """Call `leave_out` before each step of a compile in the body; the step is skipped if it returns True.
 
-    An operator that is not lowered runs eager's kernel. This is where torch's compiler bisector is
-    asked; it does its own counting, writes files and prints, and can't be given a time limit.
+    An operator that is not lowered runs eager's kernel. This replaces the hook of torch's compiler bisector.
+    The bisector itself is not used, because it writes files, prints, and has no time limit.
     """
     import torch._functorch.config as autograd_config
     import torch._inductor.config as config
@@ -48,26 +48,28 @@ def compiler_steps(leave_out: Callable[[CompilerStep], bool]) -> Iterator[None]:
         kind = _STEPS.get(subsystem)
         if kind is None or debug_info is None:
             return False
-        return leave_out(_lowered() if kind == "lowering" else CompilerStep(kind, _named(debug_info())))
+        if kind == "lowering":
+            return leave_out(_current_lowering())
+        return leave_out(CompilerStep(kind, _step_name(debug_info())))
 
     original = CompilerBisector.__dict__["disable_subsystem"]
     CompilerBisector.disable_subsystem = staticmethod(disable_subsystem)  # type: ignore[method-assign]
     try:
-        # What was compiled with all its steps must not be taken from a cache, nor put there without some.
+        # The caches must neither supply graphs compiled with all steps nor store graphs that lack some.
         with config.patch(fx_graph_cache=False), autograd_config.patch(enable_autograd_cache=False):
             yield
     finally:
         CompilerBisector.disable_subsystem = original  # type: ignore[method-assign]
 
 
-def _named(text: str) -> str:
-    """The name of a pass, or of an operator out of its ``repr``."""
+def _step_name(text: str) -> str:
+    """Return the name of a pass, or the name of an operator from its ``repr``."""
     operator = re.fullmatch(r"<OpOverload\(op='(.+)', overload='(.+)'\)>", text)
     return f"{operator[1]}.{operator[2]}" if operator else text
 
 
-def _lowered() -> CompilerStep:
-    """The operator that inductor is about to lower."""
+def _current_lowering() -> CompilerStep:
+    """Return the step for the operator that inductor is about to lower."""
     from torch._inductor.virtualized import V
 
     node = V.get_current_node()

@@ -1,4 +1,4 @@
-"""Tensors: their memory, their history, those they are made of, and a mode that sees each operator."""
+"""Inspect tensors (storage, autograd history, inner tensors), and intercept the operators that run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class DispatchMode(TorchDispatchMode):
-    """Sees every operator that runs in its body, below autograd; subclasses say what to do with it."""
+    """Base class of modes that intercept every operator in their body, below autograd."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -19,9 +19,9 @@ class DispatchMode(TorchDispatchMode):
 
 
 def fake_tensors() -> Any:
-    """A context in which operators compute shapes only; its `from_tensor` makes a tensor without storage.
+    """Return a context in which operators compute only shapes; `from_tensor` makes a tensor without storage.
 
-    Other tensors that meet such a tensor in the body are made one for the operator, and stay as they are.
+    An operator in the body may mix such tensors with ordinary ones, which it does not change.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -29,7 +29,7 @@ def fake_tensors() -> Any:
 
 
 def storage_key(tensor: torch.Tensor) -> int:
-    """A number that a tensor has in common with its views alone, while it lives; 0 if it has no storage."""
+    """Return a key that only a tensor and its views share, while they live; 0 without a storage."""
     try:
         return int(tensor.untyped_storage()._cdata)
     except (NotImplementedError, RuntimeError):
@@ -44,8 +44,7 @@ def in_backward() -> bool:
 def has_history(tensor: torch.Tensor) -> bool:
     """Whether ``backward()`` can start from `tensor`.
 
-    A view that was made under ``no_grad`` of what autograd follows says that it requires grad, and nothing
-    leads from it to a leaf.
+    A view created under ``no_grad`` may have ``requires_grad=True`` although no path leads from it to a leaf.
     """
     if not tensor.requires_grad or tensor.grad_fn is not None:
         return tensor.requires_grad
@@ -55,14 +54,14 @@ def has_history(tensor: torch.Tensor) -> bool:
 
 
 def inverted_transform(transform: torch.distributions.Transform) -> torch.distributions.Transform | None:
-    """What `transform` is the inverse of, if it was made as such by ``.inv``."""
+    """Return the transform whose ``.inv`` is `transform`; None if it was not made by ``.inv``."""
     from torch.distributions.transforms import _InverseTransform
 
     return transform.inv if isinstance(transform, _InverseTransform) else None
 
 
 def inner_tensors(tensor: torch.Tensor) -> dict[str, torch.Tensor] | None:
-    """The tensors that one of a wrapping subclass holds, by attribute; None if its class does not say."""
+    """Return the inner tensors of a wrapper subclass by attribute; None if the class declares none."""
     from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
     if not is_traceable_wrapper_subclass(tensor):
@@ -71,5 +70,5 @@ def inner_tensors(tensor: torch.Tensor) -> dict[str, torch.Tensor] | None:
 
 
 def hides_elements(tensor: torch.Tensor) -> bool:
-    """Whether its class handles every operator below autograd, so that its memory may mean nothing."""
+    """Whether the tensor's class handles every operator itself, so that its memory may be meaningless."""
     return type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__

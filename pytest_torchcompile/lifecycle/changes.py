@@ -1,7 +1,7 @@
-"""What the owner of a policy changes between two calls: weights, buffers, attributes, what is trained.
+"""Changes a policy between two calls: its weights, buffers, attributes, and which layers are trained.
 
-Each change is small, so that the policy goes on computing finite numbers, and large enough that an
-answer from before is no rounding. A lifecycle's next story begins without them.
+Each change is small, so that the policy still computes finite numbers, and so large that a result from before
+the change can't pass as rounding. The next story of a lifecycle begins without the changes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pytest_torchcompile.policies.snapshots import write
 from pytest_torchcompile.policies.state import Counters, ModuleState
 
 ANNEALED = 0.9
-"""What a float attribute is multiplied with: within any range that begins at 0."""
+"""Factor for float attributes. The product stays in any range that includes the value and 0."""
 
 Tensors = dict[str, torch.Tensor]
 
@@ -31,22 +31,22 @@ class Changes:
 
     Args:
         model: the side's policy.
-        state: what calls change in it, with its parameters.
+        state: the state of the policy, with its parameters.
     """
 
     def __init__(self, model: nn.Module, state: ModuleState) -> None:
         self._inner = internals.uncompiled(model)
         self._state = state
-        # One that is 0 switches something off.
+        # An attribute that is 0 turns something off.
         self._floats: dict[Place, float] = {p: value for p, value in state.own_floats().items() if value}
         self._annealed: set[Place] = set()
-        # The same memory, not copies of it.
+        # Not copies: these share memory with the parameters.
         self._data = {name: p.data for name, p in state.parameters().items() if _can_be_moved(p)}
 
     # --- what there is ---
 
     def possible(self) -> Iterator[Change]:
-        """The changes that there is something for; freezing is asked for by `layer`."""
+        """Yield the changes that this policy allows, except freezing, see `layer`."""
         if self._buffers():
             yield Change.BUFFERS_COPIED
             if self._buffers().keys() & self._inner.state_dict().keys():
@@ -58,16 +58,16 @@ class Changes:
             yield Change.ANNEALED
 
     def names(self, change: Change) -> list[str]:
-        """The names of what a change changes, if it can be changed one by one."""
+        """Return the names of the buffers or attributes of a change; empty for other changes."""
         if change.what == "buffers":
             return list(self._buffers())
         return [_joined(place) for place in self._floats] if change is Change.ANNEALED else []
 
     def layer(self, learnt: Sequence[Collection[str]]) -> str:
-        """The first submodule that can be frozen, so that others go on learning; empty if there is none.
+        """Return the first submodule that can be frozen while others still learn; empty if there is none.
 
         Args:
-            learnt: by method, the names of what it learns.
+            learnt: for each method, the names of the parameters that it learns.
         """
         owned = collections.defaultdict(set)
         for name, parameter in self._inner.named_parameters():
@@ -80,18 +80,18 @@ class Changes:
         return ""
 
     def attributes(self) -> dict[str, float]:
-        """The attributes that can be annealed by their paths, as they are now."""
+        """Return the current values of the attributes that can be annealed, by path."""
         now = self._state.own_floats()
         return {_joined(place): now[place] for place in self._floats if place in now}
 
     def buffers(self) -> Tensors:
-        """Copies of the buffers that can be changed, as they are now."""
+        """Return copies of the buffers that can be changed."""
         return {name: buffer.detach().clone() for name, buffer in self._buffers().items()}
 
     # --- making them ---
 
     def make(self, change: Change, name: str, seed: int) -> None:
-        """Change everything of a kind, or what has this name."""
+        """Make a change, to everything of its kind or, if `name` is not empty, to what has that name."""
         match change.what:
             case "buffers":
                 buffers = self._buffers()
@@ -105,7 +105,7 @@ class Changes:
                     parameter.requires_grad_(change is Change.THAWED)
 
     def load(self, seed: int) -> None:
-        """Load weights that are near the first ones, as those of another training run would be."""
+        """Load other weights, which are near the first ones."""
         self._load(self._weights(seed))
         self._state.accept()
 
@@ -131,19 +131,19 @@ class Changes:
             else:
                 with torch.no_grad():
                     parameters[name].copy_(tensor)
-        # What the owner writes is no side effect of the next call.
+        # Otherwise the next call would report these changes as its side effects.
         self._state.accept()
 
     def _load(self, new: Mapping[str, torch.Tensor]) -> None:
-        """Load `new` under every name of each tensor, and all other tensors as they are."""
+        """Load `new`, under every name of each tensor, and the current values of all other tensors."""
         loaded = self._inner.state_dict()
-        # Not what `state_dict()` says of the others, which the move that compares it is there for.
+        # The other values are not taken from `state_dict()`: the move `checkpoint` checks that.
         values = {id(tensor): new.get(name, tensor) for name, tensor in self._named()}
         loaded |= {name: values[id(tensor)] for name, tensor in self._named(twice=True) if name in loaded}
         self._inner.load_state_dict(loaded)
 
     def _anneal(self, name: str) -> None:
-        """Multiply float attributes by `ANNEALED`, except those that the policy itself has changed by now."""
+        """Multiply float attributes by `ANNEALED`, except those that the policy itself has changed."""
         now = self._state.own_floats()
         for place, found in self._floats.items():
             if name in ("", _joined(place)) and now.get(place) == found:
@@ -152,25 +152,25 @@ class Changes:
 
     # --- undoing them ---
 
-    def give_back_memory(self) -> None:
-        """Give the parameters the memory that they had first; their values are put back with the state."""
+    def restore_memory(self) -> None:
+        """Give the parameters their first memory again. Their values are restored with the state."""
         parameters = self._state.parameters()
         for name, data in self._data.items():
             if parameters[name].data_ptr() != data.data_ptr():
                 parameters[name].data = data
 
-    def without_annealing(self, counters: Counters) -> Counters:
-        """`counters` with the annealed attributes as they were first."""
+    def with_first_attributes(self, counters: Counters) -> Counters:
+        """Return `counters` with the first values of the annealed attributes."""
         return counters | {place: self._floats[place] for place in self._annealed}
 
-    def look(self) -> Callable[[str], None]:
-        """Look at weights, buffers and attributes; returns what puts one kind of them back as it was."""
+    def snapshot(self) -> Callable[[str], None]:
+        """Copy weights, buffers and attributes. Return a function that restores one kind of them."""
         parameters = self._state.parameters() | self._state.leaves()
         weights = {name: p.detach().clone() for name, p in parameters.items()}
         buffers = {name: buffer.detach().clone() for name, buffer in self._inner.named_buffers()}
         floats = self._state.own_floats()
 
-        def put_back(what: str) -> None:
+        def restore(what: str) -> None:
             if what == "attributes":
                 self._state.set_counters(floats)
             elif what == "weights":
@@ -180,7 +180,7 @@ class Changes:
                 for name, tensor in buffers.items():
                     write(self._inner.get_buffer(name), tensor)
 
-        return put_back
+        return restore
 
     # --- new values ---
 
@@ -189,11 +189,11 @@ class Changes:
         yield from self._inner.named_buffers(remove_duplicate=not twice)
 
     def _buffers(self) -> Tensors:
-        """The buffers whose numbers can be changed, by name."""
+        """Return the buffers that can be changed, by name."""
         return {n: b for n, b in self._inner.named_buffers() if _can_be_moved(b) and b.numel()}
 
     def _weights(self, seed: int) -> Tensors:
-        """New weights near the first ones."""
+        """Return new weights near the first ones."""
         generator = torch.Generator().manual_seed(seed)
         found = {}
         first = self._state.remembered()
@@ -205,7 +205,7 @@ class Changes:
 
 
 def _can_be_moved(tensor: torch.Tensor) -> bool:
-    """Whether noise can be added to its elements."""
+    """Return whether noise can be added to the elements of a tensor."""
     if is_lazy(tensor) or not is_ordinary(tensor) or tensor.is_inference():
         return False
     return tensor.is_floating_point() and 0 not in tensor.stride()
@@ -216,12 +216,12 @@ def _joined(place: Place) -> str:
 
 
 def _moved(tensors: Mapping[str, torch.Tensor], seed: int) -> Tensors:
-    """Each finite element a little larger: what is positive stays so, as a variance must."""
+    """Return the tensors with each finite element a little larger, so that a variance stays positive."""
     generator = torch.Generator().manual_seed(seed)
     found = {}
     for name, tensor in tensors.items():
         noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float32).abs().to(tensor)
         larger = tensor.detach() + (0.05 * tensor.detach().abs() + 0.05) * noise
-        # An attention mask has infinities.
+        # Infinities stay as they are: an attention mask has some.
         found[name] = torch.where(tensor.detach().isfinite(), larger, tensor.detach())
     return found

@@ -1,9 +1,9 @@
-"""The lifecycle of a policy: one compiled object and its eager twin go through the same stories.
+"""Checks the lifecycle of a policy: runs the same stories on one compiled object and on its eager twin.
 
 A single call can't show weights that are stale after an optimizer step, an output that the next call
-overwrites, or code of the one mode that answers in the other. First comes a story in which each of
-these would show, then optimizer steps in a row, then stories that Hypothesis makes of the same moves,
-so that few graphs are added to those of the two phases.
+overwrites, or code of one mode that runs in the other. The first story has each move. Then come optimizer
+steps in a row, then stories that Hypothesis draws from the same moves. Using the same moves keeps the number
+of graphs beyond those of the two phases small.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ from pytest_torchcompile.specs.trees import declared
 from pytest_torchcompile.texts import raised_text
 
 EXAMPLES_PER_STORY = 5
-"""Examples of a phase that one drawn story stands for, so that a lifecycle costs no more than a phase."""
+"""Examples of a phase per drawn story, so that a lifecycle takes no longer than a phase."""
 
-NAMED = 8
-"""Buffers or attributes that are changed one by one to name the one that a failure is due to."""
+MOST_NAMED = 8
+"""The most buffers or attributes that are changed one by one, to name the one that causes a failure."""
 
 LEAST_TO_SHRINK = 50
-"""Stories drawn to find again, and to shorten, a failure of the first ones."""
+"""The fewest stories that are drawn to find a failure of the first stories again and to shorten it."""
 
 
 class LifecycleProtocol:
-    """The lifecycle of one policy while it is checked.
+    """Checks the lifecycle of one policy.
 
     Args:
-        sides: its methods on both sides.
+        sides: its two sides.
         options: how to check it.
     """
 
@@ -63,30 +63,30 @@ class LifecycleProtocol:
         self._notes = list(sides.first.twins.notes)
         self._learning: dict[str, list[str]] = {}
         self.failure: StoryFailure | None = None
-        """The story that the lifecycle differs in, once it was told."""
+        """The story that differs; None if there is none."""
         self.frozen: Pair | None = None
-        """The method that returns the same draw again and again."""
+        """The method that returns the same sample on each call; None if there is none."""
         self._sampling: list[Pair] = []
 
     def run(self, name: str) -> CheckResult:
-        """The whole lifecycle.
+        """Check the whole lifecycle.
 
         Args:
-            name: tells it apart in Hypothesis' database.
+            name: the name of the lifecycle in Hypothesis' database.
 
         Raises:
-            UsageError: if nothing can be learnt from what was declared to be learnt by.
+            UsageError: if a method that was declared to learn returns nothing that requires grad.
         """
         try:
             self._try_eager()
             story = canonical(self._sides.acting, list(self._learning), self._options.batch, self._possible())
-            failure = self._trial.tell(story)
+            failure = self._trial.run_possible(story)
             self._require_compiled(failure.story if failure else story, failure)
-            failure = failure or self._trial.tell(
+            failure = failure or self._trial.run_possible(
                 training(list(self._learning), self._options.batch[0], self._options.steps)
             )
             failure = self._search(failure, story, name)
-            # What is asked for fresh samples may be compiled anew.
+            # Before the methods that sample are compiled again.
             capture = self._capture()
             self._sides.progress.step("asking for fresh samples")
             still = None if failure else self._frozen()
@@ -104,7 +104,7 @@ class LifecycleProtocol:
     # --- before the first story ---
 
     def _try_eager(self) -> None:
-        """Find out which methods act and learn in eager, and what they draw."""
+        """Find out in eager which methods act, learn and draw random numbers."""
         for name, pair in self._sides.by_name.items():
             recipe = recipes.random_recipe(pair.tree, self._options.batch[0], self._options.seed)
             if name in self._sides.acting:
@@ -119,7 +119,12 @@ class LifecycleProtocol:
             pair.drop_other_draws()
 
     def _try_learning(self, name: str, pair: Pair, recipe: Recipe) -> None:
-        """Let a method learn if it can; that one which was declared to can't is the user's error."""
+        """Find out whether a method learns.
+
+        Raises:
+            Stop: if a method that was declared to learn raises.
+            UsageError: if it returns nothing that requires grad.
+        """
         outcome = pair.first_eager(recipe, "update")
         if outcome.error is not None:
             text = self._raised(pair, recipe, outcome.error)
@@ -139,17 +144,18 @@ class LifecycleProtocol:
         )
 
     def _require_compiled(self, story: Story, failure: StoryFailure | None) -> None:
-        """Return if each method of a story was compiled; what came after an exception never ran."""
+        """Raise `Stop` if a method of the story was not compiled. After an exception, methods did not run."""
         if failure is None or failure.differences[0].problem != "exception":
             for method in dict.fromkeys(move.method for move in story if move.method):
                 require_compiled(self._sides.by_name[method], self._options)
 
     def _possible(self) -> Possible:
-        """What can be done with the policy besides acting and learning."""
-        tree, changes = self._sides.first.tree, self._sides.eager.changes
+        """Return what the policy allows besides acting and learning."""
+        changes = self._sides.eager.changes
+        laid_out = self._options.layouts and recipes.layouts(self._sides.first.tree)
         modes = layers_with_modes(internals.uncompiled(self._sides.first.twins.eager))
         return Possible(
-            manners=[m for m in ACTING if m is not Manner.LAYOUT or recipes.layouts(tree)],
+            manners=[m for m in ACTING if m is not Manner.LAYOUT or laid_out],
             settled=bool(modes),
             changes=list(changes.possible()),
             layer=changes.layer(list(self._learning.values())),
@@ -158,7 +164,7 @@ class LifecycleProtocol:
     # --- more stories ---
 
     def _search(self, first: StoryFailure | None, known: Story, name: str) -> StoryFailure | None:
-        """Let Hypothesis look for a story that fails, or for a shorter one than `first`."""
+        """Search with Hypothesis for a story that fails, or for a shorter one than `first`."""
         shortest = None if first is None else unless_found([first], lambda: self._shortest(first))
         if shortest is not None:
             return shortest
@@ -166,7 +172,7 @@ class LifecycleProtocol:
         moves = list(dict.fromkeys(dataclasses.replace(move, seed=0) for move in known))
         moves = [move for move in moves if not self._trial.is_rejected(move)]
         if first is None:
-            # In another order these would compile what the first story has not.
+            # In another order these moves would compile code that the first story did not.
             moves = [m for m in moves if m.change not in MAY_COMPILE and m.manner is not Manner.SETTLED]
         drawn = self._options.examples
         examples = (examples_of_profile() if drawn is None else drawn) // EXAMPLES_PER_STORY
@@ -182,7 +188,7 @@ class LifecycleProtocol:
         replayed = search(
             stories(moves),
             fails,
-            # To find a failure again, and make it smaller, takes more than to look whether there is one.
+            # Finding a known failure again and shortening it needs more stories than looking for one.
             examples=examples if first is None else max(examples, LEAST_TO_SHRINK),
             shrink_s=self._options.shrink_seconds,
             digest=f"{name}-{LIFECYCLE}",
@@ -193,19 +199,24 @@ class LifecycleProtocol:
         return again or dataclasses.replace(failures[0], replayed=False)
 
     def _shortest(self, failure: StoryFailure) -> StoryFailure | None:
-        """The failure by its last move alone, after one, or before and after one; None if it takes more."""
+        """Return the failure in a story of at most three moves; None if it needs more.
+
+        The stories are the last move alone, the last move after one other, and the last move before and after
+        one other.
+        """
         *before, last = failure.story
-        # The same move before with another seed, because equal outputs could not be told apart.
-        names = {m.change: self._sides.eager.changes.names(m.change)[:NAMED] for m in before if m.change}
-        # One by one first, so that the story names what is answered from before.
+        changes = self._sides.eager.changes
+        names = {m.change: changes.names(m.change)[:MOST_NAMED] for m in before if m.change}
+        # Named changes first, so that the story names the one buffer or attribute.
         named = [dataclasses.replace(m, name=name) for m in before for name in names.get(m.change, ())]
+        # Also with another seed than the last move: otherwise both calls have equal outputs.
         others = named + [
             dataclasses.replace(move, seed=seed) for move in before for seed in (move.seed, last.seed + 1)
         ]
         others = list(dict.fromkeys(others))
-        # What is kept from a call needs that call first.
+        # The last move may fail because of what code keeps from an earlier call of the same kind.
         for story in [(last,), *((move, last) for move in others), *((last, move, last) for move in others)]:
-            # Told twice, because what depends on the number of the call does not come again.
+            # Twice: a failure that depends on the number of the call does not repeat.
             again = self._trial(story) and self._trial(story)
             if again is not None:
                 return again
@@ -220,7 +231,7 @@ class LifecycleProtocol:
         return True
 
     def _frozen(self) -> Difference | None:
-        """What a method that samples returns again and again, compiled as it is deployed."""
+        """Return the difference of a method whose samples, compiled as deployed, never change; else None."""
         try:
             for pair in self._sampling:
                 still = frozen(pair, self._options)
@@ -268,9 +279,9 @@ class LifecycleProtocol:
         names = [n for n in self._sides.first.twins.compiled.state_dict() if WRAPPER in n]
         if names:
             self._notes.append(
-                f"{len(names)} names in the state_dict() of what is deployed have {WRAPPER!r} in them "
-                f"({names[0]} first), which a plain module does not load: save that of the module inside, or "
-                f"compile it in place with module.compile()"
+                f"the state_dict() of the compiled policy has {len(names)} names with {WRAPPER!r} in them, "
+                f"such as {names[0]}, which a plain module can't load: save the state_dict() of the module "
+                f"inside, or compile it in place with module.compile()"
             )
 
     def _result(self, verdict: Verdict, reason: str, capture: Capture) -> CheckResult:
@@ -290,7 +301,7 @@ class LifecycleProtocol:
 
 
 def _only_trains(name: str, pair: Pair, recipe: Recipe) -> str:
-    """What to declare for a method that raises in ``eval()`` and returns in ``train()``; empty for others."""
+    """Return advice for a method that raises in ``eval()`` and returns in ``train()``; empty for others."""
     if pair.first_eager(recipe, "update").error is not None:
         return ""
     called = "policy" if name == "forward" else f"policy.{name}"

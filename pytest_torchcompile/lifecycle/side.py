@@ -1,7 +1,7 @@
-"""One side of a lifecycle: a policy that acts, learns and is loaded, move by move.
+"""Plays the moves of a story on one side of a lifecycle: the policy acts, learns, is loaded and changed.
 
-Nothing is put back between moves. What a move leaves behind is an `Outcome` like that of a single
-call, so that it is judged the same way.
+Nothing is restored between moves. A move has an `Outcome` like that of a single call, and is compared in the
+same way.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ from pytest_torchcompile.policies.twins import equal_with_nan
 from pytest_torchcompile.runtime.autocast import autocasting
 
 KEPT = 4
-"""Calls whose outputs are held on to, to see whether a later call writes to them."""
+"""The number of calls whose outputs are kept, to find out whether a later call writes to them."""
 
 WRAPPER = "_orig_mod."
-"""What torch.compile puts before the names of a module's tensors in its ``state_dict()``."""
+"""The prefix that torch.compile adds to the names of a module's tensors in its ``state_dict()``."""
 
 Kept = tuple[torch.Tensor, torch.Tensor]
-"""An output as its user has it, and a copy of what it was."""
+"""An output, and a copy that was made when it was returned."""
 
 
 class LifecycleSide:
     """One side's policy and its optimizer.
 
     Args:
-        pairs: the methods, by name, all of the same two modules.
-        sides: this side of each.
-        model: this side's policy as it is deployed, which checkpoints are made of.
-        changes: what its owner changes between calls.
-        has_loss: whether what a method returns to learn from is the user's loss already; otherwise PPO's is
-            taken of it.
+        pairs: the methods by name, all of the same two modules.
+        sides: this side of each method.
+        model: this side's policy as it is deployed. Checkpoints are made of it.
+        changes: makes the changes between calls.
+        has_loss: whether a method that learns returns the user's loss. If not, PPO's loss of its outputs is
+            used.
     """
 
     def __init__(
@@ -75,12 +75,12 @@ class LifecycleSide:
         self._moves = 0
 
     def begin(self, counters: Counters) -> None:
-        """Start from the first weights, these counters and an optimizer that has seen nothing."""
+        """Start a story: from the first weights, these counters and a new optimizer."""
         assert self.side.state is not None  # a pair's sides have modules
-        self.changes.give_back_memory()
+        self.changes.restore_memory()
         self.side.reset(training=False)
-        self.side.state.set_counters(self.changes.without_annealing(counters))
-        # A layer that a story begins by freezing may be thawed.
+        self.side.state.set_counters(self.changes.with_first_attributes(counters))
+        # Before a story can freeze a layer, which it may thaw later.
         self._trained = self._parameters()
         self._optimizer = None
         self._inputs.clear()
@@ -90,12 +90,12 @@ class LifecycleSide:
             parameter.grad = None
 
     def end(self) -> None:
-        """Leave the module as it was found."""
-        self.changes.give_back_memory()
+        """Restore the module as it was before the check."""
+        self.changes.restore_memory()
         self.side.restore()
 
     def play(self, move: Move, *, wide: bool = False) -> Outcome:
-        """Make one move and return what it leaves behind; `wide` gives it float64 inputs."""
+        """Make one move and return its outcome. With `wide`, its inputs are float64."""
         self._moves += 1
         match move.kind:
             case Kind.ACT:
@@ -103,14 +103,14 @@ class LifecycleSide:
             case Kind.LEARN:
                 return self._learn(move, wide)
             case Kind.LOAD:
-                return self._outside(functools.partial(self.changes.load, move.seed))
+                return self._change(functools.partial(self.changes.load, move.seed))
             case Kind.CHECKPOINT:
-                return self._outside(self._save_and_load)
+                return self._change(self._save_and_load)
             case Kind.CHANGE:
-                return self._outside(functools.partial(self.changes.make, move.change, move.name, move.seed))
+                return self._change(functools.partial(self.changes.make, move.change, move.name, move.seed))
 
     def learnt(self) -> dict[str, torch.Tensor]:
-        """What learning writes to, as it is now, not copied: it is three times as large as the module."""
+        """Return the weights and the optimizer's state. They are large, so they are not copied."""
         found: dict[str, torch.Tensor] = {}
         state = {} if self._optimizer is None else self._optimizer.state
         for name, parameter in self._weights().items():
@@ -120,11 +120,11 @@ class LifecycleSide:
         return found
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """Copies of the weights as they are now."""
+        """Return copies of the weights."""
         return {name: p.detach().clone() for name, p in self._weights().items()}
 
     def overwritten(self) -> set[tuple[int, str]]:
-        """The outputs of earlier moves, by number and path, that are no longer what they were."""
+        """Return the outputs of earlier moves that have changed since, by number of the move and path."""
         return {
             (number, path)
             for number, outputs in self._kept
@@ -140,7 +140,7 @@ class LifecycleSide:
         self._inputs[move.method] = bound
         self._inner.train(move.manner is Manner.TRAINING)
         with self._acting(move.manner):
-            return self._keeping(self._sides[move.method]).step(
+            return self._keep_outputs(self._sides[move.method]).step(
                 bound.args, bound.kwargs, seed=move.seed, drawn=bound.drawn
             )
 
@@ -151,7 +151,7 @@ class LifecycleSide:
         if move.manner is Manner.SETTLED:
             for name in layers_with_modes(self._inner):
                 self._inner.get_submodule(name).eval()
-        return self._keeping(self._sides[move.method]).step(
+        return self._keep_outputs(self._sides[move.method]).step(
             bound.args,
             bound.kwargs,
             seed=move.seed,
@@ -160,7 +160,7 @@ class LifecycleSide:
         )
 
     def _refilled(self, method: str, new: Arguments) -> Arguments:
-        """The inputs of the last call, in which those of this one are written; the new ones if none fit."""
+        """Return the inputs of the last call, with the new values if they fit; else the new inputs."""
         kept = self._inputs.get(method)
         if kept is None:
             return new
@@ -181,8 +181,8 @@ class LifecycleSide:
             return autocasting("bfloat16", self._inner)()
         return torch.inference_mode() if manner is Manner.INFERENCE else contextlib.nullcontext()
 
-    def _keeping(self, side: Side) -> Side:
-        """The side, whose outputs are held on to as its user would."""
+    def _keep_outputs(self, side: Side) -> Side:
+        """Return a side that keeps its outputs, as a user may, and copies of them."""
 
         def kept(*args: Any, **kwargs: Any) -> Any:
             returned = side.function(*args, **kwargs)
@@ -193,7 +193,7 @@ class LifecycleSide:
         return side.replaced(kept, side.around)
 
     def _optimize(self, move: Move, outcome: Outcome) -> Gradients:
-        """A step of the optimizer; the gradients before they are clipped."""
+        """Make a step of the optimizer. Return the gradients before they are clipped."""
         parameters = self._parameters()
         for parameter in parameters.values():
             parameter.grad = None
@@ -219,21 +219,21 @@ class LifecycleSide:
         outcome.learnt_from = tuple(live)
         return live["output"] if self._has_loss else loss.ppo_loss(live, move.seed)
 
-    def _outside(self, change: Callable[[], dict[str, torch.Tensor] | None]) -> Outcome:
-        """What a change that calls no method leaves behind."""
+    def _change(self, change: Callable[[], dict[str, torch.Tensor] | None]) -> Outcome:
+        """Make a change that calls no method, and return its outcome."""
         try:
             outputs = change() or {}
         except Exception as error:
             return Outcome(error=error)
         assert self.side.state is not None  # a pair's sides have modules
-        # Not what the user observes, which may be there only once the policy has been called.
+        # Without the user's `observe`: what it reads may not exist before the first call.
         outcome = Outcome(state=self.side.state.values())
         outcome.outputs.tensors = {name: tensor.detach().clone() for name, tensor in outputs.items()}
         outcome.state.tensors = {p: t.detach().clone() for p, t in outcome.state.tensors.items()}
         return outcome
 
     def _save_and_load(self) -> dict[str, torch.Tensor]:
-        """The tensors of a checkpoint that has been loaded again, by the names that a plain module has."""
+        """Save a checkpoint and load it again. Return its tensors by the names that a plain module has."""
         saved = self._model.state_dict()
         self._model.load_state_dict(saved)
         self._accept()
@@ -244,22 +244,22 @@ class LifecycleSide:
         return found
 
     def _weights(self) -> dict[str, torch.Tensor]:
-        """All parameters and other leaves, those that are frozen too."""
+        """Return all parameters and other leaves, including frozen ones."""
         found = Reachable(self._inner)
         return found.parameters | found.leaves
 
     def _parameters(self) -> dict[str, torch.Tensor]:
-        """What the optimizer is given: the parameters and other leaves that ask for gradients."""
+        """Return the parameters and other leaves that require grad, for the optimizer."""
         return {name: leaf for name, leaf in self._weights().items() if leaf.requires_grad}
 
     def _accept(self) -> None:
-        """What was written to the weights is no side effect of the next call."""
+        """Accept the current weights, so that the next call does not report them as its side effect."""
         assert self.side.state is not None  # a pair's sides have modules
         self.side.state.accept()
 
 
 def layers_with_modes(model: nn.Module) -> list[str]:
-    """The names of the innermost modules that compute otherwise in ``train()`` than in ``eval()``."""
+    """Return the names of the innermost modules that compute differently in ``train()`` and ``eval()``."""
     return [name for name, module in model.named_modules() if name and _has_modes(module)]
 
 

@@ -1,4 +1,4 @@
-"""The two sides of a lifecycle, from a declaration to what plays its stories."""
+"""Builds the two sides of a lifecycle from a declaration."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class LifecycleSides:
 
     Args:
         factory: see `check_equivalence`.
-        declaration: what was said of the policy.
+        declaration: the user's declaration of the policy.
         options: how to compile.
-        progress: told what is done.
+        progress: receives the steps of the check.
 
     Raises:
         UsageError: if the declaration and the module don't fit.
@@ -83,7 +83,7 @@ class LifecycleSides:
         return LifecycleSide(self.by_name, sides, model, self._changes[name], has_loss=self._has_loss)
 
     def compiled_anew(self, options: CheckOptions) -> LifecycleSides:
-        """The same two modules, the compiled side under other options and on code of its own."""
+        """Return sides of the same two modules, the compiled side compiled again with other options."""
         other = copy.copy(self)
         other.progress = silent
         other.by_name = {name: pair.compiled_anew(options) for name, pair in self.by_name.items()}
@@ -93,10 +93,10 @@ class LifecycleSides:
 
     @property
     def capture(self) -> Capture:
-        """What has been compiled so far for all methods."""
+        """The capture of all methods so far."""
         return Capture.of_all(pair.capture for pair in self.by_name.values())
 
     def end(self) -> None:
-        """Leave both modules as they were found."""
+        """Restore both modules as they were before the check."""
         self.eager.end()
         self.compiled.end()

@@ -1,7 +1,7 @@
-"""Stories: what one compiled object goes through in its life, as plain data.
+"""Defines stories: sequences of moves that one compiled object makes, as plain data.
 
-A story is a tuple of moves. Like a `Recipe` it is hashable, so that Hypothesis can draw it, make it
-shorter and keep it, and can be played on either side, as often as it takes.
+A story is a tuple of moves. Like a `Recipe` it is hashable, so Hypothesis can draw, shorten and store it. It
+can be run on either side any number of times.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pytest_torchcompile.generation.recipes import TIMES, Fill, Recipe
 
 
 class Kind(enum.StrEnum):
-    """What happens in a move."""
+    """The kind of a move."""
 
     ACT = "act"
     LEARN = "learn"
@@ -28,7 +28,7 @@ class Kind(enum.StrEnum):
 
 
 class Manner(enum.StrEnum):
-    """How a policy acts or learns; most but the first add graphs to those of the two phases."""
+    """How a policy acts or learns. Most of these, but not the first, add graphs to those of the phases."""
 
     PLAIN = ""
     TRAINING = "in training mode"
@@ -40,11 +40,11 @@ class Manner(enum.StrEnum):
 
 
 ACTING = (Manner.TRAINING, Manner.LAYOUT, Manner.INFERENCE)
-"""How a policy acts at the end of a story; the one that later moves could not follow comes last."""
+"""How a policy acts at the end of a story. Inference mode is last because no other move can follow it."""
 
 
 class Change(enum.StrEnum):
-    """What the owner of a policy changes between two calls, and how."""
+    """What is changed between two calls, and how."""
 
     NOTHING = ""
     BUFFERS_COPIED = "buffers changed by copy_"
@@ -64,12 +64,12 @@ class Change(enum.StrEnum):
 
     @property
     def how(self) -> str:
-        """``changed by copy_``."""
+        """The rest of the text, such as ``changed by copy_``."""
         return self.partition(" ")[2]
 
 
 MAY_COMPILE = (Change.BUFFERS_ASSIGNED, Change.WEIGHTS_REPLACED, Change.ANNEALED, Change.FROZEN)
-"""What guards may see: each may compile each call once more."""
+"""Changes that guards may notice. After each of them, every method may compile once more."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,13 +77,13 @@ class Move:
     """One move of a story.
 
     Args:
-        kind: what happens.
-        method: what is called to act or to learn.
+        kind: the kind of the move.
+        method: the method that acts or learns.
         batch: the batch size of its inputs.
-        manner: how it acts.
-        seed: of the inputs and of all that is drawn; of the weights that are loaded.
+        manner: how it acts or learns.
+        seed: the seed of the inputs and of all random numbers, or of the new weights.
         change: what is changed.
-        name: of the one buffer, attribute or layer that is changed; empty for all.
+        name: the one buffer, attribute or layer that is changed; empty for all.
     """
 
     kind: Kind
@@ -96,28 +96,28 @@ class Move:
 
     @property
     def changes_weights(self) -> bool:
-        """Whether the weights are others after it."""
+        """Whether the move changes the weights."""
         return self.kind in (Kind.LEARN, Kind.LOAD) or self.change.what == "weights"
 
     @property
     def plain(self) -> bool:
-        """Whether the phases do the like: acting in ``eval()``, learning in ``train()``."""
+        """Whether a phase does the same: acting in ``eval()`` or learning in ``train()``."""
         return self.kind in (Kind.ACT, Kind.LEARN) and not self.manner
 
     @property
-    def sort(self) -> Move:
-        """What moves have in common that differ in their batch size and seed."""
+    def template(self) -> Move:
+        """The move without batch size and seed."""
         return dataclasses.replace(self, batch=0, seed=0)
 
     def __str__(self) -> str:
-        """``act(forward, inference mode)``, ``buffers changed by copy_``."""
+        """Text such as ``act(forward, inference mode)`` or ``buffers changed by copy_``."""
         if self.change:
             return _change_text(self)
         parts = ", ".join(filter(None, [self.method, self.manner]))
         return f"{self.kind}({parts})"
 
     def recipe(self, tree: Any) -> Recipe:
-        """The inputs of the move, for a method with these specs."""
+        """Return the inputs of the move for a method with these specs."""
         layout = recipes.layouts(tree)[-1] if self.manner is Manner.LAYOUT else "contiguous"
         return recipes.random_recipe(tree, self.batch, self.seed, TIMES[0], Fill(layout=layout))
 
@@ -125,13 +125,13 @@ class Move:
 Story = tuple[Move, ...]
 
 LONGEST = 8
-"""Moves of a drawn story."""
+"""The most moves of a drawn story."""
 SEEDS = 4
-"""How many seeds they choose from: so few, that the same observation comes twice."""
+"""The number of seeds to draw from: few, so that the same observation occurs twice."""
 
 
 def story_text(story: Iterable[Move]) -> str:
-    """``act(batch 4), learn(batch 4), act(batch 4)``; methods are named where there are several."""
+    """Return text such as ``act(batch 4), learn(batch 4)``. It names methods if there are several."""
     story = tuple(story)
     several = {
         kind: len({move.method for move in story if move.kind is kind}) > 1 for kind in (Kind.ACT, Kind.LEARN)
@@ -150,7 +150,7 @@ def _move_text(move: Move, *, named: bool) -> str:
 
 
 def _change_text(move: Move) -> str:
-    """``buffers changed by copy_``, ``buffer norm.mean changed by copy_``."""
+    """Return text such as ``buffers changed by copy_`` or ``buffer norm.mean changed by copy_``."""
     if not move.name:
         return str(move.change)
     return f"{move.change.what.removesuffix('s')} {move.name} {move.change.how}"
@@ -158,13 +158,13 @@ def _change_text(move: Move) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Possible:
-    """What can be done with a policy besides acting and learning as the phases do.
+    """What a policy allows besides acting and learning as in the phases.
 
     Args:
-        manners: how it acts.
-        settled: whether it learns with layers in ``eval()``.
-        changes: what can be changed between calls, freezing left out.
-        layer: the layer that is frozen and thawed; empty if there is no other to learn with.
+        manners: other ways to act.
+        settled: whether it has layers to put into ``eval()`` while it learns.
+        changes: the possible changes between calls, except freezing.
+        layer: the layer to freeze and thaw; empty if no other layer could learn meanwhile.
     """
 
     manners: Sequence[Manner] = ()
@@ -176,23 +176,23 @@ class Possible:
 def canonical(
     acting: Sequence[str], learning: Sequence[str], sizes: Sequence[int], possible: Possible
 ) -> Story:
-    """The story that every lifecycle begins with: each move once, and each where it would show most.
+    """Return the first story of every lifecycle: it has each move, where a fault is most likely to show.
 
-    With one method that acts and learns it makes 12 calls, and in `_between_calls` 6 more for a multilayer
-    perceptron, 9 with buffers, one more with attributes.
+    For one method that acts and learns it has 12 calls, and those of `_between_calls`: 6 more for a
+    multilayer perceptron, 9 with buffers, and one more with attributes.
 
     Args:
         acting: the methods by which the policy acts.
-        learning: those by which it learns.
+        learning: the methods by which it learns.
         sizes: batch sizes; the first two are used.
-        possible: what else can be done.
+        possible: what else the policy allows.
     """
     first, second = sizes[0], sizes[min(1, len(sizes) - 1)]
     act = [Move(Kind.ACT, method, first) for method in acting]
     act_again = [Move(Kind.ACT, method, second, seed=1) for method in acting]
     learn = [Move(Kind.LEARN, method, first, seed=1) for method in learning]
     learn_again = [Move(Kind.LEARN, method, second, seed=2) for method in learning]
-    # The same observation twice, and weights that change between: what was kept of either must not show.
+    # The same observations before and after the weights change, so that a result that was kept differs.
     story = [*act, *act_again, *learn, *act, *act_again]
     story += [Move(Kind.LOAD, seed=1), *act, *act, *learn_again, *act_again]
     story += [*_between_calls(act, act_again, learn, possible), Move(Kind.CHECKPOINT)]
@@ -203,15 +203,15 @@ def canonical(
 def _between_calls(
     act: Sequence[Move], acted: Sequence[Move], learn: Sequence[Move], possible: Possible
 ) -> Iterator[Move]:
-    """A policy as it is used: its inputs refilled, and what it consists of changed.
+    """Yield moves that refill inputs in place and change the policy between calls.
 
-    An answer from before is never right, so that one call after each change tells.
+    A result from before a change is never right, so one call after each change is enough.
 
     Args:
-        act: acting.
+        act: the moves that act.
         acted: the calls before, whose inputs are refilled.
-        learn: learning.
-        possible: what can be done.
+        learn: the moves that learn.
+        possible: what the policy allows.
     """
     yield from (dataclasses.replace(move, manner=Manner.REFILLED, seed=3) for move in acted)
     freezes = bool(possible.layer and learn)
@@ -222,8 +222,8 @@ def _between_calls(
         yield from act
     settled = [dataclasses.replace(move, manner=Manner.SETTLED) for move in learn if possible.settled]
     if freezes:
-        # As pretrained layers are: in eval() too, which spares a compile. Weights that change meanwhile show
-        # code that took them for constants.
+        # Users put frozen pretrained layers into eval() too. Doing both at once saves a compile. The weights
+        # change meanwhile, so that code with the weights as constants differs.
         yield Move(Kind.CHANGE, change=Change.FROZEN, name=possible.layer)
         yield from settled or learn
         yield Move(Kind.CHANGE, change=Change.WEIGHTS_COPIED, seed=1)
@@ -235,13 +235,13 @@ def _between_calls(
 
 
 def training(learning: Sequence[str], batch: int, steps: int) -> Story:
-    """Optimizer steps in a row, the methods in turn."""
+    """Return a story of optimizer steps in a row, by the methods in turn."""
     turns = (learning[step % len(learning)] for step in range(steps if learning else 0))
     return tuple(Move(Kind.LEARN, method, batch, seed=10 + step) for step, method in enumerate(turns))
 
 
 def stories(moves: Sequence[Move]) -> st.SearchStrategy[Story]:
-    """A strategy of stories made of these moves, each with a seed of its own."""
+    """Return a strategy for stories of these moves, each with a seed of its own."""
     seeded = st.builds(
         lambda move, seed: dataclasses.replace(move, seed=seed),
         st.sampled_from(moves),

@@ -1,6 +1,6 @@
-"""One story: told to both sides of a policy's life, and judged move by move.
+"""Runs stories on both sides of a lifecycle, and compares them move by move.
 
-What stories show is summed up on the way; what makes further stories pointless ends the check.
+Accumulates evidence per move. Raises `Stop` when no further story can change the verdict.
 """
 
 from __future__ import annotations
@@ -34,22 +34,25 @@ from pytest_torchcompile.texts import first_line
 Tensors = dict[str, torch.Tensor]
 
 RECOMPILES_IN_A_ROW = 6
-"""Calls in a row that compile again for what was seen; state that lives on between calls settles before."""
+"""Calls in a row that compile again for known inputs, after which the check stops.
+
+State that calls leave behind causes fewer recompiles before it settles.
+"""
 
 NO_VALUES = (Change.NOTHING, Change.FROZEN, Change.THAWED)
-"""Changes after which nothing is another number."""
+"""Changes that change no numbers."""
 
 
 @dataclasses.dataclass(kw_only=True)
 class StoryFailure:
-    """A story whose last move leaves different things behind.
+    """A story whose last move differs.
 
     Args:
         story: the moves up to that one.
-        differences: what differs, worst first.
-        compiled: what compiled left behind.
-        move: its number among all moves of the check.
-        replayed: whether it differs again when the story is told again.
+        differences: the differences, worst first.
+        compiled: the outcome of the compiled side.
+        move: the number of the move among all moves of the check.
+        replayed: whether it differs again when the story is run again.
     """
 
     story: Story
@@ -60,10 +63,10 @@ class StoryFailure:
 
 
 class StoryTrial:
-    """Tells stories to both sides of a lifecycle, one after the other.
+    """Runs stories on both sides of a lifecycle, one after the other.
 
     Args:
-        sides: the two.
+        sides: the two sides.
         options: how to compare them.
     """
 
@@ -81,8 +84,8 @@ class StoryTrial:
         self._repeats = False
         self._disturbed = False
 
-    def tell(self, story: Story) -> StoryFailure | None:
-        """Tell a story to both sides, again without those moves that turn out to be none for this policy."""
+    def run_possible(self, story: Story) -> StoryFailure | None:
+        """Run a story. If a move turns out to be impossible for this policy, run the story without it."""
         while True:
             known = len(self.rejected)
             failure = self(tuple(move for move in story if not self.is_rejected(move)))
@@ -90,12 +93,12 @@ class StoryTrial:
                 return failure
 
     def __call__(self, story: Story) -> StoryFailure | None:
-        """Tell a story to both sides, up to the first move that leaves different things behind."""
+        """Run a story on both sides, up to the first move that differs. Return None if none does."""
         counters = self._counters()
-        eager_moves = self._played(self._sides.eager, story, counters)
-        compiled_moves = self._played(self._sides.compiled, story, counters)
+        eager_moves = self._play(self._sides.eager, story, counters)
+        compiled_moves = self._play(self._sides.compiled, story, counters)
         if self._sides.first.shared:
-            # One module can't be in the middle of two stories, nor of one while its floors are asked for.
+            # Both sides have one module. It can run one story at a time, and rounding floors run another one.
             eager_moves, compiled_moves = iter(list(eager_moves)), iter(list(compiled_moves))
         for number in range(1, len(story) + 1):
             eager, changed, learnt = next(eager_moves)
@@ -113,7 +116,7 @@ class StoryTrial:
             self._moves += 1
             differences = self._compare(story[:number], eager, compiled)
             if self._disturbed:
-                # Floors were asked for in the middle of eager's story, which has to go on from here.
+                # Computing rounding floors has run other stories on the eager side. Bring it back to here.
                 self.rerun(story[:number])()
                 self._disturbed = False
             differences += tuple(_overwritten(also_changed - changed, number))
@@ -123,10 +126,10 @@ class StoryTrial:
                 )
         return None
 
-    def _played(
+    def _play(
         self, side: LifecycleSide, story: Story, counters: Counters
     ) -> Iterator[tuple[Outcome, set[tuple[int, str]], Tensors]]:
-        """What each move leaves behind, which earlier outputs have changed by then, and what was learnt."""
+        """Yield the outcome of each move, the earlier outputs that have changed, and what was learnt."""
         side.begin(counters)
         name = "eager" if side is self._sides.eager else "compiled"
         for number, move in enumerate(story, start=1):
@@ -145,22 +148,22 @@ class StoryTrial:
                 return
 
     def _add_unequal(self, eager: Outcome, learnt: Tensors, compiled: Outcome, also_learnt: Tensors) -> None:
-        """Add to what is compared the weights and optimizer states that are not surely equal, by value.
+        """Add copies of the weights and optimizer states that may differ to the outcomes.
 
-        All of them, on both sides, would be several times as large as the module.
+        Copies of all of them, on both sides, would be several times as large as the module.
         """
         if compiled.error is not None:
             return
         for path in learnt.keys() | also_learnt.keys():
             mine, theirs = learnt.get(path), also_learnt.get(path)
             shown = path in eager.state.tensors or path in compiled.state.tensors
-            if not shown and mine is not None and theirs is not None and self._surely_equal(mine, theirs):
+            if not shown and mine is not None and theirs is not None and self._clearly_equal(mine, theirs):
                 continue
             for outcome, tensor in ((eager, mine), (compiled, theirs)):
                 if tensor is not None:
                     outcome.state.tensors[path] = tensor.clone()
 
-    def _surely_equal(self, mine: torch.Tensor, theirs: torch.Tensor) -> bool:
+    def _clearly_equal(self, mine: torch.Tensor, theirs: torch.Tensor) -> bool:
         if mine.shape != theirs.shape or mine.dtype != theirs.dtype:
             return False
         if torch.equal(mine, theirs):
@@ -172,34 +175,34 @@ class StoryTrial:
         return state.counters() if state is not None else {}
 
     def _watch_recompiles(self, story: Story) -> None:
-        """Stop if call after call compiles again for what it was called on before, unchanged."""
+        """Raise `Stop` if too many calls in a row compile again for inputs that were compiled before."""
         move = story[-1]
         if not move.method:
             return
-        here = (move.sort, move.batch, _seen_by_guards(story))
+        here = (move.template, move.batch, _seen_by_guards(story))
         if self._recompiling.add(here, self._sides.by_name[move.method].recorder.compiled_in_last_call):
             raise compiles_again(
                 self._recompiling.in_a_row, self._recompile_limit, self._sides.capture.recompiles
             )
 
     def _reject(self, story: Story, why: str) -> None:
-        """Remember the move that can't be made; it ends a story, and is left out from then on.
+        """Store a move as impossible. Later stories are run without it.
 
-        It is the last one, unless the phases do the like of it: then what was changed before it.
+        It is the last move. If a phase does the same as the last move, it is the last change before it.
         """
         *before, last = story
         changes = [move for move in before if move.change] if last.plain else []
-        self.rejected.setdefault((changes or [last])[-1].sort, why)
+        self.rejected.setdefault((changes or [last])[-1].template, why)
 
     def is_rejected(self, move: Move) -> bool:
-        """Whether the move has turned out to be none for this policy."""
-        return move.sort in self.rejected
+        """Return whether the move has turned out to be impossible for this policy."""
+        return move.template in self.rejected
 
     def _fails_to_compile(self, story: Story, error: BaseException | None) -> bool:
-        """Whether the compiler fails on what the phases don't do, which is left out then.
+        """Return whether the compiler fails on the last move. If so, store the move as impossible.
 
         Raises:
-            Stop: if it fails on what they do.
+            Stop: if a phase does the same as the move.
         """
         move = story[-1]
         recorder = self._sides.by_name.get(move.method, self._sides.first).recorder
@@ -221,23 +224,27 @@ class StoryTrial:
         return judgement.differences
 
     def rerun(self, story: Story, *, rewind_to: int | None = None, learnt: Collection[str] = ()) -> Rerun:
-        """Tells eager a story again, from its beginning, so that what it rounds adds up as it did.
+        """Return a function that runs a story again in eager and returns the outcome of the last move.
 
-        With `rewind_to` the last move is made with what that move changed as it was before it. What is
-        named in `learnt` is part of the outcome.
+        It runs the story from the beginning, so that rounding errors add up as they did.
+
+        Args:
+            story: the story.
+            rewind_to: the index of a move. What that move changed is restored before the last move.
+            learnt: the names of weights and optimizer states to add to the outcome.
         """
 
         def rerun(under: Around = contextlib.nullcontext, wide: bool = False) -> Outcome:
             side = self._sides.eager
             side.begin(self._counters())
             outcome = Outcome()
-            put_back = None
+            restore = None
             with under():
                 for place, move in enumerate(story):
                     if place == rewind_to:
-                        put_back, what = side.changes.look(), move.change.what or "weights"
-                    if place == len(story) - 1 and put_back is not None:
-                        put_back(what)
+                        restore, what = side.changes.snapshot(), move.change.what or "weights"
+                    if place == len(story) - 1 and restore is not None:
+                        restore(what)
                     outcome = side.play(move, wide=wide)
                     if outcome.error is not None:
                         return outcome
@@ -248,7 +255,7 @@ class StoryTrial:
         return rerun
 
     def _references(self, story: Story, eager: Outcome) -> References:
-        """What eager can be asked about the last move of a story."""
+        """Return the references for the last move of a story."""
         rerun = self.rerun(story, learnt=eager.state.tensors.keys())
         asked = references(eager, self._sides.eager.side, rerun)
 
@@ -264,14 +271,14 @@ class StoryTrial:
     # --- of a failure ---
 
     def differences(self, failure: StoryFailure) -> tuple[Difference, ...]:
-        """What differs in a failure, with the float64 reference's values where there is one."""
+        """Return the differences of a failure, with the values of the float64 reference if there is one."""
         if self._options.reference == "eager":
             return failure.differences
         rerun = self.rerun(failure.story, learnt=[difference.path for difference in failure.differences])
         return with_float64(failure.differences, self._sides.eager.side, rerun)
 
     def likeness(self, failure: StoryFailure) -> Iterator[str]:
-        """What the outputs of the failing move are instead, if it is something else that eager computes."""
+        """Yield what compiled computes instead in the failing move, if eager can compute the same outputs."""
         answered = [d for d in failure.differences if d.path.startswith("output") and d.problem == "values"]
         if not answered:
             return
@@ -286,37 +293,39 @@ class StoryTrial:
                 return
 
     def _alternatives(self, story: Story) -> Iterator[tuple[str, Outcome]]:
-        """Other answers of eager's to the last move, and what it means if compiled gives one of them."""
+        """Yield other outcomes of eager's last move, each with what it means if compiled has the same."""
         *before, last = story
         changes = [i for i, m in enumerate(before) if m.changes_weights or m.change not in NO_VALUES]
         for place in reversed(changes):
             move = story[place]
             what = "weights" if move.changes_weights else move.change.what
             what = what.removesuffix("s") if move.name else what
-            sentence = f"the last move answers with the {what} from before"
-            sentence += "" if move.change else f" {story_text([move])}"
+            before_what = "the change" if move.change else story_text([move])
+            sentence = f"the last move uses the {what} from before {before_what}"
             yield sentence, self.rerun(story, rewind_to=place)()
         others: list[tuple[str, Move]] = [
-            ("what an earlier call was asked", dataclasses.replace(last, seed=seed))
+            ("returns the result for the inputs of an earlier call", dataclasses.replace(last, seed=seed))
             for seed in _other_seeds(story)
         ]
+        plain = dataclasses.replace(last, manner=Manner.PLAIN)
         if last.manner is Manner.SETTLED:
-            others.insert(0, ("as in training mode", dataclasses.replace(last, manner=Manner.PLAIN)))
+            others.insert(0, ("computes as in training mode", plain))
         elif last.manner is Manner.TRAINING:
-            others.insert(0, ("as in evaluation mode", dataclasses.replace(last, manner=Manner.PLAIN)))
+            others.insert(0, ("computes as in evaluation mode", plain))
         elif last.kind is Kind.ACT and last.manner is Manner.PLAIN:
-            others.insert(0, ("as in training mode", dataclasses.replace(last, manner=Manner.TRAINING)))
+            trains = dataclasses.replace(last, manner=Manner.TRAINING)
+            others.insert(0, ("computes as in training mode", trains))
         for what, other in others:
-            yield f"the last move answers {what}", self.rerun((*before, other))()
+            yield f"the last move {what}", self.rerun((*before, other))()
 
 
 def _unchanged(story: Iterable[Move]) -> bool:
-    """Whether nothing was changed in a story but by learning and loading."""
+    """Return whether a story changes nothing other than by learning and loading."""
     return not any(move.change for move in story)
 
 
 def _seen_by_guards(story: Iterable[Move]) -> frozenset[Change]:
-    """What holds after a story for which each call may have been compiled once more."""
+    """Return the changes in effect after a story that guards may notice."""
     seen: set[Change] = set()
     for move in story:
         if move.change is Change.THAWED:
@@ -331,13 +340,13 @@ def _overwritten(changed: set[tuple[int, str]], number: int) -> Iterator[Differe
         yield Difference(
             path=f"{path} of move {earlier}",
             problem="overwritten",
-            eager="still what it was",
+            eager="unchanged",
             compiled=f"changed by move {number}",
         )
 
 
 def _other_seeds(story: Story) -> set[int]:
-    """The seeds of earlier calls of the method that is called last."""
+    """Return the seeds of earlier calls of the method that the last move calls."""
     *before, last = story
     return {move.seed for move in before if move.method == last.method} - {last.seed}
 

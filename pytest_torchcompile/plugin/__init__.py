@@ -1,1 +1,1 @@
-"""The upper floor: what pytest sees. Nothing below imports pytest."""
+"""The pytest plugin: the only package that imports pytest."""

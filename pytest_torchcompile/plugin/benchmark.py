@@ -1,10 +1,10 @@
-"""The bridge to pytest-benchmark: every private name of it that this project touches.
+"""Writes timings to pytest-benchmark. Its private names are used in this module only.
 
-A case becomes two entries of one group. pytest-benchmark makes one entry per `benchmark` fixture, so
-that the entries are made here, by its own classes, and fed real rounds: its files, tables, comparisons
-and histograms then treat them as any other.
+A case becomes two entries of one group. pytest-benchmark makes one entry per `benchmark` fixture, so this
+module makes the entries itself, from pytest-benchmark's own classes, and fills them with the measured rounds.
+pytest-benchmark's files, tables, comparisons and histograms then handle them like any other entry.
 
-Observed on pytest-benchmark 5.3.
+Written for pytest-benchmark 5.3.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ if TYPE_CHECKING:
 
 FIXTURE = "benchmark"
 DEFAULT_MAX_TIME_S = 1.0
-"""What ``--benchmark-max-time`` is if nobody sets it."""
+"""The default of ``--benchmark-max-time``."""
 CONTROL_S = 2.0
-"""How long eager is timed against itself, once in a session."""
+"""Seconds for which eager is timed against itself, once per session."""
 _NUMBERED = "[0-9][0-9][0-9][0-9]_"
-"""What the names of saved files begin with."""
+"""Glob for the start of the names of saved files."""
 _CONTROL = pytest.StashKey[Speedup]()
 _ENTRIES = pytest.StashKey[list[Any]]()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How pytest-benchmark's options want a case timed.
+    """The timing settings of a case that come from pytest-benchmark's options.
 
     Args:
-        seconds: ``--benchmark-max-time`` of both sides; None if it was left alone.
+        seconds: ``--benchmark-max-time`` of both sides together; None if it has its default value.
         min_rounds: ``--benchmark-min-rounds``.
         timer: ``--benchmark-timer``.
     """
@@ -57,11 +57,12 @@ class Plan:
 
 
 def why_not_timed(config: pytest.Config) -> str:
-    """Why nothing is to be timed in this session; empty if timing is wanted."""
+    """Return the flag that turns timing off in this session; empty if timing is on."""
     session = _session(config)
     if session is not None and session.skip:
         return "--benchmark-skip"
-    # It also disables itself in workers of pytest-xdist, where ours take turns.
+    # pytest-benchmark also disables itself in pytest-xdist's workers. This plugin times there: workers wait
+    # for each other, see `turns`.
     disabled = session is not None and session.disabled
     if disabled and (not _is_worker(config) or config.getoption("benchmark_disable")):
         return "--benchmark-disable"
@@ -73,7 +74,7 @@ def _is_worker(config: pytest.Config) -> bool:
 
 
 def why_not_recorded(config: pytest.Config) -> str:
-    """Why speedups are not written to pytest-benchmark; empty if they are."""
+    """Return why speedups are not written to pytest-benchmark; empty if they are."""
     if _session(config) is not None:
         return ""
     if importlib.util.find_spec("pytest_benchmark") is None:
@@ -82,7 +83,10 @@ def why_not_recorded(config: pytest.Config) -> str:
 
 
 def timing_of(item: pytest.Item, options: CheckOptions) -> tuple[Callable[[Pair], Speedup] | None, str]:
-    """What times the item's case, or None and why not; no reason where no timing is wanted."""
+    """Return a function that times the item's case, or None and the reason why it is not timed.
+
+    The reason is empty if the options ask for no timing.
+    """
     from pytest_torchcompile.timing.speed import SECONDS, seconds_to_time, time_pair
 
     ours = seconds_to_time(options, default=SECONDS)
@@ -105,7 +109,7 @@ def timing_of(item: pytest.Item, options: CheckOptions) -> tuple[Callable[[Pair]
 
 
 def plan(item: pytest.Item) -> Plan:
-    """How to time this item: its `benchmark` marker over the command line."""
+    """Return how to time this item. Its `benchmark` marker overrides the command line."""
     session = _session(item.config)
     if session is None:
         return Plan()
@@ -128,7 +132,7 @@ def record_case(item: pytest.Item, result: CheckResult) -> None:
 
 
 def record(item: pytest.Item, speedup: Speedup, figures: dict[str, Any], **params: str) -> None:
-    """Add two entries with these rounds, in one group, `figures` in their `extra_info`."""
+    """Add the entries of eager and compiled, in one group, with `figures` in their `extra_info`."""
     import torch
 
     session = _session(item.config)
@@ -158,8 +162,8 @@ def _add_entry(
     options["timer"] = session.options["timer"]
     fixture = BenchmarkFixture(  # type: ignore[no-untyped-call]
         item,
-        # A worker's files would be written beside the controller's, which is sent the entries.
-        add_stats=_ignored if _is_worker(item.config) else session.benchmarks.append,
+        # A worker sends its entries to the controller. If it also kept them, it would write files of its own.
+        add_stats=_discard if _is_worker(item.config) else session.benchmarks.append,
         logger=session.logger,
         warner=item.warn,
         disabled=False,
@@ -167,7 +171,7 @@ def _add_entry(
         **options,
     )
     entries = item.stash.setdefault(_ENTRIES, [])
-    # A test may record several; pytest-benchmark goes by the name.
+    # A test may record several pairs. pytest-benchmark identifies entries by name, so names must differ.
     number = f"#{len(entries) // 2 + 1}" if len(entries) > 1 else ""
     fixture.name, fixture.fullname = f"{item.name}{number}[{side}]", f"{item.nodeid}{number}[{side}]"
     fixture.param = "-".join(filter(None, (fixture.param, side)))
@@ -180,19 +184,19 @@ def _add_entry(
     entries.append(entry)
 
 
-def _ignored(entry: Any) -> None:
-    """What is done with the entries of a worker."""
+def _discard(entry: Any) -> None:
+    """Do nothing with an entry."""
 
 
 def send(item: pytest.Item, report: Any) -> None:
-    """Put a worker's entries on the report of its test, as plain data."""
+    """Put a worker's entries on the report of its test, as JSON."""
     if _is_worker(item.config) and report.when == "call" and item.stash.get(_ENTRIES, []):
         sent = [
             {name: getattr(entry, name) for name in _SENT}
             | {"data": list(entry.stats.data), "options": {**entry.options, "timer": _timer_name(entry)}}
             for entry in item.stash[_ENTRIES]
         ]
-        # As text, because execnet rejects subclasses, such as torch's version, which is a str.
+        # As text, because execnet rejects subclasses of str, such as torch's version.
         report.compile_benchmarks = json.dumps(sent, default=str)
 
 
@@ -225,7 +229,7 @@ def _timer_name(entry: Any) -> str:
 
 
 def forget(item: pytest.Item) -> None:
-    """Drop what an earlier run of this item recorded."""
+    """Remove the entries that an earlier run of this item recorded."""
     entries = item.stash.get(_ENTRIES, [])
     if entries:
         session = _session(item.config)
@@ -234,10 +238,10 @@ def forget(item: pytest.Item) -> None:
 
 
 def latest_saved(config: pytest.Config, source: str) -> str:
-    """The newest file that ``--benchmark-save`` or ``--benchmark-autosave`` wrote.
+    """Return the newest file that ``--benchmark-save`` or ``--benchmark-autosave`` wrote.
 
     Raises:
-        UsageError: naming `source`, if there is none.
+        UsageError: if there is none; the message names `source`.
     """
     session = _session(config)
     if session is None:
@@ -245,28 +249,29 @@ def latest_saved(config: pytest.Config, source: str) -> str:
     saved: list[Any] = getattr(session.storage, "query", lambda glob: [])(_NUMBERED)
     if not saved:
         raise UsageError(
-            f"{source}=latest found nothing saved in {session.storage}: run with --benchmark-autosave once, "
-            f"or name a report"
+            f"{source}=latest found no saved file in {session.storage}: run once with --benchmark-autosave, "
+            f"or give the path of a report"
         )
     return str(saved[-1])
 
 
 def control_of(config: pytest.Config) -> Speedup | None:
-    """The session's timing of eager against itself, once there is one."""
+    """Return the session's timing of eager against itself; None if it was not done yet."""
     return config.stash.get(_CONTROL, None)
 
 
 @contextlib.contextmanager
 def counted_as_benchmarks(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
-    """In the body, items that time something look like it to pytest-benchmark, for ``--benchmark-only``.
+    """In the body, make ``--benchmark-only`` keep the items that this plugin times.
 
-    It goes by the name of its fixture. With ``--benchmark-skip`` only the timing is left out.
+    pytest-benchmark keeps items that use its `benchmark` fixture, so the body sees that name among their
+    fixtures. Nothing is done for ``--benchmark-skip``, which only turns the timing off.
     """
     session = _session(config)
     only = session is not None and session.only
     counted = [item for item in items if only and _times(item)]
     for item in counted:
-        item.fixturenames.append(FIXTURE)  # type: ignore[attr-defined]  # of functions only
+        item.fixturenames.append(FIXTURE)  # type: ignore[attr-defined]  # items of functions have it
     try:
         yield
     finally:

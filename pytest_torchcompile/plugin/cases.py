@@ -1,4 +1,4 @@
-"""From a marked test to its cases, and from a case to an outcome that pytest understands."""
+"""Makes cases from a marked test, checks a case, and turns its result into a pass, a failure or a skip."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ if TYPE_CHECKING:
     from pytest_torchcompile.runtime.progress import Progress
 
 PROPERTY = "compile_check."
-"""What the names of our report properties begin with; ``method-phase.field`` follows."""
+"""Prefix of the names of report properties; ``method-phase.field`` follows."""
 
 CASE = "compiled_case"
-"""The parameter under which a marked test is given its case."""
+"""Name of the parameter that holds the case of a marked test."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
-    """One method in one phase of a marked test, its lifecycle, or the reason why the marker is no good.
+    """A case of a marked test: one method in one phase, or its lifecycle. Also stands for a wrong marker.
 
     Args:
-        methods: what to call; one, but for the lifecycle.
+        methods: the methods to call: one, or all those of a lifecycle.
         phase: ``rollout``, ``update`` or ``lifecycle``.
-        marked: what the markers say.
-        markers: how many of them there were.
-        error: the sentence for the user.
+        marked: the merged arguments of the markers; None if they are wrong.
+        markers: the number of markers.
+        error: the message for the user if the markers are wrong, else empty.
     """
 
     methods: tuple[str | Callable[..., Any], ...] = ()
@@ -55,7 +55,7 @@ class Case:
 
     @property
     def id(self) -> str:
-        """``get_value-rollout``."""
+        """The id of the parametrized item, such as ``get_value-rollout``."""
         if self.error:
             return "usage-error"
         names = [method if isinstance(method, str) else method.__name__ for method in self.methods]
@@ -63,15 +63,20 @@ class Case:
 
 
 def cases_of(node: Any, config: pytest.Config) -> list[Case]:
-    """The cases of a test that has the marker; a single one that holds the error of a wrong marker."""
-    return cases_saying(lambda: Marked.of(node, config), markers=len(list(node.iter_markers(MARKER))))
+    """Return the cases of a marked test. If a marker is wrong, return a single case that holds the error."""
+    return cases_from(lambda: Marked.of(node, config), markers=len(list(node.iter_markers(MARKER))))
 
 
-def cases_saying(what: Callable[[], Marked], *, markers: int) -> list[Case]:
-    """The cases of what is said of a policy, or the error that saying it raises."""
+def cases_from(read: Callable[[], Marked], *, markers: int) -> list[Case]:
+    """Return the cases that the arguments ask for.
+
+    Args:
+        read: returns the arguments. If it raises a `UsageError`, the one case returned holds its message.
+        markers: the number of markers on the test.
+    """
     try:
-        marked = what()
-        methods = _as_list(marked)
+        marked = read()
+        methods = _checked_methods(marked)
     except UsageError as error:
         return [Case(markers=markers, error=str(error))]
     single = [
@@ -85,8 +90,13 @@ def cases_saying(what: Callable[[], Marked], *, markers: int) -> list[Case]:
     return single + (whole if LIFECYCLE in marked.options.phases else [])
 
 
-def _as_list(marked: Marked) -> list[Any]:
-    """The methods, checked as far as that goes without torch."""
+def _checked_methods(marked: Marked) -> list[Any]:
+    """Return the methods as a list.
+
+    Raises:
+        UsageError: for what is neither a name nor a function. Whether the policy has the method is not
+            checked, because that takes torch.
+    """
     methods = marked.declaration.methods
     if (not isinstance(methods, (str, list, tuple)) and not callable(methods)) or not methods:
         raise UsageError(
@@ -103,14 +113,14 @@ def _as_list(marked: Marked) -> list[Any]:
 
 
 def case_of(item: pytest.Item) -> Case | None:
-    """The case of an item; None if it has none."""
+    """Return the case of an item; None if it has none."""
     callspec = getattr(item, "callspec", None)
     case = callspec.params.get(CASE) if callspec is not None else getattr(item, "case", None)
     return case if isinstance(case, Case) else None
 
 
 def misuse(item: pytest.Item) -> str:
-    """Why the marker can't work on this item; empty if it can."""
+    """Return why the marker can't work on this item; empty if it can."""
     where = f"@pytest.mark.{MARKER} on {item.nodeid}"
     case = case_of(item)
     function = getattr(item, "obj", None)
@@ -133,26 +143,25 @@ def misuse(item: pytest.Item) -> str:
 
 
 def run_test(item: pytest.Function, case: Case) -> None:
-    """Check one case of a marked test, whose function is the factory; see `run`."""
+    """Check one case of a marked test. Its function is the factory. See `run`."""
     arguments = {name: item.funcargs[name] for name in item._fixtureinfo.argnames}
-
     run(item, case, functools.partial(item.obj, **arguments))
 
 
 def run(item: pytest.Item, case: Case, factory: Callable[[], Any]) -> None:
-    """Check one case and tell pytest what came of it.
+    """Check one case, and return if it passed.
 
     Raises:
-        pytest.skip.Exception: on a compile failure.
-        pytest.fail.Exception: on every other verdict but equality, and on misuse.
+        pytest.skip.Exception: if it could not be compiled, unless the session is strict.
+        pytest.fail.Exception: if it failed, or an argument is wrong.
     """
     marked = case.marked
-    assert marked is not None  # misuse has been reported in setup
+    assert marked is not None  # setup has reported wrong markers
     if isolate.is_wanted(item, marked.options.isolate):
         elsewhere = functools.partial(isolate.check_elsewhere, item)
         conclude([finish(item, elsewhere(), elsewhere)], strict=marked.options.strict, item=item)
         return
-    # Under -W error a warning of torch's own imports would fail the first case.
+    # With -W error, a warning from torch's own imports would fail the first case.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import torch
@@ -172,7 +181,7 @@ def run(item: pytest.Item, case: Case, factory: Callable[[], Any]) -> None:
         raise pytest.fail.Exception(f"{marked.source}: {error}", pytrace=False) from None
     if not is_handed_over:
         conclude([result], strict=marked.options.strict, item=item)
-    # Last, because under -W error this raises.
+    # Last, because with -W error this raises.
     emit_warnings()
 
 
@@ -202,41 +211,41 @@ def _checked(
 
 
 def forget(item: pytest.Item) -> None:
-    """Drop what an earlier run of this item recorded; plugins run items again."""
+    """Remove what an earlier run of this item recorded. Plugins may run an item several times."""
     reporting.forget(item)
     item.user_properties[:] = [p for p in item.user_properties if not str(p[0]).startswith(PROPERTY)]
 
 
 def finish(item: pytest.Item, result: CheckResult, again: Callable[[], CheckResult]) -> CheckResult:
-    """Hold a result against the baseline and record it, for the reports and in pytest-benchmark.
+    """Compare a result with the baseline, and record it for the reports and in pytest-benchmark.
 
     Args:
-        item: whose case it is.
-        result: of the check.
+        item: the item of the case.
+        result: the result of the check.
         again: checks and times the case once more.
     """
-    judged = gate.judged(item, _unused_name(item, result), result, again)
-    record(item, judged)
-    benchmark.record_case(item, judged)
-    return judged
+    compared = gate.compare_with_baseline(item, _unused_name(item, result), result, again)
+    record(item, compared)
+    benchmark.record_case(item, compared)
+    return compared
 
 
 def _unused_name(item: pytest.Item, result: CheckResult) -> str:
-    """What the case is called among those of the item, which may check one several times."""
+    """Return a name for the result that no other result of the item has. A test may check a case twice."""
     taken = {str(name).removeprefix(PROPERTY).rpartition(".")[0] for name, _ in item.user_properties}
     numbered = (f"{result.case}#{number}" for number in itertools.count(2))
     return next(name for name in itertools.chain([result.case], numbered) if name not in taken)
 
 
 def record(item: pytest.Item, result: CheckResult) -> None:
-    """Put a result on the item as plain data: for the reports, and as properties for JUnit."""
+    """Put a result on the item as plain data, for the reports and as properties for JUnit."""
     case = _unused_name(item, result)
     reporting.keep(item, result, case)
     item.user_properties.extend((f"{PROPERTY}{case}.{name}", value) for name, value in result.row().items())
 
 
 def conclude_compile_failure(item: pytest.Item, call: pytest.CallInfo[None], failure: CompileFailed) -> None:
-    """Make a `CompileFailed` that left a test or fixture a skip, or a plain failure if that is asked for."""
+    """Turn a `CompileFailed` raised by a test or fixture into a skip, or into a failure if strict."""
     if failure.result is not None:
         record(item, failure.result)
     strict = failure.strict or merged(item.config, "", {}).strict
@@ -250,8 +259,8 @@ def conclude(results: list[CheckResult], *, strict: bool, item: pytest.Item) -> 
     """Return if all results passed.
 
     Raises:
-        pytest.fail.Exception: with the texts of the failing ones.
-        pytest.skip.Exception: if none fails but some could not be compiled.
+        pytest.fail.Exception: if any failed, with the text of each.
+        pytest.skip.Exception: if none failed and some could not be compiled.
     """
     skipped = [r for r in results if r.verdict is Verdict.COMPILE_FAILED and not strict]
     failed = [r for r in results if not r.verdict.passed and r not in skipped]
@@ -270,7 +279,7 @@ def conclude(results: list[CheckResult], *, strict: bool, item: pytest.Item) -> 
 
 
 def _rerun_command(item: pytest.Item) -> str:
-    """The command that runs this item alone with the compile options of this run, but for its reports."""
+    """Return the command that runs this item alone, with this run's compile options except its reports."""
     given = item.config.invocation_params.args
     options: list[str] = []
     for position, argument in enumerate(map(str, given)):
@@ -281,7 +290,7 @@ def _rerun_command(item: pytest.Item) -> str:
             following = str(given[position + 1]) if position + 1 < len(given) else "-"
             if "=" not in argument and takes_value(argument) and not following.startswith("-"):
                 options.append(following)
-    # From where pytest was called, which may be below its root.
+    # Node ids are relative to pytest's root. The path must be relative to where pytest was called.
     path, separator, name = item.nodeid.partition("::")
     if not separator:
         return shlex.join(["pytest", "--compile-check", *options, "-k", item.name])

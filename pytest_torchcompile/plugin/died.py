@@ -1,13 +1,13 @@
-"""Tells of an earlier session that died without a report.
+"""Reports an earlier session that died without a report.
 
 `os._exit(0)` in a policy ends pytest with status 0 and no report. So each session that checks keeps a file in
-the folder of the failures, from its start to its end. The file says what the session is doing. A file without
-a living session belongs to one that died. A living session holds a lock on its file, and the system releases
-the lock when the process ends. Where there are no such locks (Windows), an open file can't be deleted, which
-tells the same. A process that a session forked off keeps the lock for as long as it lives.
+the folder of the failures, from its start to its end. The file says what the session is doing. A running
+session holds a lock on its file, and the operating system releases the lock when the process ends. A file
+without a lock was left by a session that died. Windows has no such locks, but there an open file can't be
+deleted. A process that a session forked holds the lock until it ends too.
 
-Under pytest-xdist the controller has a file. Workers and the processes of single cases have none: when they
-die, the report has a row for it.
+Under pytest-xdist only the controller has such a file. When a worker or the process of a single case dies,
+the session itself reports it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
 SUFFIX = ".running"
-"""What the names of these files end with."""
+"""Suffix of the names of these files."""
 _IGNORE = "*\n"
 _MOST_BYTES = 10_000
 _TIME = "%Y-%m-%d %H:%M:%S"
@@ -38,7 +38,7 @@ _FOLDER = pytest.StashKey[pathlib.Path]()
 
 
 def begin(config: pytest.Config) -> None:
-    """Begin to note in a file what this process is doing, if it checks anything."""
+    """Begin to write to a file what this process is doing, if it is to check anything."""
     if not enabled(config) or config.option.collectonly:
         return
     worker = turns.worker_file(config)
@@ -51,7 +51,7 @@ def begin(config: pytest.Config) -> None:
 
 
 def _begin_session(config: pytest.Config) -> None:
-    """Make and lock the session's file. A folder that can't be written is no failure."""
+    """Create and lock the session's file. Go without one if the folder can't be written."""
     config.stash[_FOLDER] = folder = _folder(config)
     with contextlib.suppress(OSError):
         path, file = _new_file(folder)
@@ -67,7 +67,7 @@ def _begin_session(config: pytest.Config) -> None:
 
 
 def _new_file(folder: pathlib.Path) -> tuple[pathlib.Path, IO[bytes]]:
-    """An empty file in the folder, which is made."""
+    """Create an empty file in the folder, and the folder if there is none."""
     _make(folder)
     try:
         number, name = tempfile.mkstemp(prefix="session-", suffix=SUFFIX, dir=folder)
@@ -79,7 +79,7 @@ def _new_file(folder: pathlib.Path) -> tuple[pathlib.Path, IO[bytes]]:
 
 
 def end(config: pytest.Config) -> None:
-    """Remove this process's file, and its folder if nothing else is in it."""
+    """Delete this process's file, and its folder if nothing else is in it."""
     steps.end(config)
     folder = config.stash.get(_FOLDER, None)
     if folder is not None:
@@ -87,15 +87,15 @@ def end(config: pytest.Config) -> None:
             _remove_unused(folder)
 
 
-def told(config: pytest.Config) -> list[str]:
-    """A sentence on the sessions that died, whose files are removed; empty if none did."""
+def report_dead_sessions(config: pytest.Config) -> list[str]:
+    """Return a sentence about the sessions that died, and delete their files; empty if none did."""
     if _FOLDER not in config.stash:
         return []
     dead: list[tuple[float, bytes]] = []
     for path in config.stash[_FOLDER].glob(f"*{SUFFIX}"):
         with contextlib.suppress(OSError):
             at = path.stat().st_mtime
-            text = _claimed(path)
+            text = _take(path)
             if text:
                 dead.append((at, text))
     return [_sentence(*max(dead), others=len(dead) - 1)] if dead else []
@@ -115,44 +115,44 @@ def _sentence(at: float, text: bytes, *, others: int) -> str:
 
 
 def _folder(config: pytest.Config) -> pathlib.Path:
-    """The folder of the scripts that show failures; the default one with ``--compile-proof=none``."""
+    """Return the folder of the scripts that show failures; the default one with ``--compile-proof=none``."""
     return pathlib.Path(merged(config, "", {}).proof or config.rootpath / PROOFS).absolute()
 
 
 def _make(folder: pathlib.Path) -> None:
-    """Make a folder that git leaves alone, unless there is one."""
+    """Create a folder that git ignores, unless it exists."""
     if not folder.exists():
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".gitignore").write_text(_IGNORE, encoding="utf-8")
 
 
 def _remove_unused(folder: pathlib.Path) -> None:
-    """Delete a folder of `_make` in which nothing else is."""
+    """Delete a folder that `_make` created, if nothing else is in it."""
     ignore = folder / ".gitignore"
     if [path.name for path in folder.iterdir()] == [ignore.name] and ignore.read_text("utf-8") == _IGNORE:
         ignore.unlink()
         try:
             folder.rmdir()
         except OSError:
-            # Another session has begun in between.
+            # Another session has just begun and put its file there.
             ignore.write_text(_IGNORE, "utf-8")
 
 
 def _lock(file: IO[bytes], *, wait: bool) -> None:
-    """Hold a file until it is closed.
+    """Lock a file until it is closed. With `wait`, wait for another process to release it.
 
     Raises:
-        OSError: if somebody else holds it and this is not to `wait`, or files can't be locked there.
+        OSError: if another process holds it and `wait` is false, or the file system has no locks.
     """
     if fcntl is not None:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
 
 
-def _claimed(path: pathlib.Path) -> bytes:
-    """What a session that died has left; empty for one that begins.
+def _take(path: pathlib.Path) -> bytes:
+    """Return the text of a dead session's file, and delete the file; empty for a session that just began.
 
     Raises:
-        OSError: if it lives.
+        OSError: if the session is running.
     """
     with path.open("rb") as file:
         _lock(file, wait=False)

@@ -1,4 +1,4 @@
-"""What pytest reports of a case that ended without a result becomes a row, before the report is sent."""
+"""Records a case that ended without a result, from pytest's report of it, before the report is sent."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from pytest_torchcompile.texts import visible
 
 
 def note(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
-    """Record a case that an exception ended, unless it has a result; show nothing of it that terminals obey.
+    """Record a case that an exception ended, unless it has a result. Escape control characters in its report.
 
     Args:
         item: any item.
-        call: what was run of it.
-        report: pytest's of that, which is changed.
+        call: the phase of the item that was run.
+        report: pytest's report of that phase; changed in place.
     """
     case = cases.case_of(item)
     if case is None or call.excinfo is None or not enabled(item.config):
         return
-    # A test whose marker can't work has no case, and is told among the unchecked.
+    # A test with a wrong marker has no case. The report lists it among the tests that were not checked.
     if not reporting.has_result(item) and not cases.misuse(item):
         _record(item, lost.result_of(case, call.excinfo.value), report)
-    _show_escaped(report)
+    _escape_control_characters(report)
 
 
 def _record(item: pytest.Item, result: CheckResult, report: pytest.TestReport) -> None:
@@ -39,15 +39,15 @@ def _record(item: pytest.Item, result: CheckResult, report: pytest.TestReport) -
             )
         )
         return
-    judged = gate.judged(item, result.case, result, lambda: result)
-    cases.record(item, judged)
+    compared = gate.compare_with_baseline(item, result.case, result, lambda: result)
+    cases.record(item, compared)
     report.user_properties = list(item.user_properties)
-    if report.skipped and judged.regressions and not hasattr(report, "wasxfail"):
+    if report.skipped and compared.regressions and not hasattr(report, "wasxfail"):
         report.outcome = "failed"
-        report.longrepr = regression_text(judged)
+        report.longrepr = regression_text(compared)
 
 
-def _show_escaped(report: pytest.TestReport) -> None:
+def _escape_control_characters(report: pytest.TestReport) -> None:
     if isinstance(report.longrepr, tuple):
         path, line, reason = report.longrepr
         report.longrepr = (path, line, visible(reason))
@@ -56,11 +56,11 @@ def _show_escaped(report: pytest.TestReport) -> None:
 
 
 def note_crash(nodeid: str, report: pytest.TestReport) -> None:
-    """Record the case that a worker of pytest-xdist died of.
+    """Record the case that a worker of pytest-xdist was running when it died.
 
     Args:
-        nodeid: of the item, a case or not.
-        report: pytest-xdist's, which is changed.
+        nodeid: the id of the item, which may be no case.
+        report: pytest-xdist's report of it; changed in place.
     """
     worker = report.node  # pytest-xdist adds it
     step = steps.last_of(turns.worker_file_of(worker.workerinput), nodeid)
@@ -73,7 +73,7 @@ def note_crash(nodeid: str, report: pytest.TestReport) -> None:
 
 
 def note_interrupt(config: pytest.Config, error: BaseException) -> None:
-    """Record the case that an interrupt ended, of which pytest makes no report."""
+    """Record the case that an interrupt ended. pytest makes no report of it."""
     item = config.stash.get(CURRENT_ITEM, None)
     case = None if item is None else cases.case_of(item)
     if item is None or case is None or case.error or not enabled(config) or reporting.has_result(item):

@@ -1,4 +1,4 @@
-"""The library's functions as fixtures, with the project's options applied."""
+"""Fixtures: the library's functions, with the project's options applied."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _project_options(config: pytest.Config) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def observations() -> Callable[..., Any]:
-    """`pytest_torchcompile.observations`: a Hypothesis strategy of tensors for a spec."""
+    """`pytest_torchcompile.observations`: returns a Hypothesis strategy of tensors for a spec."""
     import pytest_torchcompile
 
     return pytest_torchcompile.observations
@@ -34,12 +34,12 @@ def observations() -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def compile_policy(pytestconfig: pytest.Config) -> Callable[..., Any]:
-    """`pytest_torchcompile.compile_policy` with the project's options; skips where compiling fails."""
+    """`pytest_torchcompile.compile_policy` with the project's options. Skips the test if compiling fails."""
     import pytest_torchcompile
 
     def compile_with_options(factory: Any, method: Any = "forward", **arguments: Any) -> Any:
         options = _project_options(pytestconfig)
-        # A setting for marked tests, which a policy compiled by hand has in its `phase`.
+        # `compile_policy` takes a single `phase`. The setting `phases` is for marked tests.
         options.pop("phases", None)
         return pytest_torchcompile.compile_policy(factory, method, **{**options, **arguments})
 
@@ -62,10 +62,10 @@ def assert_equivalent(pytestconfig: pytest.Config) -> Callable[..., None]:
 
 @pytest.fixture(scope="session")
 def record_speedup(pytestconfig: pytest.Config) -> Callable[..., Speedup]:
-    """`pytest_torchcompile.measure_speedup`, which also writes the two pytest-benchmark entries.
+    """`pytest_torchcompile.measure_speedup` with the project's options and entries in pytest-benchmark.
 
-    Skips the test where timing is switched off; under pytest-xdist it waits until no other test runs on
-    this host. Fails the test if the speedup is below `min_speedup`, the argument's or the project's.
+    Skips the test if timing is turned off. Under pytest-xdist it waits until no other test runs on this host.
+    Fails the test if the speedup is below `min_speedup`, from the argument or the project's options.
     """
     import pytest_torchcompile
 
@@ -91,22 +91,22 @@ def record_speedup(pytestconfig: pytest.Config) -> Callable[..., Speedup]:
 
 @pytest.fixture(scope="session")
 def compile_check(pytestconfig: pytest.Config) -> Callable[..., list[CheckResult]]:
-    """`pytest_torchcompile.check_equivalence` with the project's options; fails or skips the test."""
+    """`pytest_torchcompile.check_equivalence` with the project's options. Fails or skips the test."""
     from pytest_torchcompile.check import check_methods
 
     def check_with_options(factory: Any, **arguments: Any) -> list[CheckResult]:
         __tracebackhide__ = True
         if benchmark.why_not_timed(pytestconfig):
             arguments["benchmark_seconds"] = 0
-        said = Marked.said("compile_check()", arguments, pytestconfig)
+        marked = Marked.from_values("compile_check()", arguments, pytestconfig)
         item = pytestconfig.stash[CURRENT_ITEM]
-        check = functools.partial(check_methods, factory, said.declaration, said.options)
+        check = functools.partial(check_methods, factory, marked.declaration, marked.options)
         again = functools.cache(check)
         results = [
             finish(item, result, functools.partial(_nth, again, number))
             for number, result in enumerate(check())
         ]
-        conclude(results, strict=said.options.strict, item=item)
+        conclude(results, strict=marked.options.strict, item=item)
         return results
 
     return check_with_options

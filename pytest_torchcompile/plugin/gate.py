@@ -1,4 +1,4 @@
-"""Cases held against a baseline while they can still be measured again."""
+"""Compares cases with a baseline during the session, so that a case that got worse can be measured again."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _SENT = "compile_baseline"
 
 @dataclasses.dataclass(frozen=True)
 class Gate:
-    """A baseline and what may not be worse than it.
+    """A baseline and the rules by which a case that is worse than it fails.
 
     Args:
-        document: the baseline's, to be sent to workers.
+        document: the baseline's document, which is sent to workers.
         baseline: its cases.
-        rules: thresholds by metric.
+        rules: the allowed change of each metric.
     """
 
     document: Plain
@@ -41,7 +41,7 @@ class Gate:
     def compared(
         self, nodeid: str, case: str, result: CheckResult, config: pytest.Config
     ) -> Comparison | None:
-        """A result held against its baseline; None if there is none."""
+        """Return the comparison of a result with the baseline's; None if the baseline has no such case."""
         from pytest_torchcompile.reports.baseline import compare_case
 
         head = case_of_record(nodeid, record_of(result, case, benchmark.control_of(config)))
@@ -50,10 +50,10 @@ class Gate:
 
 
 def open_gate(config: pytest.Config) -> None:
-    """Read the baseline, or take what the controller has read.
+    """Read the baseline. In a worker, take the one that the controller has read.
 
     Raises:
-        UsageError: if there is none, or a rule is none.
+        UsageError: if there are rules but no baseline, it can't be read, or a rule is not valid.
     """
     rules_given = session_option(config, "fail_on")
     baselines = session_option(config, "baseline")
@@ -73,45 +73,47 @@ def open_gate(config: pytest.Config) -> None:
 
 
 def send(config: pytest.Config, workerinput: dict[str, Any]) -> None:
-    """Hand the baseline to a worker of pytest-xdist, which may be on another host."""
+    """Send the baseline to a worker of pytest-xdist, which may run on another host."""
     if _GATE in config.stash:
         workerinput[_SENT] = config.stash[_GATE].document
 
 
-def judged(
+def compare_with_baseline(
     item: pytest.Item, case: str, result: CheckResult, again: Callable[[], CheckResult]
 ) -> CheckResult:
-    """A result that passed, with its regressions; what got worse is believed if it does so twice.
+    """Return a result with its regressions and notes.
+
+    If a metric got worse, the case is measured again. It is a regression only if it is worse both times.
 
     Args:
-        item: whose case it is.
-        case: tells it apart from others of the item.
-        result: of the check.
+        item: the item of the case.
+        case: the name of the case, which no other case of the item has.
+        result: the result of the check.
         again: checks and times the case once more.
     """
     gate = item.config.stash.get(_GATE, None)
     if gate is None:
         return result
     if not result.verdict.passed:
-        return _judged_by_verdict(item, case, result, gate)
+        return _compare_verdict(item, case, result, gate)
     first = gate.compared(item.nodeid, case, result, item.config)
     if first is None:
         return dataclasses.replace(result, notes=(*result.notes, "not in the baseline"))
     suspected = first.regressions(gate.rules)
     if not suspected:
-        return _noted(result, first, gate.rules)
-    with _measuring_anew(result, "compile-time" in suspected):
+        return _with_notes(result, first, gate.rules)
+    with _without_compiled_code(result, "compile-time" in suspected):
         result = again()
     second = gate.compared(item.nodeid, case, result, item.config)
     if second is None or not result.verdict.passed:
         return result
     confirmed = second.regressions(gate.rules)
     sentences = tuple(sentence for metric, sentence in confirmed.items() if metric in suspected)
-    return dataclasses.replace(_noted(result, second, gate.rules), regressions=sentences)
+    return dataclasses.replace(_with_notes(result, second, gate.rules), regressions=sentences)
 
 
-def _judged_by_verdict(item: pytest.Item, case: str, result: CheckResult, gate: Gate) -> CheckResult:
-    """A result that did not pass: nothing was checked where the baseline was, or it failed anyway."""
+def _compare_verdict(item: pytest.Item, case: str, result: CheckResult, gate: Gate) -> CheckResult:
+    """Return a result that did not pass, with a regression if its verdict is worse than the baseline's."""
     compared = gate.compared(item.nodeid, case, result, item.config)
     if compared is None or not gate.rules or not compared.verdict_got_worse:
         return result
@@ -119,13 +121,13 @@ def _judged_by_verdict(item: pytest.Item, case: str, result: CheckResult, gate: 
 
 
 def is_strict(config: pytest.Config) -> bool:
-    """Whether what got worse than a baseline fails this session."""
+    """Return whether a case that is worse than the baseline fails."""
     return _GATE in config.stash and bool(config.stash[_GATE].rules)
 
 
 @contextlib.contextmanager
-def _measuring_anew(result: CheckResult, compile_time: bool) -> Any:
-    """Without what the first run left behind: compiled code, and if it matters the graphs on disk."""
+def _without_compiled_code(result: CheckResult, compile_time: bool) -> Any:
+    """Drop the compiled code of the first run. If `compile_time` counts, use an empty cache on disk too."""
     import torch
 
     from pytest_torchcompile import internals
@@ -136,9 +138,9 @@ def _measuring_anew(result: CheckResult, compile_time: bool) -> Any:
         yield
 
 
-def _noted(result: CheckResult, comparison: Comparison, rules: Rules) -> CheckResult:
-    """`result` with what changed beside it, and what therefore was not compared."""
-    notes = [f"the baseline is of another {said}" for said in comparison.circumstances]
+def _with_notes(result: CheckResult, comparison: Comparison, rules: Rules) -> CheckResult:
+    """Return the result with notes on what else changed, and on metrics that were therefore not compared."""
+    notes = [f"the baseline is of another {change}" for change in comparison.circumstances]
     notes += [
         f"{metric} not compared: {comparison.reasons[metric]}"
         for metric in rules

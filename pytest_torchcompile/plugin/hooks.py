@@ -1,7 +1,7 @@
-"""The pytest plugin: hooks, and nothing else.
+"""The hooks of the pytest plugin.
 
-Nothing at module level imports torch: a project that has the plugin installed and checks nothing
-must not pay for it.
+No module that is imported here imports torch at its top. A project that has the plugin installed and checks
+nothing must not wait for that import.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def pytest_collect_file(file_path: pathlib.Path, parent: pytest.Collector) -> py
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Once pytest-benchmark knows its storage, and before pytest-xdist starts workers."""
+    """Read the baseline, after pytest-benchmark has its storage and before pytest-xdist starts workers."""
     try:
         gate.open_gate(session.config)
     except UsageError as error:
@@ -102,11 +102,12 @@ def pytest_testnodedown(node: Any) -> None:
 def pytest_report_header(config: pytest.Config) -> str | None:
     if not options.enabled(config):
         return None
-    said = options.merged(config, "", {})
-    unrecorded = benchmark.why_not_recorded(config) if said.benchmark_seconds != 0 else ""
-    return f"compile check: backend {said.backend_name}" + (
-        f"; speedups are measured but not recorded: {unrecorded}" if unrecorded else ""
-    )
+    merged = options.merged(config, "", {})
+    unrecorded = benchmark.why_not_recorded(config) if merged.benchmark_seconds != 0 else ""
+    parts = [f"backend {merged.backend_name}", *options.profile_text(merged)]
+    if unrecorded:
+        parts.append(f"speedups are measured but not recorded: {unrecorded}")
+    return f"compile check: {'; '.join(parts)}"
 
 
 @pytest.hookimpl(trylast=True)
@@ -132,7 +133,7 @@ def pytest_collection_modifyitems(
     with benchmark.counted_as_benchmarks(config, items):
         result = yield
     if options.enabled(config):
-        selection.seen(config, before, items)
+        selection.record(config, before, items)
     return result
 
 
@@ -167,7 +168,10 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 
 class _Entries:
-    """Receives what workers recorded and what interrupts; a plugin, because its hooks are told no session."""
+    """Receives what workers recorded, and interrupts.
+
+    A plugin of its own, because it needs the config and these hooks are not passed one.
+    """
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
@@ -180,10 +184,10 @@ class _Entries:
 
 
 class _CompileFailures:
-    """Makes a `CompileFailed` that left a test or fixture a skip.
+    """Turns a `CompileFailed` raised by a test or fixture into a skip.
 
-    A plugin of its own, because this can't be in the wrapper below: pytest's unittest plugin puts the
-    exception of a TestCase into `call` only after wrappers have begun.
+    A plugin of its own, because the wrapper below is too early: pytest's unittest plugin puts the exception
+    of a TestCase into `call` only after wrappers have begun.
     """
 
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> None:
@@ -199,7 +203,7 @@ def pytest_runtest_makereport(
     endings.note(item, call, report)
     benchmark.send(item, report)
     reporting.attach(item, report)
-    # A skip raised in here would be reported at a line of ours; the test's is the one of interest.
+    # pytest reports a skip at the line that raised it, which is in this package. Report the test's line.
     if report.skipped and isinstance(report.longrepr, tuple) and str(report.longrepr[0]).startswith(_HERE):
         path, line, _ = item.reportinfo()
         report.longrepr = (str(path), (line or 0) + 1, report.longrepr[2])

@@ -1,7 +1,7 @@
-"""A case in a process of its own, so that a crash of compiled code ends that case and not the session.
+"""Checks a case in a process of its own, so that a crash of compiled code does not end the session.
 
-The process is a pytest run of the one item, with the arguments of this run. A fork would be quicker, and
-hangs: GNU OpenMP does not survive one once torch has computed something in parallel.
+The process is a pytest run of the one item, with the arguments of this run. A fork would be faster, but it
+hangs: GNU OpenMP does not work in a forked process once torch has computed something in parallel.
 """
 
 from __future__ import annotations
@@ -23,29 +23,30 @@ from pytest_torchcompile.results import CheckResult
 from pytest_torchcompile.texts import visible
 
 _HAND_OVER = "PYTEST_TORCHCOMPILE_RESULT"
-"""The environment variable that names the file for the result; set in the process of a single case."""
+"""Environment variable with the path of the file for the result; set in the process of a single case."""
 _CASE = "PYTEST_TORCHCOMPILE_CASE"
-"""The one that names the item to run."""
+"""Environment variable with the id of the item to run."""
 
-# Read once, before a policy can empty the environment; what it starts itself is not such a process.
+# Read at import, before a policy can change the environment. Removed, so that a process which the policy
+# starts is not taken for the process of a single case.
 _FILE = os.environ.pop(_HAND_OVER, "")
 _ITEM = os.environ.pop(_CASE, "")
 
 _STEPS = ".steps"
-"""What comes after the name of the file for the result, for what the process was doing last."""
+"""Appended to the path of the result's file, this is the path of the file for the last step."""
 
 _MOST = 15
-"""Lines of what the process said."""
+"""How many lines of the process's output a failure shows."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ending:
-    """What the process of a single case tells the session.
+    """What the process of a single case sends to the session.
 
     Args:
-        result: of the case.
-        outcome: pytest's, where an exception ended the case: ``skipped`` or ``failed``; else empty.
-        message: what pytest says of it.
+        result: the result of the case.
+        outcome: if an exception ended the case, pytest's outcome, ``skipped`` or ``failed``; else empty.
+        message: pytest's text for that outcome.
     """
 
     result: CheckResult
@@ -54,20 +55,20 @@ class Ending:
 
 
 def is_single_case() -> bool:
-    """Whether this is the process of a single case, whose session has the reports."""
+    """Return whether this is the process of a single case. It writes no reports; the session does."""
     return bool(_FILE)
 
 
 def is_wanted(item: pytest.Item, isolate: bool) -> bool:
-    """Whether an item is to be checked elsewhere; pytest-xdist's workers are processes already."""
+    """Return whether to check an item in a process of its own. A pytest-xdist worker is one already."""
     return isolate and not is_single_case() and not hasattr(item.config, "workerinput")
 
 
 def hand_over(ending: Ending) -> bool:
-    """In the process of a single case, leave what came of it where the session finds it.
+    """In the process of a single case, write its ending to the session's file.
 
     Returns:
-        Whether this is such a process, which has no more to do.
+        Whether this is such a process. If so, nothing else is to be done for the case.
     """
     if not _FILE:
         return False
@@ -78,18 +79,18 @@ def hand_over(ending: Ending) -> bool:
 
 
 def steps_file() -> pathlib.Path:
-    """In the process of a single case, where the session looks for what it was doing last."""
+    """Return the file for the last step, in the process of a single case."""
     return pathlib.Path(_FILE + _STEPS)
 
 
 class OnlyCase:
-    """The plugin of a single case's process, whose item stays whatever ``--lf`` or a shard leaves out."""
+    """Runs the one item in the process of a single case, even if ``--lf`` or a shard leaves it out."""
 
     def __init__(self) -> None:
         self._kept: list[pytest.Item] = []
 
     def pytest_itemcollected(self, item: pytest.Item) -> None:
-        """Keep the item."""
+        """Remember the item."""
         if item.nodeid == _ITEM:
             self._kept.append(item)
 
@@ -100,12 +101,12 @@ class OnlyCase:
 
 
 def check_elsewhere(item: pytest.Item) -> CheckResult:
-    """The result of an item, checked in a process of its own.
+    """Return the result of an item, checked in a process of its own.
 
     Raises:
-        pytest.skip.Exception: if it was skipped there.
-        pytest.fail.Exception: if an exception ended it there, or the process died; with the result of the
-            case as its `compile_result`.
+        pytest.skip.Exception: if it was skipped there. Its `compile_result` is the result of the case.
+        pytest.fail.Exception: if an exception ended it there, or the process died. Its `compile_result` is
+            the result of the case.
     """
     note(item.config, item.nodeid, "in a process of its own")
     with tempfile.TemporaryDirectory(prefix="compile-isolate-") as folder:
@@ -127,7 +128,7 @@ def check_elsewhere(item: pytest.Item) -> CheckResult:
                 return ending.result
             raise _as_exception(ending)
         step = last_of(pathlib.Path(f"{file}{_STEPS}"), item.nodeid)
-    raise _as_exception(_died(item, done, step))
+    raise _as_exception(_ending_of_crash(item, done, step))
 
 
 def _as_exception(ending: Ending) -> BaseException:
@@ -137,31 +138,32 @@ def _as_exception(ending: Ending) -> BaseException:
         if skipped
         else pytest.fail.Exception(visible(ending.message), pytrace=False)
     )
-    raised.compile_result = ending.result  # type: ignore[attr-defined]  # `lost` looks for it
+    raised.compile_result = ending.result  # type: ignore[attr-defined]  # read by `lost`
     return raised
 
 
-def _died(item: pytest.Item, done: subprocess.CompletedProcess[str], step: str) -> Ending:
-    """What is told of a process that left nothing."""
+def _ending_of_crash(item: pytest.Item, done: subprocess.CompletedProcess[str], step: str) -> Ending:
+    """Return the ending of a process that wrote no result."""
     result = result_of_process(item.nodeid, done.returncode, step)
     assert result is not None  # only cases are isolated
-    said = "\n".join(f"  {line}" for line in _telling(done.stdout.strip().splitlines()))
-    return Ending(result=result, outcome="failed", message=f"{failure_text(result)}\n\nit said:\n\n{said}")
+    output = "\n".join(f"  {line}" for line in _most_useful(done.stdout.strip().splitlines()))
+    message = f"{failure_text(result)}\n\noutput of the process:\n\n{output}"
+    return Ending(result=result, outcome="failed", message=message)
 
 
 def _command(item: pytest.Item, folder: pathlib.Path) -> list[str]:
-    """Pytest with the arguments of this run, of which only the item to run is another one."""
+    """Return the command for pytest with the arguments of this run, but for the item to run."""
     config = item.config
     given = [str(argument) for argument in config.invocation_params.args]
     paths = set(config.known_args_namespace.file_or_dir)
     path, separator, name = item.nodeid.partition("::")
     own = [*(argument for argument in given if argument not in paths), "-o", f"cache_dir={folder}"]
-    # A model of the command line belongs to no file.
+    # The item of a --compile-model belongs to no file. The flag is among the arguments.
     one = [f"{config.rootpath / path}{separator}{name}"] if separator else []
     return [sys.executable, "-m", "pytest", *own, "--compile-check", *one]
 
 
-def _telling(lines: list[str]) -> list[str]:
-    """The lines that tell most: the innermost frames of a crash, which come first, or the last lines."""
+def _most_useful(lines: list[str]) -> list[str]:
+    """Return the innermost frames of a crash, which faulthandler prints first, or the last lines."""
     crash = next((i for i, line in enumerate(lines) if "Fatal Python error" in line), None)
     return lines[-_MOST:] if crash is None else lines[crash:][:_MOST]

@@ -1,7 +1,7 @@
-"""Cases that end without a result of their own: each is a row of the report all the same.
+"""Makes a result for a case that ended without one, so that the report has a row for it.
 
-A policy may end its case by whatever it raises, or end the whole process. What is left then is an
-exception, or a process' status; a verdict and a sentence are made of it here.
+A policy may raise any exception, or end the whole process. The verdict and the reason are made from that
+exception, or from the exit status of the process.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ if TYPE_CHECKING:
 
 _PHASE = "|".join((*PHASES, LIFECYCLE))
 _ID = re.compile(rf"\[(?:.*-)?(?P<method>[^-\[\]]+)-(?P<phase>{_PHASE})\](?:@.*)?$")
-"""The end of the id of a case's item, and the group that pytest-xdist may add."""
+"""Matches the end of the id of a case's item. pytest-xdist may append a group after ``@``."""
 
 
 def result_of(case: Case, error: BaseException) -> CheckResult:
-    """The result of a case that an exception ended.
+    """Return the result of a case that an exception ended.
 
     Args:
-        case: the item's.
-        error: what left its fixtures, its factory or its check.
+        case: the case of the item.
+        error: the exception that its fixtures, its factory or its check raised.
     """
     known = getattr(error, "compile_result", None)
     if isinstance(known, CheckResult):
         return known
-    verdict, reason = _concluded(error)
+    verdict, reason = _verdict_and_reason(error)
     options = case.marked.options if case.marked is not None else None
     return CheckResult(
         method=case.id.removesuffix(f"-{case.phase}"),
@@ -49,7 +49,7 @@ def result_of(case: Case, error: BaseException) -> CheckResult:
     )
 
 
-def _concluded(error: BaseException) -> tuple[Verdict, str]:
+def _verdict_and_reason(error: BaseException) -> tuple[Verdict, str]:
     if isinstance(error, (pytest.skip.Exception, unittest.SkipTest)):
         return Verdict.SKIPPED, str(error) or "without a reason"
     if isinstance(error, pytest.xfail.Exception):
@@ -64,7 +64,7 @@ def _concluded(error: BaseException) -> tuple[Verdict, str]:
 
 
 def _is_ours(error: BaseException) -> bool:
-    """Whether code of this package raised it, or had torch, numpy or Hypothesis do so."""
+    """Return whether this package raised it, directly or from a call of torch, numpy or Hypothesis."""
     others = tuple(f"{os.sep}{name}{os.sep}" for name in ("torch", "numpy", "hypothesis"))
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if is_of_ours(frame.filename):
@@ -83,12 +83,12 @@ def _where_of_ours(error: BaseException) -> str:
 
 
 def result_of_process(nodeid: str, status: int | None, step: str) -> CheckResult | None:
-    """The result of a case whose process died; None if the item is no case.
+    """Return the result of a case whose process died; None if the item is no case.
 
     Args:
-        nodeid: the item's.
-        status: of the process, as `subprocess` has it: negative for a signal; None if it is not known.
-        step: the last that it noted; empty if there is none.
+        nodeid: the id of the item.
+        status: the exit status as `subprocess` returns it, negative for a signal; None if unknown.
+        step: the last step that the process wrote; empty if there is none.
     """
     found = _ID.search(nodeid)
     if found is None:
@@ -99,12 +99,12 @@ def result_of_process(nodeid: str, status: int | None, step: str) -> CheckResult
 
 
 def is_case(nodeid: str) -> bool:
-    """Whether an item is a case, by its id."""
+    """Return whether the id is that of a case's item."""
     return _ID.search(nodeid) is not None
 
 
 def ending(status: int | None) -> str:
-    """How a process ended, in words."""
+    """Describe how a process ended."""
     if status is None:
         return "the process of this case died"
     if status >= 0:
@@ -117,7 +117,10 @@ def ending(status: int | None) -> str:
 
 
 def status_of_worker(node: Any) -> int | None:
-    """How a worker of pytest-xdist ended, if it was a child of this process: execnet keeps its `Popen`."""
+    """Return the exit status of a pytest-xdist worker; None if it is not a child of this process.
+
+    execnet keeps the `Popen` of the worker in private attributes.
+    """
     process = getattr(getattr(node.gateway, "_io", None), "popen", None)
     if process is None:
         return None

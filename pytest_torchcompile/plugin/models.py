@@ -1,7 +1,7 @@
-"""Models as items without a test file: those of ``--compile-model`` and of tables in ``pyproject.toml``.
+"""Collects models that have no test file: those of ``--compile-model`` and of tables in ``pyproject.toml``.
 
-Nothing is imported before an item runs. A table belongs to its file: its models run when a run takes in
-the project's root or names the file, not when it names other files.
+Nothing is imported before an item runs. The models of the tables run when pytest collects the project's root
+or ``pyproject.toml`` is named, not when only other files are named.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from pytest_torchcompile.texts import raised_text
 FILE = "pyproject.toml"
 TABLE = "tool.pytest-torchcompile.models"
 ARGUMENTS = ("factory", "observation", "inputs", "methods", "act", "learn")
-"""What a table may say besides options; what takes a function needs a test file."""
+"""Settings that a table accepts besides the options. Arguments that take a function need a test file."""
 
 
 class ModelItem(pytest.Item):
-    """One case of a model that was named, not written as a test."""
+    """One case of a model that has no test function."""
 
     def __init__(self, *, case: cases.Case, factory: str, line: int, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -47,15 +47,15 @@ class ModelItem(pytest.Item):
             cases.run(self, self.case, _named_factory(self._factory))
 
     def reportinfo(self) -> tuple[Any, int, str]:
-        """The place of the table, or the root, and the item's name."""
+        """Return the file, the line of the table, and the item's name."""
         return self.path, self._line, self.name
 
 
 class ModelsFile(pytest.File):
-    """The tables of a ``pyproject.toml``."""
+    """The tables of models in a ``pyproject.toml``."""
 
     def collect(self) -> Iterable[ModelItem]:
-        """An item for each case of each model."""
+        """Yield an item for each case of each model."""
         lines = [line.strip() for line in self.path.read_text(encoding="utf-8").splitlines()]
         for name, table in _tables(self.config).items():
             heading = f"[{TABLE}.{name}]"
@@ -64,25 +64,25 @@ class ModelsFile(pytest.File):
 
 
 def collector(file: Any, parent: pytest.Collector) -> ModelsFile | None:
-    """What collects this file, if it is the project's and has tables of models."""
+    """Return a collector for the file if it is the project's ``pyproject.toml`` and has tables of models."""
     if file != parent.config.rootpath / FILE or not _tables(parent.config):
         return None
     return ModelsFile.from_parent(parent, path=file)
 
 
 def named_on_the_command_line(session: pytest.Session) -> list[ModelItem]:
-    """The items of each ``--compile-model``."""
+    """Return the items of each ``--compile-model``."""
     observations = [text for text, _ in session_option(session.config, "observation")]
     observation = {"observation": observations[-1]} if observations else {}
     items: list[ModelItem] = []
     for factory, source in session_option(session.config, "model"):
-        said = {"factory": factory, **observation}
-        items += _items(session, factory, f"{source} {factory}", said, rooted=True)
+        settings = {"factory": factory, **observation}
+        items += _items(session, factory, f"{source} {factory}", settings, has_file=False)
     return items
 
 
 def add_tables_to_testpaths(config: pytest.Config) -> None:
-    """Let a run of the whole project find the tables where `testpaths` leave out its root."""
+    """Add ``pyproject.toml`` to a run of the whole project if `testpaths` leaves out the root."""
     if config.args_source is not pytest.Config.ArgsSource.TESTPATHS or not _tables(config):
         return
     file = config.rootpath / FILE
@@ -103,35 +103,37 @@ def _tables(config: pytest.Config) -> dict[str, Any]:
 
 
 def _items(
-    parent: pytest.Collector, name: str, source: str, said: Any, *, line: int = 0, rooted: bool = False
+    parent: pytest.Collector, name: str, source: str, settings: Any, *, line: int = 0, has_file: bool = True
 ) -> Iterator[ModelItem]:
-    """The items of one model; `rooted` ones belong to no file, so that their name is their whole id."""
-    found = cases.cases_saying(lambda: _marked(source, said, parent.config), markers=1)
-    factory = said.get("factory", "") if isinstance(said, Mapping) else ""
+    """Yield the items of one model. Without a file, the name of an item is its whole id."""
+    found = cases.cases_from(lambda: _marked(source, settings, parent.config), markers=1)
+    factory = settings.get("factory", "") if isinstance(settings, Mapping) else ""
     for case in found:
         item = f"{name}[{case.id}]"
-        nodeid = {"nodeid": item} if rooted else {}
+        nodeid = {} if has_file else {"nodeid": item}
         yield ModelItem.from_parent(parent, name=item, case=case, factory=factory, line=line, **nodeid)
 
 
-def _marked(source: str, said: Any, config: pytest.Config) -> Marked:
-    if not isinstance(said, Mapping):
-        raise UsageError(f"{source} is {said!r}; it is a table, with factory = 'package.module:function'")
-    for name in said:
+def _marked(source: str, settings: Any, config: pytest.Config) -> Marked:
+    if not isinstance(settings, Mapping):
+        raise UsageError(
+            f"{source} is {settings!r}; accepted: a table with factory = 'package.module:function'"
+        )
+    for name in settings:
         if name not in (*ARGUMENTS, *OPTIONS):
             raise UsageError(unknown_name(source, "setting", name, [*ARGUMENTS, *OPTIONS]))
-    factory = said.get("factory")
+    factory = settings.get("factory")
     if not isinstance(factory, str) or not all(factory.partition(":")):
         raise UsageError(f"{source} got factory={factory!r}; accepted: 'package.module:function'")
-    values = {name: value for name, value in said.items() if name != "factory"}
+    values = {name: value for name, value in settings.items() if name != "factory"}
     try:
-        if "observation" in said:
-            values["observation"] = read_spec(said["observation"], "observation")
-        if "inputs" in said:
-            values["inputs"] = read_spec(said["inputs"], "inputs")
+        if "observation" in settings:
+            values["observation"] = read_spec(settings["observation"], "observation")
+        if "inputs" in settings:
+            values["inputs"] = read_spec(settings["inputs"], "inputs")
     except UsageError as error:
         raise UsageError(f"{source} got {error}") from None
-    return Marked.said(source, values, config)
+    return Marked.from_values(source, values, config)
 
 
 # --- importing ------------------------------------------------------------------------------------
@@ -139,7 +141,7 @@ def _marked(source: str, said: Any, config: pytest.Config) -> Marked:
 
 @contextlib.contextmanager
 def _importable(config: pytest.Config) -> Iterator[None]:
-    """In the body, the project's root and its ``src`` can be imported from, as test files can."""
+    """In the body, put the project's root and its ``src`` folder on `sys.path`."""
     added = [str(path) for path in (config.rootpath / "src", config.rootpath) if path.is_dir()]
     sys.path[:0] = added
     try:
@@ -151,20 +153,20 @@ def _importable(config: pytest.Config) -> Iterator[None]:
 
 
 def _named_factory(name: str) -> Callable[[], Any]:
-    """A factory that imports the user's when it is called, and goes by its name."""
+    """Return a factory with the name of the user's, which imports the user's when it is called."""
 
     def factory() -> Any:
-        return _made(name)
+        return _build(name)
 
     factory.__module__, _, factory.__qualname__ = name.partition(":")
     return factory
 
 
-def _made(factory: str) -> Any:
-    """What the factory of that name makes; a module is handed out as it is, and copied by who checks it.
+def _build(factory: str) -> Any:
+    """Return what the factory of that name returns. If it is a module, return it; the check copies it.
 
     Raises:
-        UsageError: if there is no such thing, or it can't be called.
+        UsageError: if it can't be imported, does not exist or can't be called.
     """
     from torch import nn
 

@@ -1,6 +1,6 @@
-"""Options as pytest users give them: marker arguments over command line over ini.
+"""Reads the options: marker arguments override the command line, which overrides the ini file.
 
-Everything is read off `pytest_torchcompile.options.OPTIONS`; an option is added there and nowhere else.
+Flags and settings are generated from `pytest_torchcompile.options.OPTIONS`. To add an option, add it there.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ import argparse
 import dataclasses
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
 
 from pytest_torchcompile.errors import UsageError
-from pytest_torchcompile.options import OPTIONS, CheckOptions, boolean, unknown_name, validated
+from pytest_torchcompile.options import OPTIONS, PROFILES, CheckOptions, boolean, unknown_name, validated
 from pytest_torchcompile.policies.declaration import ARGUMENTS, Declaration
 
 PROOFS = ".compile-failures"
@@ -27,40 +27,40 @@ MARKER_HELP = (
     f"check that it computes the same once compiled. Runs with --compile-check."
 )
 
-
 SESSION_OPTIONS = {
     "model": (
         "MODULE:FACTORY",
-        "check what this function (or class) makes, without a test file; may be given several times",
+        "check the model that this function or class makes, without a test file; may be given several times",
     ),
     "observation": (
         "SPEC",
-        "what these models observe, such as 46,9,9 or 'Box((8,), low=0)' (default: their own spaces)",
+        "the observation of these models, such as 46,9,9 or 'Box((8,), low=0)' (default: their own spaces)",
     ),
     "cache": (
         "DIR",
-        "where inductor keeps what it has compiled, for this process and its pytest-xdist workers",
+        "the folder of inductor's cache, for this process and its pytest-xdist workers",
     ),
     "report": (
         "PATH",
-        "write a report: .json, .md, .html or .ratios.json, by the suffix; may be given several times",
+        "write a report; its suffix sets the form: .json, .md, .html or .ratios.json; may be given several "
+        "times",
     ),
     "baseline": (
         "FILE",
-        "compare with an earlier report (.json), a file of pytest-benchmark's, or latest, the last that "
-        "pytest-benchmark saved",
+        "compare with an earlier report (.json) or a file of pytest-benchmark; latest is the file that "
+        "pytest-benchmark saved last",
     ),
     "fail_on": (
         "METRIC:THRESHOLD",
-        "fail a case that is surely worse than the baseline, such as speedup:10%%; also difference, "
-        "graphs, breaks, recompiles, compile-time, memory; may be given several times",
+        "fail a case that is worse than the baseline by more than chance, such as speedup:10%%; also "
+        "difference, graphs, breaks, recompiles, compile-time, memory; may be given several times",
     ),
 }
-"""Options of a whole session, which no marker takes: metavar and meaning."""
+"""Options of a whole session, which the marker does not accept: metavar and help text."""
 
 
 def add_options(parser: pytest.Parser) -> None:
-    """Declare ``--compile-check``, a flag and an ini setting for each option."""
+    """Declare ``--compile-check``, and a flag and an ini setting for each option."""
     group = parser.getgroup("compile-check", "compiled against eager (pytest-torchcompile)")
     group.addoption(
         "--compile-check",
@@ -69,7 +69,7 @@ def add_options(parser: pytest.Parser) -> None:
         help=f"run the tests marked {MARKER}; without it they are skipped",
     )
     parser.addini("compile_check", "as --compile-check", type="string", default=None)
-    methods = "the methods to check where no marker says it, separated by commas (default: forward)"
+    methods = "the methods to check if the marker names none, separated by commas (default: forward)"
     parser.addini("compile_methods", methods, type="string", default=None)
     group.addoption(
         "--compile-methods", dest="compile_methods", default=None, metavar="METHODS", help=methods
@@ -95,13 +95,13 @@ def _is_boolean(field: dataclasses.Field[Any]) -> bool:
 
 
 def takes_value(flag: str) -> bool:
-    """Whether a command line flag of ours is followed by its value."""
+    """Return whether a command line flag of this plugin takes a value."""
     valued = (_flag(name) for name, field in OPTIONS.items() if not _is_boolean(field))
     return flag in (*valued, *map(_flag, SESSION_OPTIONS), "--compile-methods")
 
 
 def session_option(config: pytest.Config, name: str) -> list[tuple[str, str]]:
-    """The values of one of `SESSION_OPTIONS`, each with who gave it; the command line's over the file's."""
+    """Return the values of one of `SESSION_OPTIONS`, each with its source. Flags override the ini file."""
     given = config.getoption(f"compile_{name}")
     if given is not None:
         return [(value, _flag(name)) for value in given]
@@ -114,7 +114,7 @@ CACHE = "TORCHINDUCTOR_CACHE_DIR"
 
 
 def set_compile_cache(config: pytest.Config) -> None:
-    """Set inductor's cache to ``--compile-cache`` for this session; processes that it starts inherit it."""
+    """Set inductor's cache to ``--compile-cache``, for this session and the processes that it starts."""
     given = session_option(config, "cache")
     if not given:
         return
@@ -143,10 +143,10 @@ def _help(field: dataclasses.Field[Any]) -> str:
 
 
 def enabled(config: pytest.Config) -> bool:
-    """Whether marked tests are to be checked.
+    """Return whether marked tests are to be checked.
 
     Raises:
-        UsageError: if the ini file's value is no boolean.
+        UsageError: if the value in the ini file is not a boolean.
     """
     flag = config.getoption("compile_check")
     if flag is not None:
@@ -161,12 +161,12 @@ _TABLE = pytest.StashKey[dict[str, Any]]()
 
 
 def project_layers(config: pytest.Config) -> Layers:
-    """The project's options, ini then command line, each with its source; only those that were set.
+    """Return the options that were set, in layers of increasing priority, each with its source.
 
-    Below them lies what pytest's own defaults are.
+    The layers are the plugin's default folder for `proof`, the ini file and the command line.
 
     Raises:
-        UsageError: naming the file or flag, the value and what is accepted.
+        UsageError: if a value is not accepted; the message names the file or flag and what is accepted.
     """
     if _LAYERS not in config.stash:
         config.stash[_LAYERS] = _read_layers(config)
@@ -193,10 +193,10 @@ def _file(config: pytest.Config) -> str:
 
 
 def _ini_value(config: pytest.Config, name: str) -> Any:
-    """A setting as written; None if there is none.
+    """Return a setting as written; None if there is none.
 
-    A TOML file may hold numbers, booleans and lists, which pytest takes for some declared types only
-    and differently by table, so that they are read from the file.
+    A TOML file may hold numbers, booleans and lists. Which of them pytest accepts depends on the declared
+    type and on the table, so this reads them from the file itself.
     """
     overridden = any(str(o).startswith(f"{name}=") for o in config.getoption("override_ini") or ())
     native = None if overridden else _toml_table(config).get(name)
@@ -204,7 +204,7 @@ def _ini_value(config: pytest.Config, name: str) -> Any:
 
 
 def _toml_table(config: pytest.Config) -> dict[str, Any]:
-    """pytest's table of the project's TOML file; empty for other files."""
+    """Return pytest's table in the project's TOML file; empty for other files."""
     if config.inipath is None or config.inipath.suffix != ".toml":
         return {}
     if _TABLE not in config.stash:
@@ -215,27 +215,35 @@ def _toml_table(config: pytest.Config) -> dict[str, Any]:
 
 
 def project_methods(config: pytest.Config) -> Any:
-    """The methods to check where the test names none: command line, ini, ``forward``."""
+    """Return the methods to check if the test names none: command line, ini file, else ``forward``."""
     given = config.getoption("compile_methods") or _ini_value(config, "compile_methods") or "forward"
     return given.replace(",", " ").split() if isinstance(given, str) else given
 
 
 def merged(config: pytest.Config, source: str, values: Mapping[str, Any]) -> CheckOptions:
-    """All layers with `values`, from `source`, on top.
+    """Return the options of all layers, overridden by `values`, whose source is `source`.
 
     Raises:
-        UsageError: if a value, or the combination, is not accepted.
+        UsageError: if a value, or a combination of values, is not accepted.
     """
     return CheckOptions.merge(*project_layers(config), (source, values))
 
 
+def profile_text(said: CheckOptions) -> Iterator[str]:
+    """Yield ``profile quick (examples=10)``, the options that the profile sets; nothing for the default."""
+    chosen = PROFILES[said.profile]
+    if chosen:
+        values = (f"{name}={str(value).lower()}" for name, value in chosen.items() if not said.is_set(name))
+        yield f"profile {said.profile} ({', '.join(values)})"
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Marked:
-    """What the markers on one test say, `pytestmark`, class and function merged.
+    """The merged arguments of the markers on one test: those of the module, the class and the function.
 
     Args:
-        source: names marker and test in messages.
-        declaration: what they say of the policy.
+        source: the marker and the test, for messages.
+        declaration: the arguments that describe the policy.
         options: the options.
     """
 
@@ -245,7 +253,7 @@ class Marked:
 
     @classmethod
     def of(cls, node: pytest.Item | Any, config: pytest.Config) -> Marked:
-        """What is said on a test that has the marker.
+        """Merge the markers on a test.
 
         Raises:
             UsageError: for positional arguments, unknown names and values that are not accepted.
@@ -255,15 +263,15 @@ class Marked:
         for marker in reversed(list(node.iter_markers(MARKER))):
             if marker.args:
                 raise UsageError(
-                    f"{source} got positional arguments {marker.args!r}; it takes names only, "
+                    f"{source} got positional arguments {marker.args!r}; accepted: keyword arguments, "
                     f"such as observation=Box((8,))"
                 )
             values |= marker.kwargs
-        return cls.said(source, values, config)
+        return cls.from_values(source, values, config)
 
     @classmethod
-    def said(cls, source: str, values: Mapping[str, Any], config: pytest.Config) -> Marked:
-        """What `values`, the arguments of a marker or a table, say.
+    def from_values(cls, source: str, values: Mapping[str, Any], config: pytest.Config) -> Marked:
+        """Read the arguments of a marker, a fixture or a table.
 
         Raises:
             UsageError: for unknown names and values that are not accepted.

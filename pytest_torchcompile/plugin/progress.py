@@ -1,4 +1,4 @@
-"""What a case is at: for the user, once a compile takes longer than a moment, and in the process' file."""
+"""Shows what a check is doing: on the terminal when a compile is slow, and in the process's `steps` file."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ AFTER_S = 1.0
 
 @contextlib.contextmanager
 def watched(item: pytest.Item) -> Iterator[Progress]:
-    """The progress of a case's check, which is the body.
+    """Yield the progress object for the check of an item, which is the body.
 
-    A line is written, once for the item, when a compile takes longer than `AFTER_S`. Nothing is written by
-    pytest-xdist's workers, which have no terminal, nor under ``-q``.
+    When a compile takes longer than `AFTER_S` seconds, a line is written to the terminal, once per item. With
+    ``-q`` and in pytest-xdist's workers, which have no terminal, nothing is written.
     """
     progress = _Watched(item)
     try:
@@ -51,7 +51,7 @@ class _Watched(Progress):
         steps.note(self._item.config, self._item.nodeid, what)
 
     def stop(self) -> None:
-        """Write no more of a compile that has begun."""
+        """Cancel the line for the compile that has begun."""
         timer, self._timer = self._timer, None
         if timer is not None:
             timer.cancel()

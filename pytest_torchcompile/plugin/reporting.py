@@ -1,6 +1,7 @@
-"""From the results of a session to its reports: records cross processes on pytest's own test reports.
+"""Collects the results of a session and writes its reports.
 
-Files are written by the controller alone, once, at the end.
+Under pytest-xdist, workers send their records to the controller on pytest's test reports. Only the controller
+writes files, once, at the end.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pytest_torchcompile.texts import first_line, one_line
 
 NAME = "torchcompile-reporting"
 ATTRIBUTE = "compile_check"
-"""Of a test report: the records of what was checked since the one before."""
+"""The attribute of a test report that holds the records since the item's previous report."""
 
 _RECORDS = pytest.StashKey[list[Plain]]()
 _HAS_RESULT = pytest.StashKey[bool]()
@@ -39,18 +40,18 @@ def keep(item: pytest.Item, result: CheckResult, case: str) -> None:
 
 
 def has_result(item: pytest.Item) -> bool:
-    """Whether something was kept of this run of the item."""
+    """Return whether this run of the item has a result."""
     return item.stash.get(_HAS_RESULT, False)
 
 
 def forget(item: pytest.Item) -> None:
-    """Drop what an earlier run of this item kept."""
+    """Remove the results of an earlier run of this item."""
     item.stash[_RECORDS] = []
     item.stash[_HAS_RESULT] = False
 
 
 def attach(item: pytest.Item, report: pytest.TestReport) -> None:
-    """Hand what was kept to a report, with which it crosses to pytest-xdist's controller."""
+    """Move the kept results to a report, which pytest-xdist sends to its controller."""
     records = item.stash.get(_RECORDS, [])
     if records:
         setattr(report, ATTRIBUTE, records)
@@ -58,17 +59,17 @@ def attach(item: pytest.Item, report: pytest.TestReport) -> None:
 
 
 def keep_interrupted(config: pytest.Config, item: pytest.Item, record: Plain) -> None:
-    """Keep the record of an item of which there is no report, where this process collects."""
+    """Keep the record of an item that has no report, if this process collects records."""
     collector = config.pluginmanager.get_plugin(NAME)
     if collector is not None:
         collector.add_interrupted(item, record)
 
 
 def configure(config: pytest.Config) -> None:
-    """Register the collector; workers of pytest-xdist and the process of a single case don't collect.
+    """Register `Reporting`, except in pytest-xdist's workers and in the process of a single case.
 
     Raises:
-        UsageError: for a report that can't be made.
+        UsageError: if the suffix of a report is unknown, or a library that it needs is missing.
     """
     paths = session_option(config, "report")
     for path, source in paths:
@@ -79,7 +80,7 @@ def configure(config: pytest.Config) -> None:
 
 @dataclasses.dataclass
 class _Test:
-    """One test while its reports come in."""
+    """What the reports of one test say so far."""
 
     nodeid: str
     file: str
@@ -90,7 +91,7 @@ class _Test:
     is_ours: bool = False
 
     def add(self, report: pytest.TestReport) -> None:
-        """Take what one phase of the test says."""
+        """Add the report of one phase of the test."""
         self.records += getattr(report, ATTRIBUTE, [])
         self.is_ours |= MARKER in report.keywords
         outcome = _outcome(report)
@@ -100,8 +101,8 @@ class _Test:
             self.message = report.longreprtext[-_MOST_CHARACTERS:]
 
     @property
-    def said(self) -> Plain:
-        """What the document says of the test."""
+    def as_plain(self) -> Plain:
+        """The test's part of the document."""
         return {
             "nodeid": self.nodeid,
             "file": self.file,
@@ -122,7 +123,7 @@ class Reporting:
 
     Args:
         config: pytest's.
-        paths: the files, each with who asked for it.
+        paths: the files to write, each with the flag or setting that asked for it.
     """
 
     def __init__(self, config: pytest.Config, paths: list[tuple[str, str]]) -> None:
@@ -133,15 +134,15 @@ class Reporting:
         self._unwritten: list[str] = []
 
     def add_interrupted(self, item: pytest.Item, record: Plain) -> None:
-        """Take the record of an item that ended the session."""
+        """Add the record of the item during which the session was interrupted."""
         path, line, _ = item.location
         test = _Test(item.nodeid, path.replace(os.sep, "/"), (line or 0) + 1, [record], "failed")
         self._tests["", item.nodeid] = test
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Collect; a setup begins a test anew, so that of one that is rerun the last run counts."""
+        """Collect the records. A setup replaces the test's earlier reports, so a rerun test counts once."""
         worker = getattr(report, "node", None)
-        # Of a worker that crashed pytest-xdist's report has not the name.
+        # pytest-xdist's report of a crash has the worker but not its id.
         name = getattr(report, "worker_id", "") or (worker.gateway.id if worker is not None else "")
         key = (name, report.nodeid)
         if report.when not in ("call", "teardown") or key not in self._tests:
@@ -151,12 +152,12 @@ class Reporting:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Write the files, whatever came of the session."""
+        """Write the files, however the session ended."""
         tests = self._tests.values()
         self._document = document_of(
-            (record | test.said for test in tests for record in test.records),
+            (record | test.as_plain for test in tests for record in test.records),
             (
-                test.said
+                test.as_plain
                 for test in tests
                 if test.is_ours and not test.records and test.outcome in ("failed", "error")
             ),
@@ -164,28 +165,30 @@ class Reporting:
         if not self._is_worth_writing():
             self._paths = []
         for path, source in self._paths:
-            with self._told():
+            with self._collected_errors():
                 write(self._document, path, source)
         if self._unwritten:
             session.exitstatus = pytest.ExitCode.USAGE_ERROR
         elif not self._document["cases"] and selection.fails_without_cases(self._config):
             session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
         if github.is_running(os.environ):
-            with self._told():
+            with self._collected_errors():
                 github.add_to_summary(self._document, os.environ)
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
-        """What can't be written in the body is told at the end and keeps nothing else from being written."""
+    def _collected_errors(self) -> Iterator[None]:
+        """Catch an error of the body for the terminal summary, so that the other files are still written."""
         try:
             yield
         except UsageError as error:
             self._unwritten.append(one_line(str(error)))
         except Exception as error:
-            self._unwritten.append(f"a report can't be made, which is a defect of ours: {first_line(error)}")
+            self._unwritten.append(
+                f"a report can't be written, a defect of pytest-torchcompile: {first_line(error)}"
+            )
 
     def _is_worth_writing(self) -> bool:
-        """Whether something was to be checked, or was; or an earlier report would be replaced by nothing."""
+        """Return whether this session checks. If not, its empty report must not replace an earlier one."""
         asked = enabled(self._config) and not self._config.option.collectonly
         return asked or bool(self._document["cases"])
 
@@ -194,17 +197,17 @@ class Reporting:
             terminalreporter.write_line(sentence, red=True)
         if selection.fails_without_cases(self._config):
             terminalreporter.write_line(
-                f"the session fails: it is strict and nothing narrowed it, yet no test is marked {MARKER}",
+                f"the session fails: it is strict and ran all tests, but no test is marked {MARKER}",
                 red=True,
             )
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        """Write the table and name the files; on GitHub annotate the failures."""
+        """Write the table and the paths of the files. On GitHub, also annotate the failures."""
         if self._is_worth_writing():
             terminal.write_summary(terminalreporter, self._document)
             if not self._document["cases"]:
                 self._write_why_nothing_was_checked(terminalreporter)
-        for sentence in died.told(self._config):
+        for sentence in died.report_dead_sessions(self._config):
             terminalreporter.write_line(sentence, red=True)
         if self._paths:
             terminalreporter.write_line(f"compile report: {', '.join(path for path, _ in self._paths)}")

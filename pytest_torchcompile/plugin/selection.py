@@ -1,6 +1,7 @@
-"""A session that was to check and had no case: whether somebody narrowed it, or nothing is ever checked.
+"""Decides whether a session without a case fails, and finds misspelt markers.
 
-A misspelt marker is no marker to pytest, so that the test passes as an ordinary one.
+pytest ignores a misspelt marker, so the test passes without being checked. A strict session without a case
+fails unless the user selected some of the tests.
 """
 
 from __future__ import annotations
@@ -14,20 +15,20 @@ import pytest
 from pytest_torchcompile.plugin import gate
 from pytest_torchcompile.plugin.options import MARKER, enabled, merged
 
-_NARROWING = ("keyword", "markexpr", "lf", "stepwise", "deselect")
+_SELECTING = ("keyword", "markexpr", "lf", "stepwise", "deselect")
 """Options of pytest that leave tests out."""
 _SENT = "compile_check_selection"
 _NEAR = pytest.StashKey[list[str]]()
 _LEFT_OUT = pytest.StashKey[bool]()
 
 
-def seen(config: pytest.Config, before: Iterable[pytest.Item], after: Iterable[pytest.Item]) -> None:
-    """Remember what a collection shows: cases that were left out, markers that are almost ours.
+def record(config: pytest.Config, before: Iterable[pytest.Item], after: Iterable[pytest.Item]) -> None:
+    """Store whether the collection left out cases, and which markers are almost ours.
 
     Args:
-        config: pytest's.
-        before: the items that were found.
-        after: those that are left to run.
+        config: pytest's config.
+        before: the collected items.
+        after: the items that are left to run.
     """
     left = set(map(id, after))
     before = list(before)
@@ -38,7 +39,7 @@ def seen(config: pytest.Config, before: Iterable[pytest.Item], after: Iterable[p
 
 
 def receive(config: pytest.Config, workeroutput: dict[str, Any]) -> None:
-    """Take what a worker of pytest-xdist has seen."""
+    """Add what a worker of pytest-xdist has stored."""
     left_out, near = workeroutput.get(_SENT, (False, []))
     config.stash[_LEFT_OUT] = config.stash.get(_LEFT_OUT, False) or left_out
     config.stash[_NEAR] = sorted({*config.stash.get(_NEAR, []), *near})
@@ -56,20 +57,20 @@ def _near_misses(items: Iterable[pytest.Item]) -> Iterable[tuple[str, str]]:
 
 
 def near_misses(config: pytest.Config) -> list[str]:
-    """A sentence for each test with a marker that is almost ours."""
+    """Return a sentence for each test with a marker that is almost ours."""
     return config.stash.get(_NEAR, [])
 
 
 def fails_without_cases(config: pytest.Config) -> bool:
-    """Whether a session without a case is a failure: it was to be strict, and nobody narrowed it."""
+    """Return whether a session without a case fails: it is strict, and the user selected no tests."""
     if not enabled(config) or config.option.collectonly:
         return False
     strict = merged(config, "", {}).strict or gate.is_strict(config)
-    return strict and not _was_narrowed(config)
+    return strict and not _is_selection(config)
 
 
-def _was_narrowed(config: pytest.Config) -> bool:
+def _is_selection(config: pytest.Config) -> bool:
     given = config.args_source is pytest.Config.ArgsSource.ARGS
-    # Without the cache provider there is no --lf.
-    options = any(getattr(config.option, name, None) for name in _NARROWING)
+    # `-p no:cacheprovider` removes the option --lf.
+    options = any(getattr(config.option, name, None) for name in _SELECTING)
     return given or options or config.stash.get(_LEFT_OUT, False)

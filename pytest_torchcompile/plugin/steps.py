@@ -1,8 +1,8 @@
-"""What this process is doing, in a file that outlives it.
+"""Writes what this process is doing to a file, which can be read after the process has died.
 
-A process that dies makes no report. What it did last is read from here by the session that started it or,
-if it was a session itself, by the next one. Three short lines are written over one another, which costs
-microseconds; nothing is flushed to disk, because the system keeps what a process wrote when it dies.
+A process that dies makes no report. The session that started it reads its last step from the file. If the
+process was a session itself, the next session reads it. Each step overwrites three short lines, which takes
+microseconds. Nothing is flushed to disk: the operating system keeps what a dead process has written.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Steps:
     """The file of one process.
 
     Args:
-        path: of the file.
-        file: it, open for writing and unbuffered.
-        head: its first line: which process it is.
+        path: the path of the file.
+        file: the file, open for writing and unbuffered.
+        head: its first line, which names the process.
     """
 
     def __init__(self, path: pathlib.Path, file: IO[bytes], head: str = "") -> None:
@@ -34,7 +34,7 @@ class Steps:
         self._head = head
 
     def note(self, where: str, step: str) -> None:
-        """Write what is being done; see `note`. A full disk keeps nothing from being checked."""
+        """Write what the process is doing; see `note`. Errors are ignored, so a full disk stops no check."""
         text = f"{self._head}\n{one_line(where)}\n{step}\n"
         with contextlib.suppress(OSError):
             self._file.seek(0)
@@ -42,31 +42,31 @@ class Steps:
             self._file.truncate()
 
     def remove(self) -> None:
-        """The process has come to its end: nobody needs to know what it did last."""
+        """Delete the file, at the normal end of the process."""
         self._file.close()
         with contextlib.suppress(OSError):
             self._path.unlink()
 
 
 def begin(config: pytest.Config, steps: Steps) -> None:
-    """Write to these from now on."""
+    """Write to this file from now on."""
     config.stash[_STEPS] = steps
 
 
 def begin_in(config: pytest.Config, path: pathlib.Path) -> None:
-    """Write to this file from now on; to none if it can't be made."""
+    """Create a file and write to it from now on. Write to none if it can't be created."""
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         begin(config, Steps(path, path.open("wb", buffering=0)))
 
 
 def note(config: pytest.Config, where: str, step: str = "") -> None:
-    """Note what this process is doing, if it has a file for that.
+    """Write what this process is doing, if it has a file.
 
     Args:
-        config: pytest's.
-        where: the id of the item, or what else is going on.
-        step: of its check; empty before and after.
+        config: pytest's config.
+        where: the id of the item, or what the session does between items.
+        step: the step of the item's check; empty before and after the check.
     """
     steps = config.stash.get(_STEPS, None)
     if steps is not None:
@@ -74,7 +74,7 @@ def note(config: pytest.Config, where: str, step: str = "") -> None:
 
 
 def end(config: pytest.Config) -> None:
-    """Remove the file of this process."""
+    """Delete the file of this process."""
     steps = config.stash.get(_STEPS, None)
     if steps is not None:
         del config.stash[_STEPS]
@@ -82,10 +82,10 @@ def end(config: pytest.Config) -> None:
 
 
 def read(text: bytes) -> tuple[str, str, str]:
-    """The three lines of such a file: which process, where, and at which step it was.
+    """Return the three lines of a steps file: the process, the item and the step.
 
     Args:
-        text: what it holds, whoever wrote it.
+        text: the content of the file. It may be anything: lines are cut off and missing ones are empty.
     """
     lines = [one_line(line)[:_MOST_CHARACTERS] for line in text.decode(errors="replace").split("\n")]
     head, where, step = (*lines, "", "", "")[:3]
@@ -93,7 +93,7 @@ def read(text: bytes) -> tuple[str, str, str]:
 
 
 def last_of(path: pathlib.Path, nodeid: str) -> str:
-    """The last step that a process noted of an item; empty if it noted none that can be read here."""
+    """Return the last step that a process wrote for an item; empty if there is none or it can't be read."""
     try:
         _, where, step = read(path.read_bytes())
     except OSError:

@@ -1,9 +1,9 @@
-"""Taking turns under pytest-xdist: one worker of a host times while the others run no test.
+"""Makes pytest-xdist's workers on one host wait for each other: while one times, the others run no test.
 
-Timings of tests that run side by side say nothing. So each worker holds a lock of its own while it runs a
-test, and who times waits until it has everybody's. The locks are empty files in a folder of the run, among
-temporary ones, hence a host's: workers of other hosts, whose locks nobody takes here, don't wait. The system
-releases those of a worker that crashes. The controller deletes the folder at the end, that of its own host.
+Timings of tests that run at the same time are not comparable. So each worker holds a lock of its own while it
+runs a test, and a worker that times first acquires the locks of all others. The locks are empty files in a
+temporary folder of the run, so workers on different hosts don't wait for each other. The operating system
+releases the locks of a worker that crashes. The controller deletes the folder on its own host at the end.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ class Turns:
     """The locks of one worker.
 
     Args:
-        directory: where the locks of this run are.
-        own: this worker's name.
+        directory: the folder with the locks of this run.
+        own: the name of this worker.
     """
 
     def __init__(self, directory: pathlib.Path, own: str) -> None:
-        # torch needs it, so that it is there whenever there is something to time.
+        # torch depends on filelock, so it is installed whenever there is something to time.
         from filelock import FileLock
 
         directory.mkdir(parents=True, exist_ok=True)
@@ -39,8 +39,8 @@ class Turns:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Run the body, a test, beside those of other workers."""
-        # Through the gate, or who waits to time might wait for as long as there are tests.
+        """Run the body, a test, at the same time as the tests of other workers."""
+        # Without the gate, a worker that waits to time might wait until all tests have run.
         with self._gate:
             self._own.acquire()
         try:
@@ -50,8 +50,8 @@ class Turns:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Within `running`: run the body while no other worker of this host runs a test."""
-        # Two that wait for each other's lock at the gate would wait for ever.
+        """Inside `running`: run the body while no other worker on this host runs a test."""
+        # Released first, or two workers that want to time would wait for each other's lock forever.
         self._own.release()
         try:
             with self._gate, contextlib.ExitStack() as held:
@@ -62,19 +62,19 @@ class Turns:
             self._own.acquire()
 
     def _others(self) -> list[FileLock]:
-        """The locks that there are; who has none yet can't begin a test while the gate is held."""
+        """Return the other workers' locks. A worker without one can't begin a test while the gate is held."""
         files = pathlib.Path(self._own.lock_file).parent.glob(f"*{_TEST}")
         return [type(self._own)(path) for path in files if str(path) != self._own.lock_file]
 
 
 _TEST = ".test"
-"""What the names of the locks end with that are held during a test."""
+"""Suffix of the names of the locks that workers hold during a test."""
 _TURNS = pytest.StashKey[Turns]()
 _EXPECTED = pytest.StashKey[pathlib.Path]()
 
 
 def begin(config: pytest.Config) -> None:
-    """Take part, if this is a worker of pytest-xdist."""
+    """Create the locks of this process, if it is a worker of pytest-xdist."""
     given: dict[str, Any] | None = getattr(config, "workerinput", None)
     if given is None:
         return
@@ -82,39 +82,39 @@ def begin(config: pytest.Config) -> None:
 
 
 def _folder(workerinput: dict[str, Any]) -> pathlib.Path:
-    """That of a run, by what a worker is given."""
+    """Return the folder of a run on this host."""
     return pathlib.Path(tempfile.gettempdir()) / f"pytest-torchcompile-{workerinput['testrunuid']}"
 
 
 def worker_file(config: pytest.Config) -> pathlib.Path | None:
-    """`worker_file_of` this process, None if it is no worker."""
+    """Return `worker_file_of` this process; None if it is no worker."""
     given: dict[str, Any] | None = getattr(config, "workerinput", None)
     return None if given is None else worker_file_of(given)
 
 
 def worker_file_of(workerinput: dict[str, Any]) -> pathlib.Path:
-    """The file of a worker for what it is doing, which the controller reads if it dies on the same host."""
+    """Return the steps file of a worker. If the worker dies, a controller on the same host reads it."""
     return _folder(workerinput) / f"{workerinput['workerid']}.steps"
 
 
 def expect(config: pytest.Config, workerinput: dict[str, Any]) -> None:
-    """In the controller, remember the folder that a worker is going to make."""
+    """In the controller, remember the folder that a worker is going to create."""
     config.stash[_EXPECTED] = _folder(workerinput)
 
 
 def end(config: pytest.Config) -> None:
-    """In the controller, once its workers have ended, delete their folder."""
+    """In the controller, delete the workers' folder after they have ended."""
     if _EXPECTED in config.stash:
         shutil.rmtree(config.stash[_EXPECTED], ignore_errors=True)
 
 
 def running(config: pytest.Config) -> contextlib.AbstractContextManager[None]:
-    """See `Turns.running`; without pytest-xdist there is nobody to wait for."""
+    """See `Turns.running`. Without pytest-xdist it does nothing."""
     turns = config.stash.get(_TURNS, None)
     return contextlib.nullcontext() if turns is None else turns.running()
 
 
 def alone(config: pytest.Config) -> contextlib.AbstractContextManager[None]:
-    """See `Turns.alone`."""
+    """See `Turns.alone`. Without pytest-xdist it does nothing."""
     turns = config.stash.get(_TURNS, None)
     return contextlib.nullcontext() if turns is None else turns.alone()

@@ -1,4 +1,4 @@
-"""A user's module as a policy: its methods, its state, one call of it and everything that the call leaves.
+"""Treats a user's module as a policy: its methods, its state, and what one call of it leaves behind.
 
 In: a factory and a declaration. Out: two equal twins, their state, and the `Outcome` of a call.
 

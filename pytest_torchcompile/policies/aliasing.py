@@ -1,7 +1,8 @@
 """Finds outputs that share memory with another output, an input, a parameter, a buffer or an attribute.
 
-Values can't show that: a write to one of the two changes the other. A rollout buffer that stores an output
-finds it overwritten one step later if the output is the memory of the hidden state.
+Comparing values can't detect this: the values are equal until one of the two tensors is written to, which
+changes the other as well. A rollout buffer that stores an output has it overwritten one step later if the
+output shares memory with the hidden state.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ from collections.abc import Mapping
 import torch
 
 LARGEST_COMPARED = 2**20
-"""Tensors of at most so many elements are compared element by element, larger ones by their ends."""
+"""Tensors with at most this many elements are compared element by element, larger ones by their ends."""
 
 Aliases = frozenset[tuple[str, str]]
 """Pairs of paths; the first is an output's."""
 
 
 def aliases(outputs: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]) -> Aliases:
-    """The pairs of an output and another tensor that have an element of memory in common.
+    """Return the pairs of an output and another tensor that have an element of memory in common.
 
     Args:
         outputs: by path, as a call returned them.
@@ -40,7 +41,7 @@ def aliases(outputs: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tens
 
 
 def _by_address(tensors: Mapping[str, torch.Tensor]) -> dict[int, list[tuple[str, torch.Tensor]]]:
-    """Tensors grouped by the address of their storage. Tensors that have no storage are left out."""
+    """Return the tensors grouped by the address of their storage; tensors without storage are left out."""
     found: dict[int, list[tuple[str, torch.Tensor]]] = defaultdict(list)
     for path, tensor in sorted(tensors.items()):
         if tensor.numel() and _is_strided(tensor):
@@ -50,15 +51,15 @@ def _by_address(tensors: Mapping[str, torch.Tensor]) -> dict[int, list[tuple[str
 
 
 def _is_strided(tensor: torch.Tensor) -> bool:
-    """Whether strides say where its elements lie. A subclass may keep them elsewhere."""
+    """Return whether the strides give the memory of each element; a subclass may keep elements elsewhere."""
     return tensor.layout == torch.strided and type(tensor) in (torch.Tensor, torch.nn.Parameter)
 
 
 def overlap(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two tensors of one storage have an element in common.
+    """Return whether two tensors of one storage have an element in common.
 
-    Elements are compared one by one, because two columns of one matrix lie between each other's ends. The
-    ends alone decide where that takes much memory, or where the dtypes have unequal sizes.
+    Elements are compared one by one, because the byte ranges of two columns of a matrix overlap although no
+    element does. The byte ranges alone decide if the tensors are large or their dtypes differ in size.
     """
     (first, last), (others_first, others_last) = _ends(one), _ends(other)
     if last < others_first or others_last < first:
@@ -69,7 +70,7 @@ def overlap(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def _ends(tensor: torch.Tensor) -> tuple[int, int]:
-    """The offsets, in bytes, of a tensor's first and last byte in its storage."""
+    """Return the offsets, in bytes, of a tensor's first and last byte in its storage."""
     size = tensor.element_size()
     begin = int(tensor.storage_offset()) * size
     steps = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
@@ -77,7 +78,7 @@ def _ends(tensor: torch.Tensor) -> tuple[int, int]:
 
 
 def _places(tensor: torch.Tensor) -> torch.Tensor:
-    """The offset of each element in the storage, counted in elements, in the tensor's shape."""
+    """Return the offset of each element in the storage, counted in elements, in the tensor's shape."""
     places = torch.full(tensor.shape, int(tensor.storage_offset()))
     for dim, (n, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
         along = [1] * tensor.ndim
@@ -87,7 +88,7 @@ def _places(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def strides(outputs: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
-    """The strides of each output along the dimensions that have more than one element."""
+    """Return the strides of each output along the dimensions that have more than one element."""
     return {
         path: tuple(s for n, s in zip(tensor.shape, tensor.stride(), strict=True) if n > 1)
         for path, tensor in outputs.items()

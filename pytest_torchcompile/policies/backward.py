@@ -1,7 +1,7 @@
-"""The backward pass of one call.
+"""Runs the backward pass of one call.
 
-Gradients are computed by ``torch.autograd.backward``, as in training. ``torch.autograd.grad`` fires no hooks
-of accumulated gradients, and reentrant checkpoints refuse it.
+Gradients are computed by ``torch.autograd.backward``, as in training: ``torch.autograd.grad`` does not run
+post-accumulate-grad hooks, and reentrant checkpoints raise under it.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ Gradients = dict[str, torch.Tensor | None]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Learning:
-    """How a policy learns in a call of the update phase.
+    """Which outputs a loss is computed from in the update phase, and the mode of the policy.
 
     Args:
-        outputs: paths of the outputs that the loss is made of; None is all.
-        without: paths of those that it is not made of.
+        outputs: paths of the outputs that the loss is computed from; None means all.
+        without: paths of the outputs that are left out of the loss.
         training: whether the policy is in ``train()``; in ``eval()`` otherwise.
     """
 
@@ -39,11 +39,11 @@ class Learning:
         return f"{of}{without}{'' if self.training else ', in eval()'}"
 
     def leaving_out(self, paths: Iterable[str]) -> Learning:
-        """The same without some more outputs."""
+        """Return a copy that leaves out `paths` as well."""
         return dataclasses.replace(self, without=self.without | set(paths))
 
     def roots(self, outputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The outputs that the loss is made of, in the order of their paths."""
+        """Return the outputs that the loss is computed from, in the order of their paths."""
         return {
             path: tensor
             for path, tensor in learnt_from(outputs).items()
@@ -55,11 +55,11 @@ FROM_ALL = Learning()
 
 
 class Backward(NamedTuple):
-    """The backward pass of one call, under seeded normal gradients of its outputs.
+    """The backward pass of one call, with seeded normal gradients of its outputs.
 
     Args:
-        roots: the outputs that are learnt from.
-        leaves: by name, the tensors whose gradients are asked for.
+        roots: the outputs that are differentiated.
+        leaves: by name, the tensors whose gradients are computed.
         directions: the gradients of the roots.
     """
 
@@ -68,7 +68,7 @@ class Backward(NamedTuple):
     directions: list[torch.Tensor]
 
     def __call__(self) -> Gradients:
-        """Gradients by name of the leaf; every ``.grad`` is as it was before."""
+        """Return the gradients by name of the leaf. Every ``.grad`` is restored."""
         before = {name: leaf.grad for name, leaf in self.leaves.items()}
         try:
             for leaf in self.leaves.values():
@@ -86,14 +86,14 @@ def backward_of(
     seed: int,
     learning: Learning = FROM_ALL,
 ) -> Backward | None:
-    """The backward pass of a call, ready to run; None if there is nothing to differentiate.
+    """Return the backward pass of a call, not yet run; None if there is nothing to differentiate.
 
     Args:
         outputs: by path, as the call returned them.
         leaves: by name.
-        seed: of the gradients of the outputs, each drawn by itself, so that none depends on which others
-            there are.
-        learning: what is learnt from.
+        seed: seed of the gradients of the outputs. Each is drawn separately, so that it does not depend on
+            which other outputs exist.
+        learning: which outputs the loss is computed from.
     """
     roots = learning.roots(outputs)
     if not roots or not leaves:
@@ -103,7 +103,7 @@ def backward_of(
 
 
 def learnt_from(outputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The outputs that a loss can be made of, in the order of their paths."""
+    """Return the outputs that a loss can be computed from, in the order of their paths."""
     return {
         path: tensor
         for path, tensor in sorted(outputs.items())
@@ -112,7 +112,7 @@ def learnt_from(outputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _direction(path: str, root: torch.Tensor, seed: int) -> torch.Tensor:
-    """The seeded normal gradient of `root`: a plain tensor, as a compiled backward expects one."""
+    """Return a seeded normal gradient of `root`: a plain tensor, which a compiled backward expects."""
     generator = torch.Generator().manual_seed(seed ^ zlib.crc32(path.encode()))
     dtype = torch.complex64 if root.is_complex() else torch.float32
     drawn = torch.randn(root.shape, generator=generator, dtype=dtype)

@@ -1,7 +1,7 @@
-"""One call of one side, and everything that it leaves behind.
+"""Calls one side once and records everything that the call leaves behind.
 
-Both sides, the rounding floor and the float64 reference all go through `Side.call`, so that they
-can't differ in how they seed, reset, run or take gradients.
+Both sides, the rounding floor and the float64 reference all use `Side.call`, so that they seed, reset, run
+and compute gradients in the same way.
 """
 
 from __future__ import annotations
@@ -38,23 +38,24 @@ Around = Callable[[], contextlib.AbstractContextManager[Any]]
 class Outcome:
     """Everything that one call leaves behind.
 
-    The tensors are copies: a later call of the same side writes to the module's own.
+    The tensors are copies, because a later call of the same side may write to the originals.
 
     Args:
-        error: what it raised, in forward or backward; no `Exception` only where compiled ends the process.
+        error: what the call raised, in forward or backward. It is an `Exception`, except if the compiled side
+            raises one of `EXITS`.
         outputs: what it returned.
-        requires_grad: paths of the outputs that autograd follows.
-        unfollowed: paths of those that require grad and have no history, which nothing can learn from.
-        learnt_from: paths of the outputs that the gradients are of.
-        gradients: by name of the leaf (a parameter, a tensor among the attributes, an input); None where
-            autograd found no path.
+        requires_grad: paths of the outputs that require grad and have an autograd history.
+        unfollowed: paths of the outputs that require grad but have no history, so no gradient flows back.
+        learnt_from: paths of the outputs whose gradients were computed.
+        gradients: by name of the leaf (a parameter, a tensor among the attributes, an input); None if
+            autograd found no path to it.
         left: by name of the leaf, what the call itself left in ``.grad``.
-        state: buffers, attributes, flags, written parameters after the call.
+        state: buffers, attributes, flags and written parameters after the call.
         inputs: the inputs after the call, which may have changed them.
-        aliases: which outputs share memory with one another, or with what is no output.
-        strides: of the outputs, by path.
-        seed: of the random generators before the call.
-        random: the random generators after the call.
+        aliases: which outputs share memory with one another, or with a tensor that is no output.
+        strides: strides of the outputs, by path.
+        seed: seed of the random generators before the call.
+        random: state of the random generators after the call.
     """
 
     error: BaseException | None = None
@@ -72,37 +73,36 @@ class Outcome:
     random: isolation.RandomState | None = None
 
     def drew(self) -> tuple[str, ...]:
-        """Names of the generators that the call drew from; to tell, they are seeded again."""
+        """Return the names of the generators that the call drew from. Seeds all generators again."""
         if self.random is None:
             return ()
         isolation.seed_everything(self.seed)
         return isolation.RandomState().unequal(self.random)
 
     def elementwise(self) -> dict[str, torch.Tensor]:
-        """The tensors compared element by element: outputs, state, inputs."""
+        """Return the tensors that are compared element by element: outputs, state, inputs."""
         found = self.outputs.tensors | self.state.tensors | self.inputs.tensors
         return {path: _real(tensor) for path, tensor in found.items()}
 
     def differentiated(self) -> dict[str, torch.Tensor]:
-        """The gradients that exist, compared tensor by tensor."""
+        """Return the gradients that exist, which are compared tensor by tensor."""
         found = {f"gradient of {name}": gradient for name, gradient in self.gradients.items()}
         found |= {f"{LEFT} {name}": gradient for name, gradient in self.left.items()}
         return {path: _real(gradient) for path, gradient in found.items() if gradient is not None}
 
     def plain(self) -> dict[str, Any]:
-        """The values compared by ``==``."""
+        """Return the values that are compared by ``==``."""
         return self.outputs.plain | self.inputs.plain | self.state.plain
 
 
 Rerun = Callable[..., Outcome]
-"""Calls a side again on the same example, under the context made by its first argument; ``wide=True``
-hands it float64 inputs."""
-
-
+"""Calls a side again on the same example, under the context that its first argument makes; ``wide=True``
+passes float64 inputs."""
 Differentiate = Callable[[Outcome], Gradients]
 
 EXITS = (SystemExit, GeneratorExit)
-"""No `Exception`, and neither an interrupt of the user's nor an outcome of pytest's."""
+"""Exceptions that end the process: not derived from `Exception`, and raised neither by an interrupt nor by
+pytest."""
 
 
 class Side:
@@ -111,14 +111,15 @@ class Side:
     Args:
         function: what is called.
         model: the module; None for a function without one.
-        leading: arguments that go before the inputs (an adapter's model).
+        leading: arguments that are passed before the inputs (an adapter's model).
         names: names of the positional inputs, for messages.
         around: makes the context that each call and its backward run in.
-        state: what calls change in the module; None remembers it as it is now.
+        state: what calls change in the module; None records it as it is now.
         observe: given the policy after a call, returns what else to compare.
         reset: called with the policy before each call.
-        cast: makes the context that the function, and not its backward, runs in: autocast, if declared.
-        is_compiled: whether it is held against eager, so that an exit is an outcome, not the end of the case.
+        cast: makes the context that the function runs in, but not its backward: autocast, if declared.
+        is_compiled: whether this is the compiled side. One of `EXITS` is then recorded in the outcome; from
+            the eager side it propagates.
     """
 
     def __init__(
@@ -149,14 +150,17 @@ class Side:
     def replaced(
         self, function: Callable[..., Any], around: Around, leading: tuple[Any, ...] | None = None
     ) -> Side:
-        """The same module and its state behind another callable, with its own `leading` if given."""
+        """Return a copy of this side that calls `function` in the context `around`.
+
+        Module and state are shared. `leading` replaces the leading arguments if it is given.
+        """
         other = copy.copy(self)
         other.function, other.around = function, around
         other.leading = self.leading if leading is None else leading
         return other
 
     def invoke(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        """The function's answer, under the autocast that was declared."""
+        """Return what the function returns, under the declared autocast."""
         with self.cast():
             return self.function(*self.leading, *args, **kwargs)
 
@@ -187,20 +191,23 @@ class Side:
         under: Around = contextlib.nullcontext,
         differentiate: Differentiate | None = None,
     ) -> Outcome:
-        """Seed and call, from the state that the last call left.
+        """Seed the generators and call the function, from the state that the last call left.
 
         Args:
-            args: inputs that are this call's own.
-            kwargs: likewise.
-            seed: of every random generator.
-            drawn: the tensors of which the inputs were made, by path.
-            under: a further context.
+            args: positional inputs, which the call may change.
+            kwargs: keyword inputs, which the call may change.
+            seed: seed of every random generator.
+            drawn: the tensors that the inputs were made from, by path.
+            under: makes a further context for the call.
             differentiate: given the outcome with its outputs still in the graph, returns gradients by
                 name; None calls without gradients.
 
         Returns:
-            The outcome; an exception of the call is in it, unless it means that memory or the user's
-            configuration is at fault.
+            The outcome, with the exception if the call raised one.
+
+        Raises:
+            MemoryError, torch.OutOfMemoryError, UsageError: if the call raises it.
+            Exception: of the call, if the user's configuration of the compiler caused it.
         """
         isolation.seed_everything(seed)
         outcome = Outcome(seed=seed)
@@ -217,7 +224,7 @@ class Side:
             outcome.random = isolation.RandomState()
             outcome.outputs = named_values(returned)
             outcome.inputs = self.named_inputs(args, kwargs, drawn)
-            outcome.left = self._left()
+            outcome.left = self._left_gradients()
             if differentiate is not None:
                 try:
                     outcome.gradients = differentiate(outcome)
@@ -231,7 +238,7 @@ class Side:
             path for path in asking if internals.has_history(outcome.outputs.tensors[path])
         )
         outcome.unfollowed = frozenset(asking - outcome.requires_grad)
-        outcome.aliases = aliases(outcome.outputs.tensors, self._beside(outcome))
+        outcome.aliases = aliases(outcome.outputs.tensors, self._not_outputs(outcome))
         outcome.strides = strides(outcome.outputs.tensors)
         for values in (outcome.outputs, outcome.inputs, outcome.state):
             values.tensors = {path: tensor.detach().clone() for path, tensor in values.tensors.items()}
@@ -239,30 +246,30 @@ class Side:
 
     @property
     def _caught(self) -> tuple[type[BaseException], ...]:
-        """What a call may raise without ending the check."""
+        """The exceptions of a call that are recorded in its outcome."""
         return (Exception, *EXITS) if self.is_compiled else (Exception,)
 
     def _gradients(self, seed: int, learning: Learning, outcome: Outcome) -> Gradients:
-        """Gradients under seeded normal gradients of the outputs."""
+        """Return the gradients of the leaves, with seeded normal gradients of the outputs."""
         backward = self.backward(outcome.outputs, outcome.inputs, seed, learning)
         if backward is None:
             return {}
         outcome.learnt_from = tuple(learning.roots(outcome.outputs.tensors))
         return backward()
 
-    def _beside(self, outcome: Outcome) -> dict[str, torch.Tensor]:
-        """What an output may share memory with besides the others."""
+    def _not_outputs(self, outcome: Outcome) -> dict[str, torch.Tensor]:
+        """Return the tensors, other than outputs, that an output may share memory with."""
         held = {} if self.state is None else self.state.parameters()
         parameters = {f"parameter {name}": tensor for name, tensor in held.items()}
         return outcome.inputs.tensors | parameters | outcome.state.tensors
 
-    def _left(self) -> Gradients:
-        """Copies of what the call left in ``.grad``."""
+    def _left_gradients(self) -> Gradients:
+        """Return copies of what the call left in ``.grad``."""
         left = {} if self.state is None else self.state.left_gradients()
         return {name: None if grad is None else grad.detach().clone() for name, grad in left.items()}
 
     def reset(self, *, training: bool) -> None:
-        """Put the module's state back and switch it to ``train()`` or ``eval()``.
+        """Restore the module's state and switch it to ``train()`` or ``eval()``.
 
         Raises:
             UsageError: if the user's `reset` raises.
@@ -271,18 +278,18 @@ class Side:
             self.state.reset()
             self.model.train(training)
         if self._reset is not None:
-            _asked("reset", self._reset, self.model)
+            _call_hook("reset", self._reset, self.model)
 
     def restore(self) -> None:
-        """Leave the module as it was found."""
+        """Restore the module to the state in which it was found."""
         if self.state is not None:
             self.state.restore()
 
     def values(self) -> NamedValues:
-        """The module's state, and what the user's `observe` adds to it."""
+        """Return the module's state, and what the user's `observe` adds to it."""
         values = NamedValues() if self.state is None else self.state.values()
         if self._observe is not None:
-            answer = _asked("observe", self._observe, self.model)
+            answer = _call_hook("observe", self._observe, self.model)
             if answer is None:
                 raise UsageError("observe returned None; it has to return what is to be compared")
             seen = named_values(answer, "observed")
@@ -297,7 +304,7 @@ class Side:
         kwargs: Mapping[str, Any],
         drawn: Mapping[str, torch.Tensor] = types.MappingProxyType({}),
     ) -> NamedValues:
-        """The tensors among the inputs of a call, by path, and those that a container hides."""
+        """Return the tensors among the inputs of a call, by path, and those that a container hides."""
         found = NamedValues()
         names = self._names or tuple(map(str, range(len(args))))
         for name, value in [*zip(names, args, strict=False), *kwargs.items()]:
@@ -311,22 +318,22 @@ class Side:
     def backward(
         self, outputs: NamedValues, inputs: NamedValues, seed: int, learning: Learning = FROM_ALL
     ) -> Backward | None:
-        """The backward pass of a call, ready to run; None if there is nothing to differentiate."""
+        """Return the backward pass of a call, not yet run; None if there is nothing to differentiate."""
         return backward_of(outputs.tensors, self.leaves(inputs), seed, learning)
 
     def leaves(self, inputs: NamedValues) -> dict[str, torch.Tensor]:
-        """Tensors whose gradients are compared: the policy's leaves, and inputs with ``requires_grad``."""
+        """Return the tensors whose gradients are compared: the policy's leaves, inputs that require grad."""
         asking = {p: t for p, t in inputs.tensors.items() if t.requires_grad and t.is_leaf}
         return ({} if self.state is None else self.state.leaves()) | asking
 
 
 def _real(tensor: torch.Tensor) -> torch.Tensor:
-    """A complex tensor as its real and imaginary parts, in one more dimension; others as they are."""
+    """Return a complex tensor as real and imaginary parts in a new last dimension; others unchanged."""
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
-def _asked(name: str, function: Callable[[Any], Any], model: nn.Module | None) -> Any:
-    """What a function of the user's returns for the policy."""
+def _call_hook(name: str, function: Callable[[Any], Any], model: nn.Module | None) -> Any:
+    """Return what a function of the user's, such as `observe`, returns for the policy."""
     try:
         return function(policy_of(model))
     except Exception as error:

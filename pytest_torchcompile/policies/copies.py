@@ -1,7 +1,7 @@
-"""Deep copies of policies with compiled methods, which go on calling the original's weights.
+"""Finds deep copies of policies whose compiled methods still use the original's weights.
 
-``module.act = torch.compile(module.act)`` keeps a function of that one module in an attribute, and a deep
-copy copies the attribute as it is: a target network made like that answers with the online network's weights.
+``module.act = torch.compile(module.act)`` stores a function that is bound to `module` in an attribute. A deep
+copy keeps this function: a target network copied from the module computes with the online network's weights.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pytest_torchcompile.texts import some
 
 
 def stale_methods(policy: Any) -> list[str]:
-    """The compiled methods in attributes of a policy, by path, that call another object of its class."""
+    """Return the paths of a policy's attributes that are compiled methods of another object of its class."""
     return [
         f"{path}.{name}" if path else name
         for path, owner in _objects(policy)
@@ -40,29 +40,29 @@ def _is_of_another(owner: Any, other: Any) -> bool:
 
 
 def why_stale(policy: Any) -> str:
-    """Why a policy that is, or holds, such a copy answers with weights that are not its own; else empty."""
+    """Return why a policy computes with weights that are not its own, as such a copy does; else empty."""
     methods = stale_methods(policy)
     if not methods:
         return ""
     return (
-        f"compiled methods of a deep copy go on calling the original's weights, and none of its own: "
+        f"compiled methods of a deep copy still use the original's weights instead of its own: "
         f"{some(methods)}; {_remedy(methods[0])}"
     )
 
 
 def copied_stale(model: nn.Module) -> str:
-    """What a deep copy of a policy that comes compiled does instead of its own work; empty if nothing."""
+    """Return what is wrong with a deep copy of a policy that comes compiled; empty if nothing."""
     try:
         copied = copy.deepcopy(policy_of(model))
     except Exception:
-        # What can't be copied is no target network.
+        # A policy that can't be copied can't become a target network.
         return ""
     methods = stale_methods(copied)
     if not methods:
         return ""
     return (
-        f"a copy.deepcopy of the policy, such as a target network, goes on calling the original's weights "
-        f"through {some(methods)}; {_remedy(methods[0])}"
+        f"a copy.deepcopy of the policy, such as a target network, still uses the original's weights in "
+        f"{some(methods)}; {_remedy(methods[0])}"
     )
 
 

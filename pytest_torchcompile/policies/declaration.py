@@ -1,4 +1,4 @@
-"""What a user says about a policy: what it is called with, what of it is called, what it keeps."""
+"""The declaration of a policy: its inputs, its methods, and its state that the check can't find by itself."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ class Declaration:
     """The arguments of the marker and of `check_equivalence` that are no options.
 
     Args:
-        observation: spec of the first argument of every method, batch left out; None takes what the
-            policy says of itself.
+        observation: spec of the first argument of every method, without the batch dimension; None uses the
+            policy's own ``observation_space``.
         inputs: specs of further arguments by parameter name, given to the methods that take them.
         methods: a name, an adapter ``f(model, **inputs)``, or several.
         observe: given the policy after a call, returns what else to compare: a cached distribution, the
-            state of an object that the check does not look into.
-        reset: called with the policy before each call, to put back what the check can't.
-        act: those of `methods` by which the policy acts in its lifecycle; None is all.
-        learn: those by which it learns; None is all whose outputs require grad.
-        loss: ``loss(policy, batch)``, a scalar to learn by in the lifecycle; `policy` is the one whose
-            methods are compiled, `batch` a dict of the inputs by name. None is PPO's loss of whatever a
-            method returns.
+            state of an object that the check does not inspect.
+        reset: called with the policy before each call, to restore state that the check can't restore.
+        act: the methods, among `methods`, by which the policy acts in its lifecycle; None means all.
+        learn: the methods by which it learns; None means all whose outputs require grad.
+        loss: ``loss(policy, batch)``, which returns the scalar to minimise in the lifecycle; `policy` is the
+            one whose methods are compiled, `batch` a dict of the inputs by name. None uses PPO's loss of
+            whatever a method returns.
 
     Raises:
         UsageError: if `observe`, `reset` or `loss` is no function, or `act` or `learn` not among `methods`.
@@ -52,9 +52,9 @@ class Declaration:
                     f"{name}={getattr(self, name)!r}; accepted: some of methods={self.methods!r}"
                 )
         if self.act is not None and not listed(self.act):
-            raise UsageError(f"act={self.act!r}; a policy acts by one method at least: leave it out for all")
+            raise UsageError(f"act={self.act!r}; accepted: at least one method; leave it out for all methods")
         if self.loss is not None and self.learn is not None:
-            raise UsageError(f"learn={self.learn!r} beside a loss, which says how to learn; drop one of them")
+            raise UsageError(f"learn={self.learn!r} can't be combined with a loss; drop one of them")
 
     @property
     def acting(self) -> list[Any]:
@@ -63,7 +63,7 @@ class Declaration:
 
     @property
     def learning(self) -> list[Any]:
-        """The methods by which it may learn; none where the user says how."""
+        """The methods by which it may learn; none if the user gives a loss."""
         every = [] if self.loss else self.methods
         return listed(every if self.learn is None else self.learn)
 
@@ -74,11 +74,11 @@ class Declaration:
 
 
 def listed(methods: Any) -> list[Any]:
-    """One method or several as a list; whether they are methods is looked at later."""
+    """Return one method or several as a list, without checking that they are methods."""
     if methods is None:
         return []
     return list(methods) if isinstance(methods, (list, tuple)) else [methods]
 
 
 ARGUMENTS = tuple(field.name for field in dataclasses.fields(Declaration))
-"""Their names."""
+"""The names of the fields of `Declaration`."""

@@ -1,4 +1,4 @@
-"""Policies that are no modules but hold some, such as an agent with an actor and a critic."""
+"""Handles policies that are no modules but hold some, such as an agent with an actor and a critic."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ import torch
 from torch import nn
 
 DEEPEST = 6
-"""How many objects, dicts and lists lie at most between a policy and a module that it holds."""
+"""The most objects, dicts and lists that may lie between a policy and a module that it holds."""
 
-# Their instances are no part of a policy, or are looked into elsewhere.
+# Instances of these are not part of a policy, or are handled elsewhere.
 _NOT_OBJECTS = (
     *(type, types.ModuleType, types.FunctionType, types.MethodType),
     *(Mapping, list, tuple, torch.Tensor, nn.Module),
 )
-# What the standard library offers as plain records of attributes is the user's.
-_OTHERS = (sys.stdlib_module_names | {"torch", "numpy", "gymnasium", "gym"}) - {
+# Packages whose objects are not inspected. `types.SimpleNamespace` and `argparse.Namespace` hold the user's
+# attributes, so these two modules are not among them.
+_NOT_INSPECTED = (sys.stdlib_module_names | {"torch", "numpy", "gymnasium", "gym"}) - {
     "types",
     "argparse",
     "__main__",
@@ -27,11 +28,11 @@ _OTHERS = (sys.stdlib_module_names | {"torch", "numpy", "gymnasium", "gym"}) - {
 
 
 class Holder(nn.Module):
-    """A module around a policy that is none, so that its parameters have names and a mode.
+    """A module around a policy that is no module, which gives it ``named_parameters()`` and ``train()``.
 
     Args:
         policy: an object with modules or parameters among its attributes, or among those of the objects,
-            dicts and lists that it holds. The names are those of the attributes: ``models.actor.weight``.
+            dicts and lists that it holds. Names are the paths of attributes: ``models.actor.weight``.
     """
 
     def __init__(self, policy: Any) -> None:
@@ -39,7 +40,7 @@ class Holder(nn.Module):
         self.policy = policy
         self.owners: dict[str, Any] = {}
         for path, held in _walk(policy, "", set(), 0):
-            # Not by `add_module`, which admits no name that a module has for something else.
+            # `add_module` refuses names that the module already has as attributes.
             if isinstance(held, nn.Module):
                 self._modules[path] = held
             elif isinstance(held, torch.Tensor):
@@ -48,7 +49,7 @@ class Holder(nn.Module):
                 self.owners[path] = held
 
     def train(self, mode: bool = True) -> Holder:
-        """Switch the modules, and the flag ``training`` of the objects that have one."""
+        """Switch the mode of the modules, and set ``training`` of the objects that have this flag."""
         super().train(mode)
         for owner in self.owners.values():
             if isinstance(getattr(owner, "__dict__", {}).get("training"), bool):
@@ -57,24 +58,28 @@ class Holder(nn.Module):
 
 
 def is_holder(policy: Any) -> bool:
-    """Whether `policy` is an object of a user's class that holds modules."""
+    """Return whether `policy` is an object of a user's class that holds modules."""
     return is_object(policy) and any(isinstance(held, nn.Module) for _, held in _walk(policy, "", set(), 0))
 
 
 def policy_of(model: Any) -> Any:
-    """What the user made: the policy inside a `Holder`, any other module as it is."""
+    """Return the policy inside a `Holder`; any other module unchanged."""
     return model.policy if isinstance(model, Holder) else model
 
 
 def is_object(value: Any) -> bool:
-    """Whether `value` is an instance of a user's class, and no module."""
+    """Return whether `value` is an instance of a user's class, and no module."""
     kind = type(value)
     has_fields = hasattr(kind, "__slots__") or hasattr(value, "__dict__")
-    return has_fields and not isinstance(value, _NOT_OBJECTS) and kind.__module__.split(".")[0] not in _OTHERS
+    return (
+        has_fields
+        and not isinstance(value, _NOT_OBJECTS)
+        and kind.__module__.split(".")[0] not in _NOT_INSPECTED
+    )
 
 
 def _walk(value: Any, path: str, seen: set[int], depth: int) -> Iterator[tuple[str, Any]]:
-    """The modules, parameters and objects that `value` leads to, each once."""
+    """Yield the modules, parameters and objects reachable from `value`, with their paths, each once."""
     if id(value) in seen or depth > DEEPEST:
         return
     if isinstance(value, torch.Tensor):
@@ -98,12 +103,12 @@ def _walk(value: Any, path: str, seen: set[int], depth: int) -> Iterator[tuple[s
 
 
 def has_slots(value: Any) -> bool:
-    """Whether some attributes of an object are not in its ``__dict__``."""
+    """Return whether some attributes of an object are not in its ``__dict__``."""
     return any(base.__dict__.get("__slots__") for base in type(value).__mro__)
 
 
 def fields(value: Any) -> Iterator[tuple[str, Any]]:
-    """The attributes of an object, those in ``__slots__`` included."""
+    """Yield the attributes of an object, those in ``__slots__`` included."""
     yield from getattr(value, "__dict__", {}).items()
     for base in type(value).__mro__:
         slots = base.__dict__.get("__slots__", ())

@@ -1,4 +1,4 @@
-"""The loss and the optimizer by which a policy learns in its lifecycle."""
+"""The loss and the optimizer with which a policy learns in its lifecycle."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from pytest_torchcompile.policies.methods import OBSERVATION, Method, as_methods
 CLIP, VALUE, ENTROPY = 0.2, 0.5, 0.01
 """Clip range, and the weights of the value loss and the entropy bonus: those of CleanRL's ``ppo.py``."""
 LEARNING_RATE, EPSILON, LARGEST_NORM = 2.5e-4, 1e-5, 0.5
-"""Of Adam and of the gradient, likewise from there."""
+"""Adam's learning rate and epsilon, and the gradient's largest norm: those of CleanRL's ``ppo.py``."""
 
-_FAR = 1e4
-"""Masked logits lie beyond this, or at minus infinity; a ratio of those would be no number."""
+_LARGEST_LOGIT = 1e4
+"""Masked logits are larger than this in absolute value, or minus infinity. Their ratio would be NaN."""
 
 
 def ppo_loss(outputs: Mapping[str, torch.Tensor], seed: int) -> torch.Tensor:
-    """The loss of proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347).
+    """Return the loss of proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347).
 
-    Which output is a log-probability and which a value can't be told, and the arithmetic does not depend
-    on it: each output takes each part, against old values, advantages and returns that are drawn.
+    The function can't know which output is a log-probability and which is a value. It applies every term of
+    the loss to each output, with drawn old values, advantages and returns.
 
     Args:
-        outputs: floating outputs that require grad, of any shape.
-        seed: of what is drawn; the same numbers for the same shapes.
+        outputs: floating-point outputs that require grad, of any shape.
+        seed: seed of the drawn numbers; they are the same for the same shapes.
 
     Returns:
         A scalar.
@@ -40,7 +40,7 @@ def ppo_loss(outputs: Mapping[str, torch.Tensor], seed: int) -> torch.Tensor:
 
 
 def _loss(output: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    values = torch.where(output.detach().abs() < _FAR, output, 0.0).float()
+    values = torch.where(output.detach().abs() < _LARGEST_LOGIT, output, 0.0).float()
     change, advantage, target = (
         torch.randn(values.shape, generator=generator, dtype=torch.float32).to(values) for _ in range(3)
     )
@@ -55,15 +55,14 @@ def _loss(output: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def optimizer_of(parameters: Iterable[torch.Tensor]) -> torch.optim.Optimizer:
-    """PPO's optimizer of these parameters."""
+    """Return PPO's optimizer for these parameters."""
     return torch.optim.Adam(parameters, lr=LEARNING_RATE, eps=EPSILON)
 
 
 def users_loss(loss: Callable[[Any, dict[str, Any]], Any]) -> Method:
-    """The user's ``loss(policy, batch)`` as a method, which takes every declared input.
+    """Return the user's ``loss(policy, batch)`` as a method that takes every declared input.
 
-    Raises:
-        UsageError: from the method, if the loss is no scalar that requires grad.
+    The method raises `UsageError` if the loss is not a scalar that requires grad.
     """
 
     def of_inputs(policy: Any, *observation: Any, **inputs: Any) -> Any:
@@ -78,11 +77,12 @@ def users_loss(loss: Callable[[Any, dict[str, Any]], Any]) -> Method:
 
 
 class Methods:
-    """A policy as its user calls it, but for some methods that are replaced, by compiled ones.
+    """A proxy of a policy with some methods replaced, such as by compiled ones.
 
     Args:
         policy: the policy.
-        functions: the methods by name; ``forward`` is the call, ``actor.log_prob`` lies deeper.
+        functions: the replacements by name: ``forward`` for the call of the policy, ``actor.log_prob`` for a
+            method of one of its attributes.
     """
 
     def __init__(self, policy: Any, functions: Mapping[str, Callable[..., Any]]) -> None:

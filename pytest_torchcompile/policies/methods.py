@@ -1,4 +1,4 @@
-"""A module as a policy: its methods, and which declared input goes to which of their parameters."""
+"""Finds the methods of a policy, and passes each declared input to the parameter that takes it."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ OBSERVATION = "observation"
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """What is compiled and called.
+    """A method of a policy, or an adapter: what is compiled and called.
 
     Args:
-        name: ``forward``, ``get_value``, ``actor.log_prob``; an adapter's own name.
-        adapter: the function ``f(model, **inputs)``, if it is one.
+        name: ``forward``, ``get_value``, ``actor.log_prob``; for an adapter the name of the function.
+        adapter: the function ``f(model, **inputs)``; None for a method.
     """
 
     name: str
     adapter: Callable[..., Any] | None = None
 
     def of(self, model: nn.Module) -> Callable[..., Any]:
-        """The callable on one side's module; ``forward`` is the module itself, so that hooks count."""
+        """Return the callable of `model`; for ``forward`` the module itself, so that its hooks run."""
         if self.adapter is not None:
             return self.adapter
         return model if self._is_call(model) else self._attribute(model)
@@ -62,7 +62,7 @@ class Method:
         return owner  # type: ignore[no-any-return]
 
     def signature(self, model: nn.Module) -> inspect.Signature | None:
-        """The parameters that a caller gives, without ``self`` or the adapter's model."""
+        """Return the signature without ``self`` or the adapter's model; None if there is none."""
         inner = internals.uncompiled(model)
         function = self.adapter or (inner.forward if self._is_call(inner) else self._attribute(inner))
         if isinstance(function, nn.Module):
@@ -85,10 +85,10 @@ def _suggestion(owner: Any, name: str) -> str:
 
 
 def as_methods(methods: Any) -> tuple[Method, ...]:
-    """`methods`, a name, an adapter or several of them, as `Method` records.
+    """Return `methods`, which is a name, an adapter or several of these, as `Method` records.
 
     Raises:
-        UsageError: if one is neither, or a name comes twice.
+        UsageError: if an entry is neither a name nor a function, or a name occurs twice.
     """
     if isinstance(methods, str) or callable(methods):
         methods = [methods]
@@ -119,9 +119,9 @@ class Arguments(NamedTuple):
     """The inputs of one call.
 
     Args:
-        args: those given by position.
-        kwargs: those given by keyword.
-        drawn: the tensors of which these are made, by path; a `Wrapped` may hide them.
+        args: positional inputs.
+        kwargs: keyword inputs.
+        drawn: the tensors that these are made from, by path; the object that a `Wrapped` makes may hide them.
     """
 
     args: tuple[Any, ...]
@@ -148,7 +148,7 @@ class Binding:
     def arguments(
         self, recipe: Recipe, of: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor
     ) -> Arguments:
-        """New tensors for one call, `of` applied to each."""
+        """Return new tensors for one call, with `of` applied to each."""
         leaves = tensors.leaves(self.tree, recipe, of)
         values = trees.rebuild(self.tree, leaves.__getitem__)
         return Arguments(
@@ -159,10 +159,10 @@ class Binding:
 
 
 def input_tree(declaration: Declaration, model: nn.Module) -> dict[str, Any]:
-    """All declared inputs as specs; where nothing is declared, the policy's own spaces are taken.
+    """Return all declared inputs as specs; without a declaration, those of the policy's own spaces.
 
     Raises:
-        UsageError: if there is nothing to go by, with a declaration to paste, or a spec is wrong.
+        UsageError: if neither exists (the message has a declaration to copy), or a spec is wrong.
     """
     inner = policy_of(internals.uncompiled(model))
     observation, inputs = declaration.observation, declaration.inputs
@@ -173,7 +173,7 @@ def input_tree(declaration: Declaration, model: nn.Module) -> dict[str, Any]:
         observation = conventions.own_observation(inner)
     if observation is None and not inputs:
         raise UsageError(
-            f"nothing says what {type(inner).__name__} observes; declare it, batch left out: "
+            f"{type(inner).__name__} has no observation spec; declare one without the batch dimension: "
             f"observation={conventions.proposed_observation(inner)}"
         )
     given = {} if observation is None else {OBSERVATION: observation}
@@ -192,49 +192,52 @@ def input_tree(declaration: Declaration, model: nn.Module) -> dict[str, Any]:
 
 
 def _require_drawn(tree: Any, name: str, policy: Any) -> None:
-    """Return if something of an input is drawn, so that it is not the same in every example.
+    """Return if some part of an input is drawn, so that the input differs between examples.
 
     Raises:
-        UsageError: with the line to write instead.
+        UsageError: if every example would have the same input; the message has the line to write instead.
     """
     if _varies(tree):
         return
     held = _constant_tensors(tree)
     if held:
         raise UsageError(
-            f"{name} is a tensor of shape {tuple(held[0].shape)}, where a spec belongs: every example would "
-            f"be this one constant; declare what it looks like, batch left out: "
+            f"{name} is a tensor of shape {tuple(held[0].shape)}, but must be a spec: every example would "
+            f"use this one tensor; declare a spec without the batch dimension: "
             f"{name}={conventions.spec_like(held[0])}"
         )
     value = tree.value if isinstance(tree, spaces.Constant) else tree
     raise UsageError(
         f"{name} is {value!r}, which is no spec; declare what {type(policy).__name__} "
-        f"observes, batch left out: {name}={conventions.proposed_observation(policy)}"
+        f"observes, without the batch dimension: {name}={conventions.proposed_observation(policy)}"
     )
 
 
 def _varies(tree: Any) -> bool:
-    """Whether an input has a part that is drawn."""
+    """Return whether an input has a part that is drawn."""
     drawn = any(not isinstance(spec, spaces.Constant) for _, spec in trees.leaves(tree))
     return drawn or isinstance(tree, spaces.Wrapped)
 
 
 def _constant_tensors(tree: Any) -> list[Any]:
-    """The tensors and arrays among the constants of an input."""
+    """Return the tensors and arrays among the constants of an input."""
     values = (spec.value for _, spec in trees.leaves(tree) if isinstance(spec, spaces.Constant))
     return [value for value in values if hasattr(value, "shape") and hasattr(value, "dtype")]
 
 
 def _is_named_in(inputs: Mapping[str, Any], signatures: list[inspect.Signature | None]) -> bool:
-    """Whether the first parameter of a method is declared by its name."""
+    """Return whether `inputs` declares the first parameter of some method by its name."""
     return any(signature and next(iter(signature.parameters), "") in inputs for signature in signatures)
 
 
 def bind(method: Method, model: nn.Module, tree: Mapping[str, Any]) -> Binding:
-    """Give each of the method's parameters its input: the observation to the first that has none.
+    """Return which input goes to which parameter of the method.
+
+    Inputs go to the parameters of the same name. The observation goes to the first parameter that no input
+    names.
 
     Raises:
-        UsageError: if a required parameter has no spec.
+        UsageError: if a required parameter has no spec, or no parameter takes the observation.
     """
     signature = method.signature(model)
     others = [name for name in tree if name != OBSERVATION]
@@ -255,7 +258,7 @@ def bind(method: Method, model: nn.Module, tree: Mapping[str, Any]) -> Binding:
         elif parameter.default is parameter.empty and parameter.kind is not parameter.VAR_POSITIONAL:
             proposed = conventions.proposed_input(parameter.name, policy_of(model))
             raise UsageError(
-                f"{method.name}{signature} needs {parameter.name!r}, which no spec describes; add it: "
+                f"{method.name}{signature} needs {parameter.name!r}, which has no spec; add one: "
                 f"inputs={{{parameter.name!r}: {proposed}}}"
             )
     if waiting and named and not positional:
@@ -270,7 +273,7 @@ def bind(method: Method, model: nn.Module, tree: Mapping[str, Any]) -> Binding:
 def _selected(
     tree: Mapping[str, Any], positional: list[str], named: list[str], accepts: tuple[str, ...] = ()
 ) -> Binding:
-    """The binding, with a mask kept in the tree that only a `LegalAction` refers to."""
+    """Return the binding of these inputs; its tree includes the masks that their `LegalAction` specs name."""
     taken = {name: tree[name] for name in tree if name in positional or name in named}
     for _, spec in list(trees.leaves(taken)):
         if isinstance(spec, spaces.LegalAction):
@@ -280,14 +283,14 @@ def _selected(
 
 
 def require_all_taken(bindings: Mapping[str, Binding], tree: Mapping[str, Any]) -> None:
-    """Return if each declared input goes to some method.
+    """Return if every declared input is taken by some method.
 
     Args:
         bindings: by method name.
         tree: the declared inputs.
 
     Raises:
-        UsageError: naming the input that none takes, and what they take.
+        UsageError: if no method takes an input; the message names it and the methods' parameters.
     """
     taken = {name for binding in bindings.values() for name in binding.tree}
     accepted = {name for binding in bindings.values() for name in binding.accepts}

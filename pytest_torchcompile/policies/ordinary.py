@@ -1,7 +1,7 @@
-"""Tensors of every layout and dtype as ordinary ones: dense numbers that can be compared and measured.
+"""Converts tensors of every layout and dtype to ordinary ones: dense numbers that can be compared.
 
-Most operators that a comparison needs are not there for sparse, nested and quantised tensors, and some are
-not for complex numbers, 8-bit floats and bits.
+Most operators that a comparison needs do not support sparse, nested and quantised tensors, and some do not
+support complex numbers, 8-bit floats and bits.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ _PLAIN_DTYPES = frozenset(
     }
 )
 
-_TORCHS = (torch.Tensor, torch.nn.Parameter)
+_TORCH_CLASSES = (torch.Tensor, torch.nn.Parameter)
 
 LARGEST_DENSE = 2**26
-"""Elements of a sparse tensor up to which it is made dense; a larger one is compared by its entries."""
+"""Sparse tensors with at most this many elements are made dense; larger ones are compared by entries."""
 
 
 def is_ordinary(tensor: torch.Tensor) -> bool:
-    """Whether it is torch's own, dense, has elements, and is of a dtype that every operator takes."""
+    """Return whether a tensor is torch's own, dense, not on the meta device, and of a common dtype."""
     return (
-        type(tensor) in _TORCHS
+        type(tensor) in _TORCH_CLASSES
         and tensor.dtype in _PLAIN_DTYPES
         and tensor.layout is torch.strided
         and not (tensor.is_nested or tensor.is_meta)
@@ -38,7 +38,7 @@ def is_ordinary(tensor: torch.Tensor) -> bool:
 
 
 def described(tensor: torch.Tensor) -> str:
-    """What makes a tensor no ordinary one, such as ``sparse_coo``, ``float8_e5m2``; empty if nothing does."""
+    """Return why a tensor is not ordinary, such as ``sparse_coo`` or ``float8_e5m2``; empty if it is."""
     words = []
     if tensor.is_meta:
         words.append(f"meta, {_short(tensor.dtype)} {tuple(tensor.shape)}")
@@ -52,12 +52,12 @@ def described(tensor: torch.Tensor) -> str:
 
 
 def ordinary(tensor: torch.Tensor, path: str) -> dict[str, torch.Tensor]:
-    """The ordinary tensors that say what `tensor` says, by path; gradients go through.
+    """Return ordinary tensors with the content of `tensor`, by path. The conversion is differentiable.
 
-    One on the meta device has no elements, and comes out as nothing.
+    A tensor on the meta device has no elements; the result is then empty.
 
     Raises:
-        UsageError: for a tensor that can't be taken apart, with what to do about it.
+        UsageError: if the tensor can't be converted; the message says what to do.
     """
     if tensor.is_meta:
         return {}
@@ -74,23 +74,23 @@ def ordinary(tensor: torch.Tensor, path: str) -> dict[str, torch.Tensor]:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         kind = type(tensor)
         name = ", ".join(filter(None, [f"{kind.__module__}.{kind.__qualname__}", described(tensor)]))
-        if kind in _TORCHS:
-            cure = "check an adapter that returns a dense one: methods=lambda model, x: model(x).to_dense()"
+        if kind in _TORCH_CLASSES:
+            cure = "use an adapter that returns a dense one: methods=lambda model, x: model(x).to_dense()"
         else:
             cure = (
-                f"teach it: pytest_torchcompile.register_output({kind.__name__}, lambda value: "
+                f"register it: pytest_torchcompile.register_output({kind.__name__}, lambda value: "
                 f"{{'name': value.tensor, ...}})"
             )
         raise UsageError(
-            f"{path} is a tensor ({name}) that the comparison can't take apart ({reason:.120}); {cure}"
+            f"{path} is a tensor ({name}) that the comparison can't convert ({reason:.120}); {cure}"
         ) from error
 
 
 def _parts(tensor: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What a tensor that is no ordinary one consists of, each a step nearer to an ordinary one."""
+    """Return the parts of a tensor that is not ordinary. A part may need further conversion."""
     if tensor.is_nested:
         return {f"[{i}]": part for i, part in enumerate(tensor.unbind())}
-    if type(tensor) not in _TORCHS:
+    if type(tensor) not in _TORCH_CLASSES:
         return _of_subclass(tensor)
     if tensor.is_quantized:
         return {"": tensor.dequantize()}
@@ -103,7 +103,7 @@ def _parts(tensor: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def _of_subclass(tensor: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The tensors inside one of a subclass, or the same one without its class."""
+    """Return the tensors inside an instance of a tensor subclass, or the instance as a plain tensor."""
     inner = internals.inner_tensors(tensor)
     if inner is not None:
         return {f".{name}": part for name, part in inner.items()}
@@ -113,7 +113,7 @@ def _of_subclass(tensor: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def _as_numbers(tensor: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
-    """How a dense tensor of an uncommon dtype becomes one of a common dtype."""
+    """Return the function that converts a dense tensor of an uncommon dtype to a common dtype."""
     if tensor.is_complex():
         return lambda numbers: torch.view_as_real(numbers.resolve_conj())
     if tensor.is_floating_point() and tensor.dtype is not torch.float4_e2m1fn_x2:
@@ -126,10 +126,10 @@ def _short(name: object) -> str:
 
 
 def same_values(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two tensors of any layout and dtype hold equal values, a NaN being equal to a NaN.
+    """Return whether two tensors of any layout and dtype hold equal values; NaN equals NaN.
 
     Raises:
-        UsageError: for tensors that can't be taken apart.
+        UsageError: if one can't be converted to ordinary tensors.
     """
     if described(one) != described(other):
         return False

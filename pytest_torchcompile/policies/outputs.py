@@ -1,7 +1,6 @@
-"""Whatever a policy returns, as named tensors.
+"""Flattens whatever a policy returns into named tensors.
 
-A comparison that ignores what it can't take apart would pass a wrong policy, so a type that is not
-known is an error that says how to make it known.
+An unknown type raises an error, which says how to register it. If it were ignored, a wrong policy could pass.
 """
 
 from __future__ import annotations
@@ -44,9 +43,9 @@ class NamedValues:
     """A nest of values, flattened.
 
     Args:
-        tensors: path -> tensor; numpy arrays and python floats as tensors too.
-        plain: path -> value, for what is compared by ``==``.
-        kinds: path -> type, for every value and container, so that structures can be compared.
+        tensors: tensors by path; numpy arrays and Python floats are converted to tensors.
+        plain: other values by path, which are compared by ``==``.
+        kinds: the type of every value and container by path, so that structures can be compared.
     """
 
     tensors: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
@@ -55,12 +54,12 @@ class NamedValues:
 
 
 def register_output(type_: type, unpack: Callable[[Any], Any]) -> None:
-    """Teach the comparison a type that policies return.
+    """Register how to unpack a type that policies return, so that it can be compared.
 
     Args:
-        type_: the type; subclasses count too, the nearest registered one wins.
-        unpack: given a value, returns a dict or tuple of what matters in it: tensors, numbers,
-            distributions or further containers.
+        type_: the type. Subclasses use the registration of their nearest registered base.
+        unpack: given a value, returns its parts as a dict or tuple: tensors, numbers, distributions or
+            further containers.
 
     Raises:
         UsageError: if `type_` is no class or `unpack` no function.
@@ -80,10 +79,10 @@ def register_output(type_: type, unpack: Callable[[Any], Any]) -> None:
 
 
 def named_values(value: Any, name: str = "output") -> NamedValues:
-    """`value` flattened; paths begin with `name` and read like Python: ``output[0]['logits'].loc``.
+    """Return `value` flattened. Paths begin with `name` and use Python's syntax: ``output[0]['logits'].loc``.
 
     Raises:
-        UsageError: for a type that is not known, with the line that makes it known.
+        UsageError: for an unknown type; the message has the line that registers it.
     """
     found = NamedValues()
     _walk(value, name, found, 0)
@@ -111,7 +110,7 @@ def _walk(value: Any, path: str, found: NamedValues, depth: int) -> None:
 
 def _kind(value: Any) -> str:
     kind = type(value)
-    # dynamo may hand back a parameter's data as a plain tensor and the other way round.
+    # dynamo may return a plain tensor for a parameter, or a parameter for a plain tensor.
     name = "Tensor" if kind is torch.nn.Parameter else kind.__qualname__
     if isinstance(value, torch.Tensor):
         special = described(value)
@@ -122,13 +121,16 @@ def _kind(value: Any) -> str:
 
 
 def is_namedtuple(value: Any) -> bool:
-    """Whether its class was made by `collections.namedtuple`; asked of the class, as an object may make up
-    any attribute (``__getattr__ = dict.get``)."""
+    """Return whether the class of `value` was made by `collections.namedtuple`.
+
+    The class is inspected, because an object may return something for any attribute
+    (``__getattr__ = dict.get``).
+    """
     return isinstance(value, tuple) and hasattr(type(value), "_fields")
 
 
 def _known_to_torch(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """A numeric array in a layout and dtype that torch takes: no float longer than 64 bits."""
+    """Return a numeric array in a layout and dtype that torch accepts: no float has more than 64 bits."""
     wide = {"f": np.float64, "c": np.complex128}.get(array.dtype.kind)
     if wide is not None and array.dtype.itemsize > np.dtype(wide).itemsize:
         array = array.astype(wide)
@@ -136,12 +138,12 @@ def _known_to_torch(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def _unpack(value: Any) -> Callable[[Any], Any] | None:
-    """What a user has registered for the type of `value` or the nearest of its bases."""
+    """Return the function registered for the type of `value` or its nearest base; None if there is none."""
     return next((_registered[base] for base in type(value).__mro__ if base in _registered), None)
 
 
 def _parts(value: Any, path: str) -> list[tuple[str, Any]]:
-    """The parts of a container, each with how it is reached."""
+    """Return the parts of a container, each with its accessor: ``[0]``, ``.loc``."""
     unpack = _unpack(value)
     if unpack is not None:
         unpacked = unpack(value)
@@ -163,24 +165,24 @@ def _parts(value: Any, path: str) -> list[tuple[str, Any]]:
         return [(f"[{i}]", part) for i, part in enumerate(value)]
     name = type(value).__name__
     raise UsageError(
-        f"{path} is a {type(value).__module__}.{name}, which the comparison can't see into; teach it: "
+        f"{path} is a {type(value).__module__}.{name}, which the comparison can't unpack; register it: "
         f"pytest_torchcompile.register_output({name}, lambda value: {{'name': value.tensor, ...}})"
     )
 
 
 def is_mapping(value: Any) -> bool:
-    """Whether it has keys and an item for each: a TensorDict or a tianshou Batch is not a `Mapping`."""
+    """Return whether `value` has keys and items; a TensorDict or a tianshou Batch is not a `Mapping`."""
     kind = type(value)
     has_keys = hasattr(kind, "keys") or _is_one_of(value, _ATTRIBUTES_ARE_ITEMS)
     return isinstance(value, Mapping) or (has_keys and hasattr(kind, "__getitem__"))
 
 
 def keys(mapping: Any) -> list[Any]:
-    """The keys of what `is_mapping` took for one."""
+    """Return the keys of a value for which `is_mapping` is true."""
     return list(mapping.keys() if hasattr(type(mapping), "keys") else vars(mapping))
 
 
-# The types of other libraries below are known by name, without importing these.
+# Types of other libraries are recognised by name, so that the libraries are not imported.
 _ATTRIBUTES_ARE_ITEMS = frozenset({"tianshou.data.batch.Batch"})
 
 # Distributions that don't derive from torch's.
@@ -199,7 +201,7 @@ def _is_one_of(value: Any, names: frozenset[str]) -> bool:
 
 
 def _distribution_parts(distribution: Any) -> dict[str, Any]:
-    """What determines a distribution or transform, of torch's or of another library's own kind."""
+    """Return what determines a distribution or transform, which may be another library's own class."""
     if isinstance(distribution, (Distribution, Transform)):
         return parameters_of(distribution)
     known = (torch.Tensor, np.ndarray, Distribution, Transform, float, int, list, tuple, Mapping)

@@ -1,7 +1,7 @@
-"""What determines a distribution: its parameters, and the distributions and transforms that it is made of.
+"""Finds what determines a distribution: its parameters, and the distributions and transforms inside it.
 
-A library's own class keeps more on the object: caches, flags, transforms that it sets otherwise while
-compiling. None of that says what is drawn.
+A distribution object also holds caches, flags, and transforms that a library sets differently while it
+compiles. These don't affect what is drawn, so they are not compared.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ from pytest_torchcompile import internals
 _VALUES = (torch.Tensor, np.ndarray, Distribution, Transform, float, int, list, tuple, Mapping)
 
 _SETTINGS = frozenset({"self", "validate_args", "cache_size"})
-"""Arguments of constructors that say nothing about what is made."""
+"""Arguments of constructors that don't affect what is drawn."""
 
 
 def parameters_of(value: Any) -> dict[str, Any]:
-    """What determines a distribution or a transform, by name.
+    """Return what determines a distribution or a transform, by name.
 
     Args:
-        value: a distribution of torch's or one derived from it, or a transform.
+        value: an instance of `torch.distributions.Distribution` or `torch.distributions.Transform`.
 
     Returns:
         Tensors and numbers that the constructors of its class and bases take, or that ``arg_constraints``
-        names; the distributions that it is made of; its transforms in their plainest form.
+        names; the distributions that it contains; its transforms, flattened.
     """
     if isinstance(value, ComposeTransform):
-        return {"parts": _plainest(value)}
+        return {"parts": _flattened(value)}
     held = vars(value)
-    parts = {name: _number(held[at]) for name in _names(type(value)) for at in _places(name, held)}
+    parts = {name: _number(held[at]) for name in _names(type(value)) for at in _attribute_of(name, held)}
     parts |= {name.lstrip("_"): part for name, part in held.items() if isinstance(part, Distribution)}
     if isinstance(value, Transform):
         inverted = internals.inverted_transform(value)
         return parts if inverted is None else {"inverse of": inverted}
     if "transforms" in held:
-        parts["transforms"] = _plainest(held["transforms"])
+        parts["transforms"] = _flattened(held["transforms"])
     _keep_one_form(value, parts, held)
     if not parts:
         parts = {name: _number(part) for name, part in held.items() if _is_value(part)}
@@ -53,7 +53,7 @@ _known: weakref.WeakKeyDictionary[type, tuple[str, ...]] = weakref.WeakKeyDictio
 
 
 def _names(kind: type) -> tuple[str, ...]:
-    """The names of what a class of distributions or transforms and its bases are made with."""
+    """Return the names of the constructor arguments of a class and its bases, cached by class."""
     if kind not in _known:
         _known[kind] = tuple(_read_names(kind))
     return _known[kind]
@@ -69,8 +69,8 @@ def _read_names(kind: type) -> Iterator[str]:
     return (name for name in dict.fromkeys(names) if name not in _SETTINGS)
 
 
-def _places(name: str, held: Mapping[str, Any]) -> list[str]:
-    """Where an object keeps what its constructor was given: under its name, or as a private attribute."""
+def _attribute_of(name: str, held: Mapping[str, Any]) -> list[str]:
+    """Return the attribute that holds the constructor argument `name`: ``[name]``, ``[_name]`` or ``[]``."""
     return [at for at in (name, f"_{name}") if at in held and _is_value(held[at])][:1]
 
 
@@ -79,12 +79,15 @@ def _is_value(part: Any) -> bool:
 
 
 def _number(part: Any) -> Any:
-    """A float as a tensor, which it is in a class that makes tensors of numbers on one side only."""
+    """Return a float as a tensor, other values unchanged.
+
+    Some classes convert numbers to tensors on one of the two sides only.
+    """
     return torch.tensor(part) if type(part) is float else part
 
 
 def _keep_one_form(value: Any, parts: dict[str, Any], held: Mapping[str, Any]) -> None:
-    """Drop what is another form of the same parameter, computed when somebody asks for it."""
+    """Drop the other forms of a parameter, which a distribution computes on access."""
     if "logits" in parts and "probs" in parts:
         given = held.get("_param", parts["logits"])
         parts.pop("logits" if given is parts["probs"] else "probs")
@@ -94,14 +97,14 @@ def _keep_one_form(value: Any, parts: dict[str, Any], held: Mapping[str, Any]) -
         parts["scale_tril"] = value.scale_tril
 
 
-def _plainest(transforms: Any) -> list[Transform]:
-    """Transforms one after the other, without compositions and without those that change nothing."""
+def _flattened(transforms: Any) -> list[Transform]:
+    """Return a flat list of transforms, without compositions and identities."""
     if isinstance(transforms, ComposeTransform):
         transforms = transforms.parts
     flat: list[Transform] = []
     for transform in transforms:
         if isinstance(transform, ComposeTransform):
-            flat += _plainest(transform)
+            flat += _flattened(transform)
         elif not _is_identity(transform):
             flat.append(transform)
     return flat

@@ -1,7 +1,7 @@
-"""What a policy's attributes lead to: modules, leaves, objects and plain data, each thing once.
+"""Finds everything reachable from a policy's attributes: modules, leaves, objects and plain data, each once.
 
-A module's own ``named_parameters()`` stops at plain lists, dicts and objects, where policies keep target
-networks, learnt temperatures, hidden states and running statistics.
+A module's own ``named_parameters()`` does not search plain lists, dicts and objects. Policies keep target
+networks, learnt temperatures, hidden states and running statistics in them.
 """
 
 from __future__ import annotations
@@ -23,47 +23,47 @@ from pytest_torchcompile.policies.outputs import is_namedtuple
 _MODULE_FIELDS = frozenset(vars(nn.Module())) | internals.COMPILED_MARKS
 
 LARGEST_ARRAY = 2**24
-"""Bytes of a numpy array that is still taken for state."""
+"""Numpy arrays of at most this many bytes count as state."""
 
 _CONSTANTS = (bytes, complex, enum.Enum, torch.dtype, torch.device, torch.Size)
 
 Space = MutableMapping[Any, Any]
-"""The attributes of a module or an object, or the items of a container, to be read and written."""
+"""The attributes of a module or an object, or the items of a container, as a mapping."""
 
 Place = tuple[str, Any]
 """The path of a space, and a name in it."""
 
 
 def is_plain(value: Any) -> bool:
-    """Whether `value` is a scalar, a tensor that is no parameter, a distribution, or a nest of these."""
+    """Return whether `value` is a scalar, a tensor but no parameter, a distribution, or a nest of these."""
     if value is None or isinstance(value, (bool, int, float, str, Distribution, *_CONSTANTS)):
         return True
     if isinstance(value, torch.Tensor):
         return not isinstance(value, nn.Parameter)
     if isinstance(value, np.ndarray):
-        # A replay buffer is no state of a forward, and copying it would cost more than the check.
+        # A larger array is likely a replay buffer, which a forward does not change; copying it is slow.
         return value.nbytes <= LARGEST_ARRAY
     if isinstance(value, dict):
         return all(map(_is_plain_item, value.values()))
     if type(value) is set:
         return all(map(is_plain, value)) and not any(map(holds_tensors, value))
-    # RNNs keep their parameters in lists, which are no state.
+    # Other sequences are not plain data, such as the lists in which RNNs keep their parameters.
     is_sequence = type(value) in (list, tuple, collections.deque) or is_namedtuple(value)
     return is_sequence and all(map(_is_plain_item, value))
 
 
 def _is_plain_item(value: Any) -> bool:
-    """Whether a container of it may be put back as a copy; a leaf has to stay the very tensor."""
+    """Return whether a copy may replace this item of a container; a leaf must stay the same object."""
     return is_plain(value) and not is_leaf(value)
 
 
 def is_leaf(value: Any) -> bool:
-    """Whether gradients of `value` can be asked for."""
+    """Return whether `value` is a leaf tensor that requires grad."""
     return isinstance(value, torch.Tensor) and value.requires_grad and value.is_leaf
 
 
 def holds_tensors(value: Any) -> bool:
-    """Whether a plain value is a tensor, a numeric array or a distribution, or has one inside."""
+    """Return whether a plain value is a tensor, a numeric array or a distribution, or contains one."""
     if isinstance(value, Mapping):
         return any(map(holds_tensors, value.values()))
     if isinstance(value, (list, tuple, collections.deque)):
@@ -74,7 +74,7 @@ def holds_tensors(value: Any) -> bool:
 
 
 class Items(MutableMapping[int, Any]):
-    """The items of a list, deque or tuple by index; those of a tuple can only be read."""
+    """The items of a list, deque or tuple as a mapping by index; those of a tuple are read-only."""
 
     def __init__(self, sequence: Any) -> None:
         self.sequence = sequence
@@ -99,7 +99,7 @@ class Items(MutableMapping[int, Any]):
 
 
 class Slots(MutableMapping[str, Any]):
-    """The attributes of an object whose class has ``__slots__``."""
+    """The attributes of an object whose class has ``__slots__``, as a mapping."""
 
     def __init__(self, owner: Any) -> None:
         self._owner = owner
@@ -111,7 +111,7 @@ class Slots(MutableMapping[str, Any]):
             raise KeyError(name) from None
 
     def __setitem__(self, name: str, value: Any) -> None:
-        # Not by `setattr`, which a frozen dataclass forbids.
+        # A frozen dataclass forbids `setattr`.
         object.__setattr__(self._owner, name, value)
 
     def __delitem__(self, name: str) -> None:
@@ -125,20 +125,20 @@ class Slots(MutableMapping[str, Any]):
 
 
 class Reachable:
-    """Everything that a policy's attributes lead to, as it is now.
+    """Everything reachable from a policy's attributes, at the time of construction.
 
     Args:
         model: the policy, or the `Holder` around it.
 
     Attributes:
-        modules: by path, the registered ones first; a path is one of attributes, keys and indices.
-        parameters: likewise, each once; those of modules in plain lists and objects are among them.
-        buffers: likewise.
-        leaves: by path, the other tensors that ask for gradients and are no result of an operator.
-        spaces: by path, what has names with values: modules, objects, containers that hold such.
+        modules: by path, the registered ones first; a path consists of attributes, keys and indices.
+        parameters: by path, each once; includes those of modules in plain lists and objects.
+        buffers: by path, each once.
+        leaves: by path, the other leaf tensors that require grad.
+        spaces: by path, the modules, objects and containers that hold any of these, as mappings.
         containers: the paths of the spaces that are lists, tuples, deques or dicts.
-        held: what lies in a space and is no plain value: modules, parameters, objects, containers.
-        values: the plain values, by place.
+        held: by place, the values that are not plain: modules, parameters, objects, containers.
+        values: by place, the plain values.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -156,11 +156,11 @@ class Reachable:
             self._add_other(model.policy, "", 0)
 
     def tensors(self) -> dict[Place, Any]:
-        """The plain values that hold tensors or arrays."""
+        """Return the plain values that hold tensors, arrays or distributions, by place."""
         return {place: value for place, value in self.values.items() if holds_tensors(value)}
 
     def put(self, place: Place, value: Any) -> None:
-        """Put a value in its place, even in a dict that forbids it; a tuple stays as it is."""
+        """Store a value at its place, even in a dict that forbids it; does nothing for items of a tuple."""
         path, name = place
         space = self.spaces[path]
         if isinstance(space, Items) and isinstance(space.sequence, tuple):
@@ -171,7 +171,7 @@ class Reachable:
             space[name] = value
 
     def _add_module(self, module: nn.Module, path: str, depth: int) -> None:
-        """Add a module and its submodules, then what their other attributes lead to."""
+        """Add a module and its submodules, then everything reachable from their other attributes."""
         new = [(p, m) for p, m in module.named_modules(prefix=path) if id(m) not in self._seen]
         for name, one in new:
             self._seen.add(id(one))

@@ -1,6 +1,6 @@
-"""Values of attributes copied, and put back into the very objects.
+"""Copies the values of attributes, and restores them in the original objects.
 
-What did not change is not written: a dict may forbid it, a tensor may be an operand that autograd has kept.
+A value that did not change is not written: a dict may forbid writing, and autograd may have saved a tensor.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pytest_torchcompile.policies.outputs import is_mapping, is_namedtuple, keys
 
 
 def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:
-    """A nest of containers with `function` applied to its tensors; arrays are copied."""
+    """Return a copy of a nest of containers with `function` applied to its tensors; arrays are copied."""
     if isinstance(value, torch.Tensor):
         return function(value)
     if isinstance(value, Mapping) and not isinstance(value, MutableMapping):
@@ -38,7 +38,7 @@ def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], value: Any) ->
 
 
 def _filled(mapping: Any, items: dict[Any, Any]) -> Any:
-    """A copy of a mapping with other items; of a dict that forbids both, a plain one."""
+    """Return a copy of a mapping with these items; `items` itself if copying or writing raises."""
     try:
         other = copy.copy(mapping)
         for key, item in items.items():
@@ -49,22 +49,25 @@ def _filled(mapping: Any, items: dict[Any, Any]) -> Any:
 
 
 def copied(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy outside any graph, laid out and asking for gradients as the original does."""
+    """Return a detached copy with the layout and ``requires_grad`` of the original."""
     found = tensor.detach().clone()
     if is_ordinary(tensor) and found.stride() != tensor.stride():
-        # What has gaps or overlaps, clone makes dense.
+        # `clone` makes a tensor with gaps or overlaps dense.
         found = copy.deepcopy(tensor.detach())
     return found.requires_grad_(tensor.requires_grad)
 
 
 def version(tensor: torch.Tensor) -> int:
-    """A number that grows with each write to a tensor; one made in inference mode, or not yet, has none."""
+    """Return the version counter of a tensor, which each write increments.
+
+    Returns 0 for a tensor without one: made in inference mode, or not yet initialised.
+    """
     return 0 if is_lazy(tensor) or tensor.is_inference() else tensor._version
 
 
 @torch.no_grad()
 def write(tensor: torch.Tensor, values: torch.Tensor) -> bool:
-    """Give a tensor its values again; whether it has them now."""
+    """Write `values` to a tensor; return whether it holds them now."""
     if tensor.is_meta:
         return True
     plain = is_ordinary(tensor) and 0 not in tensor.stride()
@@ -78,7 +81,7 @@ def write(tensor: torch.Tensor, values: torch.Tensor) -> bool:
 
 
 def has_history(value: Any) -> bool:
-    """Whether a plain value is a tensor with a graph behind it, or holds one."""
+    """Return whether a plain value is a tensor with an autograd graph, or holds one."""
     found = []
 
     def look(tensor: torch.Tensor) -> torch.Tensor:
@@ -90,10 +93,10 @@ def has_history(value: Any) -> bool:
 
 
 def put_back(original: Any, saved: Any) -> Any:
-    """The original object with the content of its copy; what can't be written to is replaced by a copy.
+    """Return the original object with the content of its copy `saved`, or a copy if it can't be written to.
 
-    A tensor with a graph behind it is replaced by a leaf of the same values, because a graph can be gone
-    through backward only once. `saved` holds that leaf's values.
+    A tensor with an autograd graph is replaced by a leaf with the values of `saved`, because a backward
+    frees its graph.
     """
     if isinstance(original, torch.Tensor):
         if not _is_written(original, saved):
@@ -111,14 +114,17 @@ def put_back(original: Any, saved: Any) -> Any:
 
 
 def _is_written(original: torch.Tensor, saved: torch.Tensor) -> bool:
-    """Whether the original has its values again, and no graph that a backward may have used up."""
+    """Write `saved` to the original; return False if that fails, or the original has an autograd graph."""
     if original.grad_fn is not None or (is_ordinary(original) and original.shape != saved.shape):
         return False
     return write(original, saved)
 
 
 def refill(container: Any, items: Any) -> Any:
-    """A list, set, deque or dict with these items; one that forbids it is written to all the same."""
+    """Return the list, set, deque or dict `container`, refilled with `items`.
+
+    The methods of the base class are used, because a subclass may forbid writing.
+    """
     if isinstance(container, collections.deque):
         container.clear()
         container.extend(items)
@@ -136,7 +142,7 @@ def refill(container: Any, items: Any) -> Any:
 
 
 def _holds(original: Any, saved: Any) -> bool:
-    """Whether a nest of containers still holds what was saved; identical objects without asking them."""
+    """Return whether a nest of containers still holds what was saved, comparing other objects by ``is``."""
     if isinstance(original, torch.Tensor) or isinstance(saved, torch.Tensor):
         both = isinstance(original, torch.Tensor) and isinstance(saved, torch.Tensor)
         return both and original.grad_fn is None and same_values(original, saved)

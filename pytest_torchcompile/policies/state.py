@@ -1,7 +1,7 @@
-"""What calls change in a module: buffers, tensor attributes, now and then a parameter.
+"""Records and restores what calls change in a module: buffers, attributes, and sometimes parameters.
 
-It is compared after each call and put back before the next, so that examples don't depend on each
-other and a module that both sides share, or that the user made, ends as it began.
+The state is compared after each call and restored before the next. Examples are then independent of each
+other, and a module that both sides share, or that the user made, is unchanged after the check.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from pytest_torchcompile.policies.snapshots import (
 
 
 def _set_buffer(module: nn.Module, name: str, buffer: torch.Tensor) -> None:
-    """Put the very object back, if another is in its place."""
+    """Assign the original buffer, if another object replaced it."""
     if isinstance(module, torch.jit.ScriptModule):
         setattr(module, name, buffer)
     elif module._buffers.get(name) is not buffer:
@@ -43,7 +43,7 @@ def _set_buffer(module: nn.Module, name: str, buffer: torch.Tensor) -> None:
 
 
 class Generators:
-    """Random generators that a policy keeps for itself, and where they stood."""
+    """Random generators among a policy's attributes, and their states at construction."""
 
     def __init__(self, candidates: Iterable[Any]) -> None:
         self._kept: list[tuple[Callable[[Any], Any], Any]] = []
@@ -57,39 +57,42 @@ class Generators:
                 self._kept.append((value.setstate, value.getstate()))
 
     def reset(self) -> None:
-        """Put them back to where they stood."""
+        """Restore the recorded states."""
         for set_state, state in self._kept:
             set_state(state)
 
 
 Counters = dict[Place, Any]
-"""Plain numbers and words among a policy's attributes, by place."""
+"""Numbers, booleans and strings among a policy's attributes, by place."""
 
 _SCALARS = (bool, int, float, str)
 _CONTAINERS = (dict, list, tuple, set, collections.deque)
 
 
 class ModuleState:
-    """What calls change in a module, remembered so that it can be compared and put back.
+    """What calls change in a module, recorded at construction so that it can be compared and restored.
 
     Args:
         model: the module.
-        parameters: whether to remember the parameters too. They are not copied otherwise, which keeps
-            a check of a large module within three times its size; the few that a call writes to are
-            remembered by `protect`.
+        parameters: whether to copy the parameters too. Without these copies, a check of a large module
+            needs at most three times its size; `protect` then copies those that a call writes to.
     """
 
     def __init__(self, model: nn.Module, *, parameters: bool = False) -> None:
         self.model = model
         self.unrepeatable: set[str] = set()
-        """Paths of Python values that eager does not repeat, such as times; they are not compared."""
+        """Paths of Python values that differ between two eager calls, such as times; not compared."""
         self.watched: set[str] = set()
-        """Names of the parameters that a call was seen to write to, though their versions did not move."""
+        """Names of the parameters that a call writes to without increasing their versions."""
         found = Reachable(model)
         self._found = found
         self._training = [(module, module.training) for module in found.modules.values()]
-        self._asking = [(t, t.requires_grad) for t in (*found.parameters.values(), *found.leaves.values())]
-        self._grads = [(t, t.grad, None if t.grad is None else copied(t.grad)) for t, _ in self._asking]
+        self._required_grad = [
+            (t, t.requires_grad) for t in (*found.parameters.values(), *found.leaves.values())
+        ]
+        self._grads = [
+            (t, t.grad, None if t.grad is None else copied(t.grad)) for t, _ in self._required_grad
+        ]
         self._parameters = found.parameters
         self._versions = {name: version(p) for name, p in self._parameters.items()}
         self._protected: dict[str, torch.Tensor] = {}
@@ -104,8 +107,8 @@ class ModuleState:
         ]
         self._names = {path: dict(space) for path, space in found.spaces.items()}
         self._values = {place: (value, map_tensors(copied, value)) for place, value in found.values.items()}
-        # What has a graph behind it, which a reset cuts off.
-        self._linked = {
+        # Values with an autograd graph, which `reset` replaces by leaves.
+        self._with_graphs = {
             place: (value, map_tensors(lambda tensor: tensor, value))
             for place, value in found.values.items()
             if has_history(value)
@@ -115,7 +118,7 @@ class ModuleState:
         )
 
     def values(self) -> NamedValues:
-        """Buffers, plain attributes, flags, and parameters that were written to, as they are now."""
+        """Return the present buffers, plain attributes, flags, and parameters that were written to."""
         now = Reachable(self.model)
         found = NamedValues()
         for name, buffer in now.buffers.items():
@@ -125,37 +128,38 @@ class ModuleState:
         for (owner, name), value in now.values.items():
             path = f"attribute {owner}.{name}" if owner else f"attribute {name}"
             if path not in self.unrepeatable:
-                _add_value(found, path, value, exactly=_is_torchs(now.modules.get(owner)))
+                _add_value(found, path, value, exactly=_is_torch_layer(now.modules.get(owner)))
         found.plain |= {f"training of {name or 'the module'}": m.training for name, m in now.modules.items()}
         asking = now.parameters | now.leaves
         found.plain |= {f"requires_grad of {name}": tensor.requires_grad for name, tensor in asking.items()}
         return found
 
     def leaves(self) -> dict[str, torch.Tensor]:
-        """What gradients can be taken of, by name, as it is now: parameters and other tensors that ask."""
+        """Return the present leaves that require grad, by name: parameters and other tensors."""
         now = Reachable(self.model)
         return {n: t for n, t in (now.parameters | now.leaves).items() if t.requires_grad}
 
     def left_gradients(self) -> dict[str, torch.Tensor | None]:
-        """What the leaves have in ``.grad``, by name, of those that have or had something there."""
+        """Return the ``.grad`` of each leaf that has one now or had one at construction, by name."""
         found = {id(tensor) for tensor, grad, _ in self._grads if grad is not None}
         leaves = self._parameters | self._found.leaves
         return {n: t.grad for n, t in leaves.items() if t.grad is not None or id(t) in found}
 
     def written(self) -> list[str]:
-        """The names of the parameters written to; of those that are put back, since the last reset.
+        """Return the names of the parameters written to, since the last reset for those that it restores.
 
-        Writes through ``.data`` move no version: once seen by value, they are named after each call.
+        A write through ``.data`` does not increase the version. The parameters in `watched` are always
+        included.
         """
         moved = (n for n, p in self._parameters.items() if version(p) != self._versions[n])
         return list(dict.fromkeys((*moved, *sorted(self.watched))))
 
     def parameters(self) -> dict[str, torch.Tensor]:
-        """All parameters by name, as they are now."""
+        """Return all parameters by name, with their present values."""
         return self._parameters
 
     def changed(self) -> bool:
-        """Whether a tensor of the policy, or one left in ``.grad``, is not what it was remembered as."""
+        """Return whether a tensor of the policy, or its ``.grad``, differs from the recorded one."""
         buffers = any(not same(getattr(module, n, None), value) for module, n, _, value in self._buffers)
         if buffers or self.written() or any(g is not None for g in self.left_gradients().values()):
             return True
@@ -165,22 +169,25 @@ class ModuleState:
         return any(_tensors_differ(value, self._values[place][1]) for place, value in now.items())
 
     def accept(self) -> None:
-        """Take the parameters as they are now for unwritten; the next reset still puts them back."""
+        """Treat the parameters as unwritten from now on; the next reset still restores them."""
         self._accepted.update(self.written())
         self._versions |= {name: version(p) for name, p in self._parameters.items()}
 
     def remembered(self) -> dict[str, torch.Tensor]:
-        """The parameters that are put back, by name, as they were found."""
+        """Return the recorded values of the parameters that `reset` restores, by name."""
         return self._protected
 
     def protect(self, names: Iterable[str], source: nn.Module) -> None:
-        """Remember the named parameters by their values in `source`, a module not yet called."""
+        """Record the values that the named parameters have in `source`, a module not yet called."""
         originals = Reachable(source).parameters
         self._protected |= {name: originals[name].detach().clone() for name in names}
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Put back all but the counters and the flags of training, which the phase sets: the very objects."""
+        """Restore everything but the counters and the training flags, which the phase sets.
+
+        The original objects are restored, not replaced by equal ones.
+        """
         for module, name, buffer, value in self._buffers:
             _set_buffer(module, name, buffer if write(buffer, value) else copied(value))
         for name, value in self._protected.items():
@@ -194,7 +201,7 @@ class ModuleState:
         self._reset_spaces()
 
     def _reset_gradients(self) -> None:
-        for tensor, asks in self._asking:
+        for tensor, asks in self._required_grad:
             if tensor.requires_grad is not asks:
                 tensor.requires_grad_(asks)
         for tensor, grad, value in self._grads:
@@ -204,13 +211,13 @@ class ModuleState:
                 grad.copy_(value)
 
     def _reset_spaces(self) -> None:
-        """Put attributes and items back, and drop those that were made by a call."""
+        """Restore attributes and items, and delete those that a call added."""
         for path, space in self._found.spaces.items():
             names = self._names[path]
             if path in self._found.containers:
                 _refill(space, names)
             for name in [name for name in space if name not in names]:
-                # What can't be looked into, such as a function made by the call, stays.
+                # Values that can't be inspected, such as a function made by the call, stay.
                 if is_plain(space[name]) or is_object(space[name]) or isinstance(space[name], _CONTAINERS):
                     del space[name]
         for place, value in self._found.held.items():
@@ -225,13 +232,13 @@ class ModuleState:
                 self._found.put((path, name), value)
 
     def counters(self) -> Counters:
-        """The plain numbers and words among the attributes as they are now; `reset` leaves them alone."""
+        """Return the present numbers, booleans and strings among the attributes, which `reset` keeps."""
         attributes = (place for place in self._values if place[0] not in self._found.containers)
         now = {(path, name): self._found.spaces[path].get(name) for path, name in attributes}
         return {place: value for place, value in now.items() if isinstance(value, _SCALARS)}
 
     def own_floats(self) -> dict[Place, float]:
-        """The finite floats among the attributes of modules that are not torch's, as they are now."""
+        """Return the present finite floats among the attributes of modules that are not torch's own."""
         modules = self._found.modules
         return {
             place: value
@@ -239,24 +246,24 @@ class ModuleState:
             if type(value) is float
             and math.isfinite(value)
             and place[0] in modules
-            and not _is_torchs(modules[place[0]])
+            and not _is_torch_layer(modules[place[0]])
         }
 
     def set_counters(self, counters: Counters) -> None:
-        """Set plain numbers and words."""
+        """Assign numbers, booleans and strings."""
         for (path, name), value in counters.items():
             space = self._found.spaces[path]
             if space.get(name) is not value:
                 space[name] = value
 
     def restore(self) -> None:
-        """Leave the module as it was found: state, counters, and train and eval flags."""
+        """Restore the module as it was at construction: state, counters and training flags."""
         self.reset()
         found = {place: old for place, (old, _) in self._values.items() if isinstance(old, _SCALARS)}
         self.set_counters(
             {place: old for place, old in found.items() if place[0] not in self._found.containers}
         )
-        for place, (value, items) in self._linked.items():
+        for place, (value, items) in self._with_graphs.items():
             is_container = isinstance(value, (list, dict, set, collections.deque))
             self._found.put(place, refill(value, items) if is_container else value)
         for module, training in self._training:
@@ -264,7 +271,7 @@ class ModuleState:
 
 
 def same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
-    """Whether two tensors hold the same values; what can't be compared is taken for the same."""
+    """Return whether two tensors hold the same values; True if they can't be compared."""
     if one is None or other is None:
         return one is other
     try:
@@ -282,13 +289,13 @@ def _are_counters(original: Any, now: Any) -> bool:
     return isinstance(original, _SCALARS) and isinstance(now, _SCALARS)
 
 
-def _is_torchs(module: nn.Module | None) -> bool:
-    """Whether it is a layer of torch's, whose numbers are settings that a call rounds in no way."""
+def _is_torch_layer(module: nn.Module | None) -> bool:
+    """Return whether a module is a layer of torch's, whose float attributes are settings without rounding."""
     return module is not None and type(module).__module__.startswith("torch.nn")
 
 
 def _refill(space: Space, items: Mapping[Any, Any]) -> None:
-    """Give a container the items that it had, in their order."""
+    """Restore the items of a container, in their order."""
     if list(space) == list(items) and all(space[name] is item for name, item in items.items()):
         return
     if not isinstance(space, Items):
@@ -298,7 +305,7 @@ def _refill(space: Space, items: Mapping[Any, Any]) -> None:
 
 
 def _add_value(found: NamedValues, path: str, value: Any, *, exactly: bool) -> None:
-    """Add a plain attribute to what is compared: numbers within a tolerance unless `exactly` is asked."""
+    """Add a plain attribute to what is compared: floats within a tolerance unless `exactly`."""
     if isinstance(value, float) and exactly:
         found.plain[path] = value
     elif isinstance(value, (float, np.floating)) or holds_tensors(value):
@@ -314,18 +321,20 @@ def _add_value(found: NamedValues, path: str, value: Any, *, exactly: bool) -> N
 
 
 def _is_numeric(value: Any) -> bool:
-    """Whether it is a sequence of numbers some of which may be rounded."""
+    """Return whether a value is a sequence of numbers that contains a float."""
     is_sequence = isinstance(value, (list, tuple, collections.deque))
     return is_sequence and {float} <= {*map(type, value)} <= {float, int, bool}
 
 
 def unequal_numbers(mine: NamedValues, theirs: NamedValues) -> list[str]:
-    """The paths of attributes that are no tensors and differ between two calls of one side."""
+    """Return the paths of the Python values in attributes that differ between two calls of one side."""
     plain = {p for p in mine.plain.keys() | theirs.plain.keys() if mine.plain.get(p) != theirs.plain.get(p)}
     floats = {path for path, kind in mine.kinds.items() if kind == float.__name__}
-    moved = {p for p in floats if p not in theirs.tensors or _moved(mine.tensors[p], theirs.tensors[p])}
+    moved = {
+        p for p in floats if p not in theirs.tensors or _floats_differ(mine.tensors[p], theirs.tensors[p])
+    }
     return sorted(path for path in plain | moved if path.startswith("attribute "))
 
 
-def _moved(one: torch.Tensor, other: torch.Tensor) -> bool:
+def _floats_differ(one: torch.Tensor, other: torch.Tensor) -> bool:
     return not torch.allclose(one, other, equal_nan=True)

@@ -1,6 +1,6 @@
-"""The two modules of a check, made by one factory and equal in every tensor.
+"""Builds the two modules of a check from one factory, equal in every tensor.
 
-The module that a user made is never called if a copy can be had.
+A module that the user passes is called only if it can't be copied.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pytest_torchcompile.runtime import isolation
 from pytest_torchcompile.texts import raised_text
 
 Factory = Callable[[], Any] | nn.Module
-"""Makes the module when called without arguments; a module in its place is copied."""
+"""A function without arguments that makes the module, or a module, which is copied."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -39,8 +39,8 @@ class Twins:
 
     Args:
         eager: the reference.
-        compiled: the candidate; the same object as `eager` where no second one could be had.
-        deployed: whether the factory handed back something already compiled.
+        compiled: the candidate; the same object as `eager` if no second one could be made.
+        deployed: whether the factory returned something already compiled.
         notes: sentences for the report.
     """
 
@@ -51,16 +51,16 @@ class Twins:
 
 
 FirstCall = Callable[[nn.Module], Any]
-"""Calls a module that has lazily initialised parameters for the first time."""
+"""Makes the first call of a module that has lazily initialised parameters."""
 
 
 def build_twins(factory: Factory, seed: int, first_call: FirstCall = lambda model: None) -> Twins:
-    """Two equal modules out of a factory, which runs twice under one seed.
+    """Return two equal modules made by a factory, which runs twice under one seed.
 
     Args:
-        factory: makes the module; a module in its place is deep-copied.
-        seed: seeds torch, numpy and python before each run.
-        first_call: made where there are lazily initialised parameters.
+        factory: makes the module; if it is a module, it is deep-copied instead.
+        seed: seeds torch, numpy and Python before each run.
+        first_call: called if the module has lazily initialised parameters.
 
     Raises:
         UsageError: if the factory raises, needs arguments or returns something that neither is a module
@@ -91,7 +91,7 @@ def build_twins(factory: Factory, seed: int, first_call: FirstCall = lambda mode
     if unequal:
         notes.append(
             f"factory is not deterministic: {len(unequal)} tensors differ between two runs under one "
-            f"seed ({unequal[0]} first); the second module was given the first one's"
+            f"seed ({unequal[0]} first); they were copied from the first module to the second"
         )
     return Twins(eager=first, compiled=second, deployed=comes_compiled(first), notes=notes)
 
@@ -145,7 +145,7 @@ def _is_lazy(model: nn.Module) -> bool:
 
 
 def _initialise(model: nn.Module, first_call: FirstCall) -> None:
-    """Give lazily initialised parameters, if there are any, their shapes."""
+    """Initialise the lazily initialised parameters, if there are any, by a first call."""
     if not _is_lazy(model):
         return
     before = ModuleState(model)
@@ -167,9 +167,9 @@ def _initialise(model: nn.Module, first_call: FirstCall) -> None:
 
 
 def _copied(model: nn.Module, notes: list[str]) -> Twins:
-    """Two copies of the user's own module; the module itself where it can't be copied.
+    """Return two copies of the user's own module; the module itself if it can't be copied.
 
-    A copy of something compiled would still call the original's weights, so that is never copied.
+    A compiled module is not copied, because the copy would still use the original's weights.
     """
     if comes_compiled(model):
         return Twins(eager=model, compiled=model, deployed=True, notes=notes)
@@ -183,7 +183,7 @@ def _copied(model: nn.Module, notes: list[str]) -> Twins:
 
 
 def comes_compiled(model: nn.Module) -> bool:
-    """Whether the module, a submodule or an attribute of one of them went through torch.compile."""
+    """Return whether the module, a submodule or an attribute of one of them is compiled."""
     if internals.is_compiled(model):
         return True
     found = Reachable(model)
@@ -200,14 +200,14 @@ def _share_tensors(first: nn.Module, second: nn.Module) -> bool:
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters, then buffers, under the names they have without torch.compile's wrapper."""
+    """Yield parameters, then buffers, with their names without the prefix of torch.compile's wrapper."""
     found = Reachable(model)
     yield from found.parameters.items()
     yield from found.buffers.items()
 
 
 def _make_equal(first: nn.Module, second: nn.Module) -> list[str]:
-    """Copy what differs from `first` into `second`; the names of what differed."""
+    """Copy the tensors that differ from `first` to `second`; return their names."""
     unequal = []
     theirs = dict(named_tensors(second))
     with torch.no_grad():
@@ -229,7 +229,7 @@ def _make_equal(first: nn.Module, second: nn.Module) -> list[str]:
 
 
 def equal_with_nan(first: torch.Tensor, second: torch.Tensor) -> bool:
-    """Whether two float tensors are equal where a NaN equals a NaN."""
+    """Return whether two float tensors are equal; NaN equals NaN."""
     return first.is_floating_point() and torch.equal(first.nan_to_num(7.0), second.nan_to_num(7.0))
 
 

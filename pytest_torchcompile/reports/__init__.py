@@ -1,6 +1,7 @@
-"""Results as documents, and documents as text, tables, HTML and plots.
+"""Turns results into a document, and a document into text, tables, HTML and plots.
 
-In: the results of a session, or a report's file. Out: a document, its views, and the comparison of two.
+Input: the results of a session, or the file of a report. Output: a document, its views, and the comparison
+of two documents.
 
 Other folders use `baseline`, `comparison`, `document`, `failure`, `github`, `reading`, `terminal`, `views`.
 """

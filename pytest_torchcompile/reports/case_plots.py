@@ -1,4 +1,4 @@
-"""The plots of one case as plain numbers, which the page's templates draw as SVG.
+"""Computes the plots of one case. The templates of the page draw them as SVG.
 
 Positions are percentages of the plot, from its left and its top.
 """
@@ -63,21 +63,21 @@ class Deviations:
 
 
 EXACT = 1e-5
-"""Where differences of zero, and all below, are drawn: a logarithm has no zero."""
+"""Smaller differences, and zero, are drawn at this height, because the axis is logarithmic."""
 LARGEST = 1e30
-"""What is larger is drawn like what has no size, such as another dtype."""
+"""Larger differences are drawn like those without a size, such as another dtype."""
 _SYMBOLS = {Verdict.EQUAL: "equal", Verdict.WITHIN_ROUNDING: "rounding", Verdict.DIFFERS: "differs"}
 _LEAST_GAP = 6.0
-"""Between the labels of two ticks, in percent of the plot's height."""
+"""The least distance between two labels, in percent of the plot's height."""
 
 _Points = list[tuple[Deviation, float | None]]
-"""Examples with what is drawn of them, in tolerances; None for what has no size."""
+"""Examples with the height of their marks in tolerances, or None for a difference without a size."""
 
 
 def deviations(case: Case) -> Deviations | None:
-    """Each example's difference with what is known of its rounding; None if there is nothing to see.
+    """Return a plot of each example's difference in units of its tolerance.
 
-    That is so where no example was recorded, and where each was equal to the last bit.
+    It is None if no example was recorded, or if all are equal to the last bit.
     """
     found = case.result.deviations
     if not any(deviation.share != 0 or deviation.floor for deviation in found):
@@ -121,7 +121,7 @@ def deviations(case: Case) -> Deviations | None:
 
 
 def _kinds(found: Sequence[Deviation]) -> dict[tuple[str, str], _Points]:
-    """The points of each kind, by the symbol and the label of the kind."""
+    """Return the points of each kind of mark, by its symbol and label."""
     kinds: dict[tuple[str, str], _Points] = {
         (symbol, verdict.value): [(d, _height(d.share)) for d in found if d.verdict is verdict]
         for verdict, symbol in _SYMBOLS.items()
@@ -146,7 +146,7 @@ def _text(deviation: Deviation) -> str:
 
 
 def _summary(found: Sequence[Deviation]) -> str:
-    """How many examples have which verdict, and the largest difference."""
+    """Return the number of examples per verdict, and the largest difference."""
     verdicts = [deviation.verdict for deviation in found]
     counts = ", ".join(f"{verdicts.count(v)} {v.value}" for v in _SYMBOLS if v in verdicts)
     worst = max(found, key=lambda d: float("inf") if d.share is None else d.share)
@@ -184,13 +184,16 @@ class Picture:
 
 
 FAINTEST = 0.15
-"""The opacity of the smallest difference: any difference at all is seen."""
+"""The opacity of the smallest difference, so that it can be seen."""
 FEWEST_CELLS = 16
-"""The text of a difference says as much as a picture with fewer."""
+"""A picture with fewer cells would show no more than the text of the difference says."""
 
 
 def picture(case: Case) -> Picture | None:
-    """The places of the worst difference; None where its text says as much: of few cells, or of one."""
+    """Return a picture of where in its tensor the worst difference lies.
+
+    It is None if the picture would have fewer than `FEWEST_CELLS` cells, or one cell that differs.
+    """
     grid = case.result.differences[0].grid if case.result.differences else ()
     largest = max((cell for row in grid for cell in row), default=0.0)
     cells = tuple(

@@ -1,4 +1,4 @@
-"""Two reports held against each other, as Markdown for a comment on a pull request."""
+"""Renders the comparison of two reports as Markdown, for a comment on a pull request."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pytest_torchcompile.reports.metrics import METRICS
 from pytest_torchcompile.texts import some
 
 MOST_CHARACTERS = 65536
-"""Of a comment on GitHub."""
+"""The longest comment that GitHub accepts."""
 
 
 def comparison_markdown(reports: Reports, rules: Rules) -> str:
-    """What got worse, what else changed, and a table of all cases; no longer than a comment may be.
+    """Return what got worse, what else changed and a table of all cases, cut to `MOST_CHARACTERS`.
 
     Args:
         reports: see `compare`.
-        rules: thresholds by metric; of what is not among them the defaults decide what is worth telling.
+        rules: thresholds by metric. Metrics without one have the threshold of `DEFAULT_RULES`.
     """
     return fitted(_lines(reports, {**DEFAULT_RULES, **rules}), MOST_CHARACTERS)
 
@@ -40,8 +40,8 @@ def _lines(reports: Reports, rules: Rules) -> Iterator[str]:
         for sentence in sentences:
             yield f"* ❌ {code(name)}: {escaped(sentence)}"
     yield ""
-    for said in _circumstances(reports):
-        yield f"* {escaped(said)}"
+    for sentence in _circumstances(reports):
+        yield f"* {escaped(sentence)}"
     for kind, names in (("Only here", reports.added), ("Only in the baseline", reports.gone)):
         if names:
             yield f"* {kind}: {escaped(some(names))}"
@@ -61,16 +61,16 @@ def _count(reports: Reports, worse: dict[str, list[str]], unequal: list[Comparis
 
 
 def _circumstances(reports: Reports) -> list[str]:
-    """What changed beside the code, and what therefore was not compared, each with how many cases say so."""
-    said: dict[str, int] = {}
+    """Return what else changed and what was therefore not compared, each with the number of cases."""
+    counts: dict[str, int] = {}
     for comparison in reports.comparisons:
         for text in comparison.circumstances:
-            said[f"changed: {text}"] = said.get(f"changed: {text}", 0) + 1
+            counts[f"changed: {text}"] = counts.get(f"changed: {text}", 0) + 1
         for metric, reason in comparison.reasons.items():
             if any(circumstance in reason for circumstance in comparison.circumstances):
                 text = f"not compared: {metric}, because of {reason}"
-                said[text] = said.get(text, 0) + 1
-    return [f"{text} ({number} case{'' if number == 1 else 's'})" for text, number in said.items()]
+                counts[text] = counts.get(text, 0) + 1
+    return [f"{text} ({number} case{'' if number == 1 else 's'})" for text, number in counts.items()]
 
 
 def _table(reports: Reports) -> Iterator[str]:

@@ -1,8 +1,8 @@
-"""The one document that every report is a view of: plain data with a version.
+"""Defines the document: the results of a session as plain data. Every report is a view of it.
 
-It is made of records, one for each case, which cross processes as they are; it is written as JSON, read
-back, merged with those of other machines and compared with earlier ones. `report.schema.json`, beside this
-module, describes it; a change that its readers would notice is a new `VERSION`.
+A document consists of records, one per case. They are plain data, so they can be sent between processes. A
+document is written as JSON, read back, merged with those of other machines and compared with earlier ones.
+`report.schema.json`, in this folder, describes it. A change that breaks readers needs a new `VERSION`.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ Plain = dict[str, Any]
 
 
 def record_of(result: CheckResult, case: str, control: Speedup | None = None) -> Plain:
-    """A result with where it was obtained, as plain data.
+    """Return a result and a description of this machine as plain data.
 
     Args:
-        result: the case.
-        case: what tells it apart from others of its test, ``get_value-rollout``.
-        control: eager timed against itself, in the process that timed the case.
+        result: the result of the case.
+        case: its name, which is unique in its test, such as ``get_value-rollout``.
+        control: the timing of eager against itself, in the process that timed the case.
     """
     capture = result.capture
     record = {
@@ -64,7 +64,7 @@ def record_of(result: CheckResult, case: str, control: Speedup | None = None) ->
 
 
 def machine() -> Plain:
-    """This machine and what of it decides how code is compiled and how fast it is."""
+    """Describe this machine: what determines how code is compiled and how fast it runs."""
     import torch
 
     return {
@@ -90,14 +90,17 @@ def _processor() -> str:
 
 
 def _sources(texts: Iterable[str]) -> dict[str, str]:
-    """The source lines of the places that are named, by ``file:line``; read here, where the files are."""
+    """Return the source lines of the places in the texts, by ``file:line``.
+
+    They are read where the case runs, because a report may be rendered on another machine.
+    """
     places = {match[0]: (match["file"], int(match["line"])) for t in texts for match in _PLACE.finditer(t)}
     lines = {place: linecache.getline(*where).strip() for place, where in places.items()}
     return {place: line for place, line in lines.items() if line}
 
 
 def _plain(value: Any) -> Any:
-    """`value` as JSON has it: lists, no subclasses of strings and numbers, null for what is not finite."""
+    """Return `value` as JSON data: tuples as lists, None for NaN and infinity, no subclasses of str."""
     if isinstance(value, dict):
         return {str(name): _plain(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -111,11 +114,11 @@ def _plain(value: Any) -> Any:
 
 
 def document_of(items: Iterable[Plain], unchecked: Iterable[Plain] = ()) -> Plain:
-    """The document of one session.
+    """Return the document of one session.
 
     Args:
         items: records, each with ``nodeid``, ``file``, ``line``, ``outcome`` and ``message`` of its test.
-        unchecked: tests that came to no result, the same of each.
+        unchecked: tests without a result, each with the same fields.
     """
     document = empty()
     for item in items:
@@ -129,13 +132,13 @@ def document_of(items: Iterable[Plain], unchecked: Iterable[Plain] = ()) -> Plai
 
 
 def _without_result(tests: Iterable[Plain], cases: Iterable[Plain]) -> list[Plain]:
-    """Those of `tests` that came to no result later, on another worker or in another run."""
+    """Return the `tests` without a case. A test may have got one on another worker or in a later run."""
     checked = {case["nodeid"] for case in cases}
     return [test for test in tests if test["nodeid"] not in checked]
 
 
 def empty() -> Plain:
-    """A document without cases."""
+    """Return a document without cases."""
     from pytest_torchcompile import __version__
 
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -144,14 +147,14 @@ def empty() -> Plain:
 
 
 def case_id(nodeid: str, case: str) -> str:
-    """The item, with the case where the item's id does not tell it."""
+    """Return the id of the item, with the case appended if the id does not contain it."""
     return nodeid if nodeid.endswith(f"{case}]") else f"{nodeid} ({case})"
 
 
 def add_machine(machines: dict[str, Plain], described: Plain) -> str:
-    """The name of a machine among `machines`, where it is added if it isn't there.
+    """Return the name of a machine in `machines`. Add it if it is not there.
 
-    A control is timed once in a process, so that the records before it have none.
+    The control is timed once per process. Earlier records of the process have none, so it is not compared.
     """
     for number in range(1, len(machines) + 2):
         name = described["host"] if number == 1 else f"{described['host']}#{number}"
@@ -159,11 +162,11 @@ def add_machine(machines: dict[str, Plain], described: Plain) -> str:
         if {**known, "control": None} == {**described, "control": None}:
             known["control"] = known["control"] or described["control"]
             return str(name)
-    raise AssertionError("one more than there are is free")
+    raise AssertionError("one of the names is not taken")
 
 
 def merge(documents: Iterable[Plain]) -> Plain:
-    """One document of several; of a case that ran twice on one machine the later is kept."""
+    """Merge several documents. If a case ran twice on one machine, keep the later result."""
     merged = empty()
     cases: dict[tuple[str, str], Plain] = {}
     unchecked: dict[str, Plain] = {}
@@ -182,8 +185,8 @@ def merge(documents: Iterable[Plain]) -> Plain:
     return merged
 
 
-def written(document: Plain) -> str:
-    """The document as JSON."""
+def to_json(document: Plain) -> str:
+    """Return the document as JSON."""
     return json.dumps(document, indent=1, allow_nan=False) + "\n"
 
 
@@ -195,15 +198,15 @@ class Case:
     """One case as the views read it.
 
     Args:
-        id: the item, and the case where the item's id does not tell it.
+        id: see `case_id`.
         outcome: pytest's: ``passed``, ``failed``, ``skipped``, ``xfailed``, ``xpassed``, ``error``.
-        machine: where it ran, see `machine`.
-        result: what was found, without the single times.
+        machine: the machine it ran on, see `machine`.
+        result: the result, without the single times.
         speedup: the figures of the timing, empty if there was none.
         sources: source lines by ``file:line``.
         file: the test's file, relative to pytest's root.
-        line: where the test begins.
-        message: what pytest says of a test that failed.
+        line: the first line of the test.
+        message: pytest's message if the test failed.
     """
 
     id: str
@@ -218,7 +221,7 @@ class Case:
 
     @property
     def failed(self) -> bool:
-        """Whether the test failed, and was not expected to."""
+        """Whether the test failed and was not expected to fail."""
         return self.outcome in ("failed", "error")
 
     @property
@@ -228,17 +231,17 @@ class Case:
 
 
 def cases_of(document: Plain) -> list[Case]:
-    """The cases of a document."""
+    """Return the cases of a document."""
     return [_case(case, document["machines"][case["machine"]]) for case in document["cases"]]
 
 
 def remarks_of(cases: Iterable[Case]) -> int:
-    """How many different remarks the cases have; what is torch's own is the same for each."""
+    """Return the number of different remarks. A remark on torch itself is the same for every case."""
     return len({remark for case in cases for remark in case.result.remarks})
 
 
 def case_of_record(nodeid: str, record: Plain) -> Case:
-    """A record as the one case of a document that is not finished."""
+    """Return the case of a record, during the session, before there is a document."""
     return _case({"id": case_id(nodeid, record["case"]), **record}, record["machine"])
 
 
@@ -268,11 +271,11 @@ def _case(case: Plain, described: Plain) -> Case:
 
 
 def _difference(data: Plain) -> Difference:
-    return Difference(**_sized(_known(Difference, data)) | {"grid": _grid(data.get("grid", ()))})
+    return Difference(**_null_to_inf(_known(Difference, data)) | {"grid": _grid(data.get("grid", ()))})
 
 
 def _grid(rows: Sequence[Sequence[float | None]]) -> tuple[tuple[float, ...], ...]:
-    """The picture of a difference, with the largest for what is infinite; empty if it is no rectangle."""
+    """Return the grid of a difference, with its largest value for null; empty if it is not rectangular."""
     largest = max((cell for row in rows for cell in row if cell is not None), default=0.0) or 1.0
     if len({len(row) for row in rows}) != 1 or not rows[0]:
         return ()
@@ -280,15 +283,15 @@ def _grid(rows: Sequence[Sequence[float | None]]) -> tuple[tuple[float, ...], ..
 
 
 def _deviation(data: Plain) -> Deviation:
-    return Deviation(**_sized(_known(Deviation, data)) | {"verdict": Verdict(data["verdict"])})
+    return Deviation(**_null_to_inf(_known(Deviation, data)) | {"verdict": Verdict(data["verdict"])})
 
 
-def _sized(data: Plain) -> Plain:
-    """`data` with what JSON can't hold: a difference that was written as null is infinite."""
+def _null_to_inf(data: Plain) -> Plain:
+    """Return `data` with infinity for a difference of null: JSON has no infinity."""
     return {n: math.inf if v is None and n in ("difference", "allowed") else v for n, v in data.items()}
 
 
 def _known(kind: type[Any], data: Plain) -> Plain:
-    """The fields of `kind` in `data`, with tuples for lists; a newer minor version may have written more."""
+    """Return the fields of `kind` in `data`, lists as tuples. A newer plugin may have written more fields."""
     names = {field.name for field in dataclasses.fields(kind)}
     return {n: tuple(v) if isinstance(v, list) else v for n, v in data.items() if n in names}

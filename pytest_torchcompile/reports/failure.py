@@ -1,4 +1,4 @@
-"""What a user reads when a case fails: which output, where, the figures, and what to do next."""
+"""Writes the message of a case that fails: which output, where, the figures, and what to do next."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ _HEADLINES = {
 
 
 def failure_text(result: CheckResult, rerun: str = "") -> str:
-    """The message of a case that did not pass, a screen at most.
+    """Return the message of a case that did not pass, one screen at most.
 
     Args:
-        result: the case.
-        rerun: the command that runs this case again.
+        result: the result of the case.
+        rerun: the command that runs this case again; no line for it if empty.
     """
     return "\n".join([*_finding_lines(result, drawn=True), "", *_context_lines(result, rerun)]).rstrip()
 
 
 def finding_text(result: CheckResult) -> str:
-    """The part of `failure_text` that says what is wrong: without the picture and the context."""
+    """Return the part of `failure_text` that says what is wrong, without picture and context."""
     return "\n".join(_finding_lines(result, drawn=False))
 
 
@@ -56,11 +56,11 @@ def _finding_lines(result: CheckResult, *, drawn: bool) -> list[str]:
 
 
 def problem_text(case: Case, *, context: bool = True) -> str:
-    """What is wrong with a case of a document whose test failed.
+    """Return the message of a failed case of a document.
 
     Args:
         case: the case.
-        context: whether to add the picture, the example, what was captured and why it differs.
+        context: whether to include the picture, the example, what was captured and why it differs.
     """
     values, texts = case.values, []
     if not case.result.verdict.passed:
@@ -74,9 +74,9 @@ def problem_text(case: Case, *, context: bool = True) -> str:
 
 
 def slow_text(result: CheckResult, rerun: str = "") -> str:
-    """The message of a case that is equal and less fast than was asked for."""
+    """Return the message of a case that is slower than `min_speedup` allows."""
     speedup = result.speedup
-    assert speedup is not None  # asked only of what was timed
+    assert speedup is not None  # only timed cases are too slow
     low, high = speedup.interval
     eager, compiled = (statistics.median(side) for side in (speedup.eager_s, speedup.compiled_s))
     return "\n".join(
@@ -93,7 +93,7 @@ def slow_text(result: CheckResult, rerun: str = "") -> str:
 
 
 def budget_text(result: CheckResult, rerun: str = "") -> str:
-    """The message of a case that is equal and costs more compiling than was allowed."""
+    """Return the message of a case that passed but exceeds a budget for compiling."""
     capture = result.capture
     headline = f"over budget: {result.method}, {result.phase} phase, backend {result.backend}"
     lines = [headline, "", *(f"  budget    {sentence}" for sentence in result.exceeded)]
@@ -108,7 +108,7 @@ def budget_text(result: CheckResult, rerun: str = "") -> str:
 
 
 def regression_text(result: CheckResult, rerun: str = "") -> str:
-    """The message of a case that is equal and surely worse than its baseline."""
+    """Return the message of a case that is worse than its baseline."""
     return "\n".join(
         [
             f"worse than the baseline: {result.method}, {_phase(result)}, backend {result.backend}",
@@ -120,14 +120,14 @@ def regression_text(result: CheckResult, rerun: str = "") -> str:
 
 
 def difference_lines(difference: Difference) -> list[str]:
-    """One difference with both values, the float64 reference and what was allowed."""
+    """Return the lines for one difference: both values, the float64 reference and what was allowed."""
     lines = [
         f"  {difference.place}: {difference.problem}",
         f"    eager       {difference.eager}",
         f"    compiled    {difference.compiled}",
     ]
     if difference.float64 is not None:
-        verdict = {"neither": "both are as far from it"}.get(
+        verdict = {"neither": "neither is closer"}.get(
             difference.closer or "", f"{difference.closer} is closer"
         )
         lines.append(f"    float64     {difference.float64}  ({verdict})")
@@ -140,13 +140,13 @@ def difference_lines(difference: Difference) -> list[str]:
         )
     if difference.problem == "scale":
         lines.append(
-            f"    scale       as a whole it is off by a factor of 1 +- {difference.difference:.3g}, allowed "
-            f"{difference.allowed:.3g}; rounding scales eager by {difference.floor:.2g}"
+            f"    scale       all values together differ by a factor of 1 +- {difference.difference:.3g}, "
+            f"allowed {difference.allowed:.3g}; rounding scales eager by {difference.floor:.2g}"
         )
     if difference.chance is not None:
         lines.append(
-            f"    chance      {difference.chance:.2g} if both draw alike; a difference below "
-            f"{difference.allowed:.2g}"
+            f"    chance      {difference.chance:.2g} if both draw from the same distribution; it differs if "
+            f"this is below {difference.allowed:.2g}"
         )
     if difference.elements:
         rows = f", in batch rows {', '.join(map(str, difference.rows))}" if difference.rows else ""
@@ -155,7 +155,7 @@ def difference_lines(difference: Difference) -> list[str]:
 
 
 def capture_line(capture: Capture) -> str:
-    """``1 graph, 6 of 8 parameters, 71% of the work, 1 break, 2 recompiles, 1.2 s compiling``."""
+    """Return text such as ``1 graph, 6 of 8 parameters, 1 break, 2 recompiles, 1.2 s compiling``."""
     used = len(capture.parameters) + len(capture.left_eager)
     parts = [
         _count(capture.graphs, "graph"),
@@ -169,7 +169,7 @@ def capture_line(capture: Capture) -> str:
 
 
 def _work(capture: Capture) -> list[str]:
-    """The share of the work, where it is not all of it."""
+    """Return the share of the work, or nothing if it is 100 % or unknown."""
     share = capture.coverage_work
     return [] if share in (None, 1.0) else [f"{share:.0%} of the work"]
 
@@ -187,7 +187,7 @@ def _context_lines(result: CheckResult, rerun: str) -> list[str]:
 
 
 def evidence_rows(result: CheckResult) -> list[tuple[str, str]]:
-    """Labels and texts: the example that failed, how many were compared, what was captured."""
+    """Return labels and texts: the failing example, the number of examples, what was captured."""
     example, examples = ("story", "moves") if result.phase == LIFECYCLE else ("example", "examples")
     rows = [(example, result.example)] if result.example else []
     rows.append((examples, f"{result.examples} compared"))
@@ -201,13 +201,13 @@ def _phase(result: CheckResult) -> str:
 
 
 def _listed(label: str, texts: tuple[str, ...]) -> list[str]:
-    """A line each for the first few texts, and how many more there are."""
+    """Return a line for each of the first few texts, and one with the number of the others."""
     lines = _rows([(label, text) for text in texts[:_MOST]])
     return lines + ([f"  {label:<9} and {len(texts) - _MOST} more"] if len(texts) > _MOST else [])
 
 
 def explanation_rows(explanation: Explanation) -> list[tuple[str, str]]:
-    """Labels and texts: stage, cause, place and proof, and what could not be told."""
+    """Return labels and texts: stage, causes, place, code, remedy, proof, and what could not be found."""
     rows = []
     if explanation.stage:
         agree = "agrees" if len(explanation.agreed) == 1 else "agree"
@@ -220,9 +220,9 @@ def explanation_rows(explanation: Explanation) -> list[tuple[str, str]]:
         rows.append(("code", some(explanation.lines)))
     if explanation.remedy:
         rows.append(("remedy", f"options={explanation.remedy!r}, under which this example agrees"))
-    rows += [("untold", remark) for remark in explanation.remarks]
+    rows += [("unknown", remark) for remark in explanation.remarks]
     if explanation.confirmed:
-        rows.append(("proof", f"python {explanation.proof}/repro.py, which shows it by itself"))
+        rows.append(("proof", f"python {explanation.proof}/repro.py, which reproduces the difference"))
     return rows
 
 

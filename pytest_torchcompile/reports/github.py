@@ -1,4 +1,4 @@
-"""What GitHub Actions reads: annotations among the output, the summary of a step."""
+"""Writes the output for GitHub Actions: annotations, and the summary of a step."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pytest_torchcompile.results import Verdict
 from pytest_torchcompile.texts import visible
 
 MOST_ANNOTATIONS = 10
-"""GitHub shows as many errors of one step, and drops the others in silence."""
+"""GitHub shows this many errors per step, and drops the others without notice."""
 MOST_SUMMARY_BYTES = 1024 * 1024
-"""A step's summary that is larger is not shown at all."""
+"""GitHub does not show a step's summary that is larger."""
 _MOST_LINES = 12
 _FIRST = (
     Verdict.DIFFERS,
@@ -29,17 +29,17 @@ _FIRST = (
 
 
 def is_running(environment: Mapping[str, str]) -> bool:
-    """Whether this is a job of GitHub Actions."""
+    """Return whether this is a job of GitHub Actions."""
     return environment.get("GITHUB_ACTIONS") == "true"
 
 
 def error_commands(document: Plain, root: pathlib.Path, environment: Mapping[str, str]) -> list[str]:
-    """A command that GitHub shows as an error at the test's line, for each of the first failures.
+    """Return workflow commands that show the first failures as errors at the lines of their tests.
 
     Args:
         document: see `document_of`.
-        root: what the files of the tests are relative to.
-        environment: of the process; GitHub's paths are relative to its ``GITHUB_WORKSPACE``.
+        root: the folder to which the files of the tests are relative.
+        environment: the process's. GitHub's paths are relative to its ``GITHUB_WORKSPACE``.
     """
     workspace = pathlib.Path(environment.get("GITHUB_WORKSPACE", root))
     failed = sorted((case for case in cases_of(document) if case.failed), key=_importance)
@@ -71,10 +71,10 @@ def _property(text: str) -> str:
 
 
 def add_to_summary(document: Plain, environment: Mapping[str, str]) -> None:
-    """Append the document as Markdown to the step's summary, within its limit; nothing if it is empty.
+    """Append the document as Markdown to the step's summary, within its limit. Do nothing if it is empty.
 
     Raises:
-        UsageError: if the file can't be written: in a container of one's own its folder need not be there.
+        UsageError: if the file can't be written. In a custom container its folder may not exist.
     """
     path = environment.get("GITHUB_STEP_SUMMARY")
     if not path or not (document["cases"] or document["unchecked"]):

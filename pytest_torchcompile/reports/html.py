@@ -1,4 +1,4 @@
-"""The document as one HTML page that needs nothing beside it."""
+"""Renders the document as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from pytest_torchcompile.results import Verdict
 from pytest_torchcompile.texts import visible
 
 KINDS = ("good", "warn", "bad")
-"""The classes of verdicts in the page, by their severity."""
+"""The CSS classes of verdicts, by `Verdict.severity`."""
 COLUMNS = (0, 1, 3, 9, 2, 4, 5, 6, 7, 8)
-"""The columns of `table.HEADINGS` in the page's order: on a phone the first four are seen."""
+"""The columns of `table.HEADINGS` in the page's order. A phone shows the first four without scrolling."""
 
 
 def html(document: Plain) -> str:
-    """The page: an overview of the verdicts, the plots over all cases, a part for each case."""
+    """Return the page: the number of cases per verdict, plots of all cases, and a section for each case."""
     cases = sorted(cases_of(document), key=lambda case: (not case.failed, -case.result.verdict.severity))
     timed = any(case.speedup for case in cases)
     verdicts = [case.result.verdict for case in cases]
@@ -34,7 +34,7 @@ def html(document: Plain) -> str:
         loader=jinja2.PackageLoader("pytest_torchcompile.reports", "page"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
-        finalize=_shown,
+        finalize=_escape_control_characters,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -48,7 +48,7 @@ def html(document: Plain) -> str:
         count=table.count(verdicts, remarks_of(cases)),
         tiles=[(v.value, verdicts.count(v), KINDS[v.severity]) for v in Verdict if v in verdicts],
         headings=[table.HEADINGS[column] for column in _columns(timed)],
-        cases=[_part(number, case, timed) for number, case in enumerate(cases, 1)],
+        cases=[_section(number, case, timed) for number, case in enumerate(cases, 1)],
         sentences=table.sentences((case.id, case.values) for case in cases),
         machines=[machine_text(name, machine) for name, machine in document["machines"].items()],
         speedups=plots.speedups(cases),
@@ -62,17 +62,17 @@ def _source(environment: jinja2.Environment, name: str) -> Markup:
 
 
 def _digest(source: str) -> str:
-    """What a content security policy calls `source`, so that the page obeys it and no other."""
+    """Return the hash of `source` that the content security policy allows. No other script can run."""
     return f"sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}"
 
 
-def _shown(value: Any) -> Any:
-    """What the page shows of a value; what is markup already was made by us."""
+def _escape_control_characters(value: Any) -> Any:
+    """Escape the control characters of a string. Markup, which this package made, is returned as it is."""
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def breakable(name: str) -> Markup:
-    """The name of a case as markup that a narrow column breaks between its words."""
+    """Return the name of a case as markup that can be broken between its words."""
     return Markup(re.sub(r"(::|[/_\[-])", r"\1<wbr>", str(escape(visible(name)))))
 
 
@@ -80,8 +80,8 @@ def _columns(timed: bool) -> Sequence[int]:
     return [column for column in COLUMNS if column < len(table.headings(timed=timed))]
 
 
-def _part(number: int, case: Case, timed: bool) -> dict[str, Any]:
-    """What the page says of a case."""
+def _section(number: int, case: Case, timed: bool) -> dict[str, Any]:
+    """Return what the page shows of a case."""
     result = case.result
     cells = table.cells(case.id, case.values, timed=timed)
     keys = _sort_keys(case.values)
@@ -111,16 +111,16 @@ def _part(number: int, case: Case, timed: bool) -> dict[str, Any]:
 
 
 def _unexpected(case: Case) -> str:
-    """What pytest made of a verdict, where that is not what the verdict says."""
+    """Return a remark where the outcome of the test is not what the verdict suggests."""
     if case.outcome == "xfailed":
         return " (expected)"
     return " (test failed)" if case.failed and case.result.verdict.severity < 2 else ""
 
 
 def _sort_keys(values: Mapping[str, Any]) -> tuple[float, ...]:
-    """What the rows of the table are sorted by, for each of `table.HEADINGS`; the first sorts by its text."""
+    """Return the sort key of each column of `table.HEADINGS`. The first column is sorted by its text."""
     verdict = Verdict(values["verdict"])
-    worst = float(values["worst_difference"]) or (math.inf if values["worst_place"] else 0.0)
+    worst = float(table.share_text(values) or (math.inf if values["worst_place"] else 0.0))
     share = values["coverage"]
     return (
         0,
@@ -137,5 +137,5 @@ def _sort_keys(values: Mapping[str, Any]) -> tuple[float, ...]:
 
 
 def _with_sources(text: str, case: Case) -> tuple[str, list[str]]:
-    """What a break or recompile says, and the source lines of the places that it names."""
+    """Return the text of a break or recompile, and the source lines of the places in it."""
     return text, [line for place, line in case.sources.items() if place in text]

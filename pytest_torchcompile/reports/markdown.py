@@ -1,4 +1,4 @@
-"""The document as Markdown, for a job's summary or a comment on a pull request."""
+"""Renders the document as Markdown, for a job's summary or a comment on a pull request."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ _CUT = "\n\n*Cut here to fit: the rest is in the files of `--compile-report`.*\n
 
 
 def markdown(document: Plain, *, most_bytes: int | None = None) -> str:
-    """The document as GitHub's Markdown: the count, what failed, the table, the sentences below it.
+    """Return the document as GitHub's Markdown: count, failures, table and the sentences below it.
 
     Args:
         document: see `document_of`.
-        most_bytes: cut at the end of a line so that no more are needed, in UTF-8.
+        most_bytes: the limit in UTF-8; a longer text is cut off after a line.
     """
     return fitted(_lines(document), most_bytes)
 
 
 def fitted(lines: Iterable[str], most_bytes: int | None) -> str:
-    """`lines` joined, as many of them as fit into so many bytes with a sentence that says so."""
+    """Join the lines that fit into `most_bytes`. If some do not, end with a sentence that says so."""
     taken: list[str] = []
     left = float("inf") if most_bytes is None else most_bytes - len(_CUT.encode())
     for line in lines:
         left -= len(line.encode()) + 1
         if left < 0:
-            return "\n".join(_closed(taken)) + _CUT
+            return "\n".join(_with_closed_fence(taken)) + _CUT
         taken.append(line)
     return "\n".join(taken).rstrip() + "\n"
 
 
-def _closed(lines: list[str]) -> list[str]:
-    """`lines` with the last code block, if it is open, brought to an end."""
+def _with_closed_fence(lines: list[str]) -> list[str]:
+    """Return `lines`, and the fence that closes the last code block if it is open."""
     fence = ""
     for line in lines:
         match = re.match(r"`{3,}", line)
@@ -98,7 +98,7 @@ def _table(cases: list[Case]) -> Iterator[str]:
 
 
 def machine_text(name: str, machine: Plain) -> str:
-    """One machine in one line, with what eager timed against itself came out at."""
+    """Return one line for a machine, with the timing of eager against itself."""
     parts = [
         f"{machine['cpus']} x {machine['processor'] or 'unknown processor'}",
         machine["accelerator"],
@@ -116,23 +116,23 @@ def machine_text(name: str, machine: Plain) -> str:
 
 
 def row(cells: Iterable[str]) -> str:
-    """A table's row of cells that are Markdown already."""
+    """Return a row of a table. The cells are Markdown."""
     return f"| {' | '.join(cells)} |"
 
 
 def escaped(text: str) -> str:
-    """`text` on one line as it stands, whatever Markdown or HTML would make of it."""
+    """Return `text` on one line, with the characters that are special in Markdown or HTML escaped."""
     special = r"[!\"#$&'*<>?@\[\\\]^_`{|}~]"
     return re.sub(special, lambda match: f"&#{ord(match[0])};", one_line(text))
 
 
 def code(text: str) -> str:
-    """`text` in a typewriter's letters."""
+    """Return `text` as inline code."""
     return f"<code>{escaped(text)}</code>"
 
 
 def fenced(text: str) -> Sequence[str]:
-    """The lines of a code block that `text` can't end."""
+    """Return the lines of a code block. Its fence is longer than any in `text`."""
     longest = max(map(len, re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return (f"{fence}text", *visible(text).splitlines(), fence)

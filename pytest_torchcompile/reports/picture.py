@@ -1,15 +1,15 @@
-"""A difference as a picture in characters: where in a tensor it lies, at a glance."""
+"""Draws with characters where in a tensor a difference lies."""
 
 from __future__ import annotations
 
 from pytest_torchcompile.results import Difference
 
 SHADES = " .:-=+*#%@"
-"""From nothing to the largest difference."""
+"""Characters from no difference to the largest."""
 
 
 def picture_lines(difference: Difference) -> list[str]:
-    """The picture with a frame, one string a line; nothing for what has no two dimensions.
+    """Return the lines of the picture, with a frame; none if the tensor has fewer than two dimensions.
 
     Example:
         >>> grid = ((0.0, 0.5), (0.0, 1.0))
@@ -26,7 +26,7 @@ def picture_lines(difference: Difference) -> list[str]:
 
 
 def _shade(cell: float, largest: float) -> str:
-    """Any difference at all is seen, however small beside the largest."""
+    """Return the character of a cell. A small difference is never shown as none."""
     if not cell:
         return SHADES[0]
     return SHADES[max(1, round(min(cell / largest, 1.0) * (len(SHADES) - 1)))]

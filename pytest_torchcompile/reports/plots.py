@@ -1,4 +1,4 @@
-"""The plots with a row for each case as plain numbers, which the page's templates draw as SVG.
+"""Computes the plots that have a row for each case. The templates of the page draw them as SVG.
 
 Positions are percentages of the plot's width, so that a browser can draw it at any width without scaling its
 text.
@@ -53,11 +53,11 @@ class Speedups:
 
 
 _SLOWEST, _FASTEST = 1e-3, 1e3
-"""The axis of speedups ends here at the latest."""
+"""The widest range of the axis. Speedups outside are drawn at its ends."""
 
 
 def speedups(cases: Sequence[Case]) -> Speedups | None:
-    """The speedup of each timed case with its interval; None if nothing was timed."""
+    """Return a forest plot of the speedup of each case with its interval; None if nothing was timed."""
     timed = [(index, case.speedup) for index, case in enumerate(cases) if case.speedup]
     if not timed:
         return None
@@ -108,7 +108,7 @@ class CompileTimes:
 
 
 def compile_times(cases: Sequence[Case]) -> CompileTimes | None:
-    """The seconds spent compiling each case; None if nothing was compiled."""
+    """Return a bar plot of compile times with the numbers of graphs; None if nothing was compiled."""
     captures = [(i, case.result.capture) for i, case in enumerate(cases) if case.result.capture.graphs]
     if not captures:
         return None

@@ -1,7 +1,8 @@
-"""The speedups as github-action-benchmark's ``customBiggerIsBetter`` takes them.
+"""Writes the speedups in the format ``customBiggerIsBetter`` of github-action-benchmark.
 
-Its reader of pytest-benchmark's files takes one over the mean of a side, which noise moves most and which
-says nothing about compiling; the ratio of the two sides is what survives another runner.
+github-action-benchmark also reads pytest-benchmark's files, but takes one over the mean of each side from
+them. That value is noisy, depends on the machine and says nothing about compiling. The ratio of the two
+sides can be compared between machines.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pytest_torchcompile.reports.document import Plain, cases_of
 
 
 def ratios(document: Plain) -> str:
-    """A JSON list of ``{name, unit, value, range, extra}``, one for each case that was timed."""
+    """Return a JSON list of ``{name, unit, value, range, extra}``, one for each case that was timed."""
     timed = [case for case in cases_of(document) if case.speedup]
     return (
         json.dumps(

@@ -1,7 +1,7 @@
-"""Reports read from files: ours, or what pytest-benchmark saved of our entries.
+"""Reads reports from files: those of this plugin, and files of pytest-benchmark with its entries.
 
-A file may be anything: cut off, another tool's, edited by hand, made to hurt. What is no report is said in
-one sentence; what is returned can be compared, merged and shown without an exception.
+A file may be cut off, from another tool, edited by hand or malicious. A file that is not a report raises one
+`UsageError`. A document that is returned can be compared, merged and rendered without an exception.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from pytest_torchcompile.reports.schema import fault_of
 from pytest_torchcompile.texts import one_line
 
 _ACCEPTED = (
-    "accepted: a .json that --compile-report wrote, or a file of pytest-benchmark's that holds our entries"
+    "accepted: a .json that --compile-report wrote, or a file of pytest-benchmark with entries of this plugin"
 )
 
 
 def read(path: str | os.PathLike[str]) -> Plain:
-    """A document, or what there is of one in a file of pytest-benchmark's that holds our entries.
+    """Return the document in a file. From a file of pytest-benchmark, return what its entries contain.
 
     Raises:
         UsageError: if the file can't be read, or is neither.
@@ -38,9 +38,9 @@ def read(path: str | os.PathLike[str]) -> Plain:
             )
         document = {"unchecked": [], **content}
     elif isinstance(content, dict) and isinstance(content.get("benchmarks"), list):
-        document = _of_benchmarks(content, name)
+        document = _from_benchmarks(content, name)
     else:
-        raise UsageError(f"{name} is no report; {_ACCEPTED}")
+        raise UsageError(f"{name} is not a report; {_ACCEPTED}")
     fault = fault_of(document) or _unknown_machine(document)
     if fault:
         raise UsageError(f"{name} can't be read as a report: {one_line(fault)}; {_ACCEPTED}")
@@ -54,7 +54,7 @@ def _json(path: str | os.PathLike[str], name: str) -> Any:
         raise UsageError(f"{name} can't be read as a report: {one_line(str(error))}; {_ACCEPTED}") from None
     except RecursionError:
         raise UsageError(
-            f"{name} can't be read as a report: its data is nested too deep; {_ACCEPTED}"
+            f"{name} can't be read as a report: its data is nested too deeply; {_ACCEPTED}"
         ) from None
 
 
@@ -63,7 +63,7 @@ def _number(version: Any) -> str:
 
 
 def _unknown_machine(document: Plain) -> str:
-    """The sentence on a case whose machine is not among the document's; empty if there is none."""
+    """Return the error of a case whose machine is not in the document; empty if there is none."""
     for index, case in enumerate(document["cases"]):
         if case["machine"] not in document["machines"]:
             return f"cases[{index}].machine is {case['machine']!r:.60}, which is not among its machines"
@@ -74,14 +74,14 @@ def _unknown_machine(document: Plain) -> str:
 
 _COMPILED = "[compiled]"
 _MOST_TEXTS = 100_000
-"""Breaks or recompiles that an entry may claim to have; a list of as many is made."""
+"""The most breaks or recompiles of an entry. A list of that length is made, so the number is limited."""
 
 
-def _of_benchmarks(content: Plain, file: str) -> Plain:
-    """The cases among pytest-benchmark's entries; what `extra_info` does not hold is missing.
+def _from_benchmarks(content: Plain, file: str) -> Plain:
+    """Return a document with the cases among pytest-benchmark's entries, as far as `extra_info` has the data.
 
     Raises:
-        UsageError: if an entry of ours lacks what each has.
+        UsageError: if an entry of this plugin lacks a required field.
     """
     document = empty() | {"created": str(content.get("datetime", ""))}
     for entry in content["benchmarks"]:
@@ -122,7 +122,7 @@ def _machine_of(info: Mapping[str, Any], extra: Mapping[str, Any]) -> Plain:
 
 
 def _case_of(params: Mapping[str, Any], extra: Mapping[str, Any]) -> Plain:
-    # The capture of an entry is its counts, whose texts are in reports only.
+    # An entry has the number of breaks and recompiles. Only reports have their texts.
     capture = {name: extra[name] for name in ("graphs", "compile_s", "from_cache")}
     capture |= {name: [""] * _count(extra, name) for name in ("breaks", "recompiles")}
     return {

@@ -1,4 +1,4 @@
-"""Positions and ticks on the axes of a plot, as plain numbers."""
+"""Computes positions and ticks on the axes of a plot."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LADDERS = (
     (1.0, 2.0, 5.0),
     (1.0,),
 )
-"""The ticks within a power of ten, from fine to coarse. Each has 1."""
+"""The mantissas of ticks, from fine to coarse. Each choice contains 1."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class Scale:
     logarithmic: bool = False
 
     def at(self, value: float) -> float:
-        """The position of `value` in percent; that of the nearer end for what lies outside."""
+        """Return the position of `value` in percent. A value outside is at the nearer end."""
         value = min(max(value, self.low), self.high)
         low, high, value = (
             map(math.log10, (self.low, self.high, value))
@@ -60,17 +60,17 @@ class Scale:
         return round(100 * (value - low) / (high - low), 2)
 
     def ticks(self, most: int = 6, least_step: float = 0.0) -> tuple[Tick, ...]:
-        """As many ticks at round values as fit.
+        """Return ticks at round values, as many as `most` allows.
 
         Args:
-            most: how many at most, 2 or more.
-            least_step: the smallest distance between two, where the axis is not logarithmic.
+            most: the largest number of ticks, at least 2.
+            least_step: the smallest distance between two ticks of an axis that is not logarithmic.
         """
         values = self._powers(most) if self.logarithmic else self._multiples(most, least_step)
         return tuple(Tick(at=self.at(value), label=f"{value:g}") for value in values)
 
     def _multiples(self, most: int, least_step: float) -> list[float]:
-        """Multiples of 1, 2 or 5 times a power of ten."""
+        """Return the multiples of 1, 2 or 5 times a power of ten."""
         rough = max((self.high - self.low) / most, least_step)
         exponent = math.floor(math.log10(rough))
         steps = (float(f"{m}e{e}") for e in (exponent, exponent + 1) for m in (1, 2, 5))
@@ -78,7 +78,7 @@ class Scale:
         return [n * step for n in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)][:most]
 
     def _powers(self, most: int) -> list[float]:
-        """Values of the finest ladder that is not too fine, or else every so many powers of ten."""
+        """Return the values of the finest ladder that is not too fine, or every n-th power of ten."""
         first, last = (math.floor(math.log10(end)) for end in (self.low, self.high))
         for ladder in _LADDERS:
             if len(ladder) * (last - first) > 10 * most:

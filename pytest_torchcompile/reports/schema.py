@@ -1,7 +1,8 @@
-"""Plain data of others held against `report.schema.json`, so that what reads a report later can trust it.
+"""Checks plain data against `report.schema.json`, so that later code can rely on its form.
 
-Only what the schema uses of JSON Schema is known here. Its ``required`` names what this version writes; an
-older report may lack fields that have a default, so that reading asks for `NEEDED` instead.
+This implements only the parts of JSON Schema that the schema uses. The schema's ``required`` lists the fields
+that this version writes. An older report may lack fields that have a default, so reading requires `NEEDED`
+instead.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ NEEDED: Mapping[str, tuple[str, ...]] = {
     "deviation": ("example", "batch", "verdict"),
     "case": ("id", "machine", "method", "phase", "verdict"),
 }
-"""What no report can do without, by the name of its definition in the schema; the document's own by ""."""
+"""The required fields, by the name of the definition in the schema; "" is the document itself."""
 
 DEEPEST = 50
-"""No report nests its data as deep as this."""
+"""The most levels of nested data. No report has as many."""
 
 _TYPES: Mapping[str, tuple[type, ...]] = {
     "object": (dict,),
@@ -51,7 +52,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
 
 
 def fault_of(document: Any) -> str:
-    """The first thing wrong with `document`, as ``cases[3].line is 'x', not of type integer``; or ""."""
+    """Return the first fault of `document`, ``cases[3].line is 'x', not of type integer``; "" if none."""
     if _depth_exceeds(document, DEEPEST):
         return f"its data is nested more than {DEEPEST} deep"
     schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
@@ -59,7 +60,10 @@ def fault_of(document: Any) -> str:
 
 
 def _depth_exceeds(value: Any, most: int) -> bool:
-    """Whether lists and dicts lie deeper in each other; without recursion, which is what it protects."""
+    """Return whether lists and dicts are nested more than `most` deep.
+
+    It does not recurse: it protects the functions that do.
+    """
     level = [value]
     for _ in range(most):
         level = [
@@ -74,23 +78,23 @@ def _depth_exceeds(value: Any, most: int) -> bool:
 
 
 class _Faults:
-    """The faults of plain data.
+    """Finds the faults of plain data.
 
     Args:
-        definitions: the schema's, by name.
+        definitions: the schema's definitions, by name.
     """
 
     def __init__(self, definitions: Mapping[str, Any]) -> None:
         self._definitions = definitions
 
     def of(self, value: Any, schema: Mapping[str, Any], needed: tuple[str, ...], path: str) -> Iterator[str]:
-        """The faults of `value`, a sentence each.
+        """Yield the faults of `value`, one sentence each.
 
         Args:
-            value: what was read.
-            schema: of this value.
-            needed: the fields that it has to have.
-            path: of this value in the document.
+            value: the data.
+            schema: the schema of the value.
+            needed: the fields that it must have.
+            path: the place of the value in the document.
         """
         if "$ref" in schema:
             name = schema["$ref"].rpartition("/")[2]
@@ -108,7 +112,7 @@ class _Faults:
             yield f"{path} is {_shortly(value)}, not of type {schema['type']}"
 
     def _of_any(self, value: Any, schemas: list[Mapping[str, Any]], path: str) -> Iterator[str]:
-        """The faults by the first schema, which the others are exceptions from; none if one of them fits."""
+        """Yield the faults by the first schema, which is the usual one; none if any of the schemas fits."""
         faults = [list(self.of(value, schema, (), path)) for schema in schemas]
         if all(faults):
             yield from faults[0]
@@ -139,16 +143,16 @@ def _faults_of_value(value: Any, schema: Mapping[str, Any], path: str) -> Iterat
     if "enum" in schema and value not in schema["enum"]:
         yield f"{path} is {_shortly(value)}, none of {', '.join(schema['enum'])}"
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        # Python's integers have no end, and beyond some can't be divided.
+        # Python's integers have no limit, but very large ones can't be converted to float.
         if abs(value) > 2**63 if isinstance(value, int) else not math.isfinite(value):
-            yield f"{path} is {_shortly(value)}, which is no number of this size that a report holds"
+            yield f"{path} is {_shortly(value)}, which is too large"
         elif value < schema.get("minimum", value) or value > schema.get("maximum", value):
             low, high = schema.get("minimum", "any"), schema.get("maximum", "any")
             yield f"{path} is {_shortly(value)}, not between {low} and {high}"
 
 
 def _shortly(value: Any) -> str:
-    """The beginning of its text; of a nest or a huge integer only the kind."""
+    """Return the start of the value's text, or the kind of a list, an object or a very large integer."""
     if isinstance(value, (dict, list)):
         return "an object" if isinstance(value, dict) else "a list"
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) > 2**63:

@@ -1,4 +1,4 @@
-"""The row of a case, the sentences below the rows and their count, in the words of every view."""
+"""Writes the row of a case, the sentences below the rows and the count of cases, for all views."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HEADINGS = (
     "case",
     "verdict",
     "examples",
-    "worst difference",
+    "worst / allowed",
     "compiled",
     "graphs",
     "breaks",
@@ -24,21 +24,21 @@ TEXTS = (0, 1, 3, 9)
 """The columns that hold text; the others hold numbers."""
 
 _NOTHING_COMPILED = (Verdict.NOT_COMPILED, Verdict.COMPILE_FAILED, Verdict.EAGER_FAILED, Verdict.CRASHED)
-"""Of these it is no news that something ran eager."""
+"""Verdicts for which no sentence says that parts of the policy ran eager."""
 
 
 def headings(*, timed: bool) -> tuple[str, ...]:
-    """The headings; the last one only if something was timed."""
+    """Return the headings; the last one only if something was timed."""
     return HEADINGS if timed else HEADINGS[:-1]
 
 
 def cells(name: str, values: Mapping[str, Any], *, timed: bool) -> tuple[str, ...]:
-    """The texts of a row, one for each of `headings`.
+    """Return the texts of a row, one for each of `headings`.
 
     Args:
-        name: the case.
+        name: the id of the case.
         values: its `CheckResult.row`.
-        timed: whether something was.
+        timed: whether any case of the table was timed.
     """
     share = values["coverage"]
     found = (
@@ -56,35 +56,47 @@ def cells(name: str, values: Mapping[str, Any], *, timed: bool) -> tuple[str, ..
 
 
 def _worst(values: Mapping[str, Any]) -> str:
-    """The worst difference; the place alone of what has no size, such as an infinity or another dtype."""
-    size, place = float(values["worst_difference"]), values["worst_place"]
-    return f"{size:.1e} {place}" if size else place or "0"
+    """Return the worst difference over what is allowed, with its place; only the place if it has no size."""
+    return " ".join(filter(None, (share_text(values), values["worst_place"]))) or "0"
+
+
+def share_text(values: Mapping[str, Any]) -> str:
+    """Return the worst difference over what is allowed there, ``0.31``; empty if nothing numeric differs."""
+    allowed = float(values["worst_allowed"])
+    return f"{float(values['worst_difference']) / allowed:.2g}" if allowed and values["worst_place"] else ""
 
 
 def _graphs(values: Mapping[str, Any]) -> str:
-    """How many there are; those that only a lifecycle needs after a plus."""
+    """Return the number of graphs. Those that only a lifecycle needs come after a plus sign."""
     added = int(values["added_graphs"])
     return f"{int(values['graphs']) - added}+{added}" if added else str(values["graphs"])
 
 
 def speedup_text(values: Mapping[str, Any]) -> str:
-    """Ratio, interval and conclusion; ``-`` if the case was not timed."""
+    """Return ratio, interval and conclusion; ``-`` if the case was not timed."""
     if not is_timed(values):
         return "-"
-    ratio, low, high = (float(values[f"speedup{end}"]) for end in ("", "_low", "_high"))
-    return f"{ratio:.2f} [{low:.2f}, {high:.2f}] {values['conclusion']}"
+    low, high = (float(values[f"speedup{end}"]) for end in ("_low", "_high"))
+    return f"{float(values['speedup']):.2f} [{low:.2f}, {high:.2f}] {values['conclusion']}"
+
+
+def short_speedup_text(values: Mapping[str, Any]) -> str:
+    """Return ratio and conclusion; ``-`` if the case was not timed."""
+    return f"{float(values['speedup']):.2f} {values['conclusion']}" if is_timed(values) else "-"
 
 
 def is_timed(values: Mapping[str, Any]) -> bool:
-    """Whether a row has the figures of a timing."""
+    """Return whether a row has the figures of a timing."""
     return "speedup" in values
 
 
 def sentences(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> list[str]:
-    """Why cases were excused or skipped, remarks, and what was noticed; failures are told elsewhere.
+    """Return the reasons of cases that passed as rounding, were skipped or crashed, and remarks and notes.
+
+    Failures have messages of their own.
 
     Args:
-        rows: the name and the values of each.
+        rows: the id and the `CheckResult.row` of each case.
     """
     found: dict[str, list[str]] = collections.defaultdict(list)
     for name, values in rows:
@@ -112,16 +124,16 @@ def sentences(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> list[str]:
 
 
 def nothing_was_checked(verdicts: Iterable[str]) -> bool:
-    """Whether there is no case but such that were skipped or failed to compile."""
+    """Return whether all cases were skipped or failed to compile."""
     return set(verdicts) <= {Verdict.COMPILE_FAILED, Verdict.SKIPPED}
 
 
 def count(verdicts: Iterable[str], remarks: int = 0) -> str:
-    """``3 cases: 2 equal, 1 differs; 1 remark``, or the line that can't be overlooked if nothing was checked.
+    """Return, for example, ``3 cases: 2 equal, 1 differs; 1 remark``, or a warning if nothing was checked.
 
     Args:
-        verdicts: of all cases.
-        remarks: how many different remarks the cases have.
+        verdicts: the verdicts of all cases.
+        remarks: the number of different remarks of the cases.
     """
     counts = collections.Counter(verdicts)
     total = counts.total()
@@ -139,12 +151,12 @@ def _remarks(number: int) -> str:
 
 
 def control_text(control: Mapping[str, Any]) -> str:
-    """What eager timed against itself came out at, and what of it follows."""
+    """Return the speedup of eager timed against itself, and a warning if the machine is too noisy."""
     ratio, low, high = (control[f"speedup{end}"] for end in ("", "_low", "_high"))
     noisy = "; this machine is too noisy for the speedups above" if is_noisy(control) else ""
     return f"eager timed against itself: {ratio:.2f} [{low:.2f}, {high:.2f}]{noisy}"
 
 
 def is_noisy(control: Mapping[str, Any]) -> bool:
-    """Whether two equal things could not be shown to be equally fast."""
+    """Return whether the timing failed to show that eager is as fast as itself."""
     return not 1 / MARGIN <= control["speedup_low"] <= control["speedup_high"] <= MARGIN

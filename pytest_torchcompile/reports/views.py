@@ -1,4 +1,4 @@
-"""The views of the document, by the suffix of the file they are written to."""
+"""Chooses the view of the document by the suffix of a file, and writes it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from pytest_torchcompile.errors import UsageError
-from pytest_torchcompile.reports.document import Plain, written
+from pytest_torchcompile.reports.document import Plain, to_json
 from pytest_torchcompile.reports.markdown import markdown
 from pytest_torchcompile.reports.ratios import ratios
 
@@ -19,8 +19,8 @@ class View(NamedTuple):
     """One form of the document.
 
     Args:
-        render: makes its text.
-        needs: packages that it is made with.
+        render: returns its text.
+        needs: the packages that `render` imports.
     """
 
     render: Callable[[Plain], str]
@@ -33,20 +33,20 @@ def _html(document: Plain) -> str:
     return html(document)
 
 
-# The first suffix that fits is taken.
+# The first suffix that matches is used.
 VIEWS = {
     ".ratios.json": View(ratios),
-    ".json": View(written),
+    ".json": View(to_json),
     ".md": View(markdown),
     ".html": View(_html, needs=("jinja2",)),
 }
 
 
 def require_view(path: str, source: str) -> View:
-    """The view for the suffix of `path`.
+    """Return the view for the suffix of `path`.
 
     Raises:
-        UsageError: naming `source`, if there is none, or if packages that it needs are not installed.
+        UsageError: if there is none, or packages that it needs are not installed; the message names `source`.
     """
     view = next((view for suffix, view in VIEWS.items() if path.endswith(suffix)), None)
     if view is None:
@@ -61,10 +61,10 @@ def require_view(path: str, source: str) -> View:
 
 
 def write(document: Plain, path: str | os.PathLike[str], source: str) -> None:
-    """Write the view for the suffix of `path`, all of it or nothing.
+    """Write the view for the suffix of `path`. An existing file is replaced at once, or not at all.
 
     Raises:
-        UsageError: naming `source`, for a suffix without a view or a file that can't be written.
+        UsageError: for a suffix without a view or a file that can't be written; the message names `source`.
     """
     text = require_view(os.fspath(path), source).render(document)
     file = pathlib.Path(path)

@@ -1,8 +1,8 @@
-"""What a check found, as plain data.
+"""The results of a check as plain data.
 
-Everything here survives JSON and a process boundary: no tensors, no modules and no import of
-torch, because the terminal report, JUnit and pytest-xdist all read these records. Others import
-this package; its modules are its own.
+The records contain no tensors and no modules, and this package does not import torch, because the terminal
+report, JUnit and pytest-xdist all read them: each record can be sent to another process and written as JSON.
+Other folders import this package, not its modules.
 """
 
 from pytest_torchcompile.results.capture import Capture

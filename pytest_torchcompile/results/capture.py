@@ -1,4 +1,4 @@
-"""What the compiler took of a policy: graphs, parameters and work in them, breaks, recompiles, seconds."""
+"""The record of what was compiled: graphs, parameters and work in them, breaks, recompiles, seconds."""
 
 from __future__ import annotations
 
@@ -11,28 +11,27 @@ from pytest_torchcompile.texts import share, some
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Capture:
-    """What the compiler took of one method.
+    """What the compiler compiled of one method.
 
     Args:
-        graphs: graphs whose backend compile finished.
-        parameters: names of the parameters that eager used and a graph took.
-        left_eager: names of the parameters that eager used and no graph took.
+        graphs: how many graphs the backend compiled.
+        parameters: names of the parameters that eager used and some graph contains.
+        left_eager: names of the parameters that eager used and no graph contains.
         elements: how many elements each of `parameters` and then each of `left_eager` has.
         work: floating-point operations of one eager call in products, convolutions, attention and recurrent
-            kernels, backward left out; 0 if it has none, or if they could not be counted.
-        work_inside: those of them that run in graphs.
-        work_left_eager: those that don't, by module with the user's line, or by line, the largest first.
+            kernels, without the backward; 0 if it has none, or if they could not be counted.
+        work_inside: the part of `work` that runs in graphs.
+        work_left_eager: the part that does not, by module with the user's line, or by line, largest first.
         breaks: graph breaks, one text per place, with reason and ``file:line``.
         fullgraph: whether every call was one graph without a break, so that ``fullgraph=True`` compiles too.
         recompiles: the recompiles of calls after the first one with a batch of at least 2, one text each:
             the guard that failed, the user's line, the input.
         compile_s: seconds spent compiling, forward and backward.
-        from_cache: graphs, forward or backward, that inductor took from its cache on disk.
+        from_cache: graphs, forward or backward, that inductor loaded from its cache on disk.
         added: how many of the graphs only the lifecycle needs: autocast, inference mode, another layout,
             acting in training mode.
-        stage_s: the same by stage of the compiler: ``dynamo``, ``AOTAutograd``, ``inductor``.
-        batches: for each forward graph, in the order in which they were made, the batch sizes that ran
-            through it.
+        stage_s: `compile_s` by stage of the compiler: ``dynamo``, ``AOTAutograd``, ``inductor``.
+        batches: for each forward graph, in the order of compilation, the batch sizes that it ran with.
     """
 
     graphs: int = 0
@@ -53,7 +52,7 @@ class Capture:
 
     @classmethod
     def of_all(cls, captures: Iterable[Capture]) -> Capture:
-        """What was taken of several methods of one module."""
+        """Return the capture of several methods of one module together."""
         captures = tuple(captures)
         taken = dict.fromkeys(name for capture in captures for name in capture.parameters)
         left = {name: None for c in captures for name in c.left_eager if name not in taken}
@@ -83,13 +82,13 @@ class Capture:
 
     @property
     def coverage(self) -> float | None:
-        """Share of the parameters used by eager that some graph took; None if eager used none."""
+        """The share of the parameters used by eager that some graph contains; None if eager used none."""
         used = len(self.parameters) + len(self.left_eager)
         return len(self.parameters) / used if used else None
 
     @property
     def coverage_work(self) -> float | None:
-        """Share of eager's floating-point work that runs in graphs; None if there is none."""
+        """The share of eager's floating-point work that runs in graphs; None if there is none."""
         return self.work_inside / self.work if self.work else None
 
     @property
@@ -112,6 +111,6 @@ class Capture:
 
     @property
     def modules_left_eager(self) -> tuple[str, ...]:
-        """Names of the modules that own the parameters no graph took."""
+        """Names of the modules whose own parameters no graph contains."""
         owners = (name.rpartition(".")[0] or "(the module itself)" for name in self.left_eager)
         return tuple(dict.fromkeys(owners))

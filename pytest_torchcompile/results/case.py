@@ -15,7 +15,7 @@ from pytest_torchcompile.results.speedup import Speedup
 from pytest_torchcompile.results.verdict import Verdict
 
 NOTE_SEPARATOR = " | "
-"""Between the notes of a row, and its remarks, which are one string each."""
+"""Separates the notes, or the remarks, that a row holds in one string."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,21 +29,21 @@ class CheckResult:
         reason: one sentence that explains any verdict but ``equal``.
         examples: how many examples were compared on both sides.
         rounding: how many of them were equal only within rounding.
-        worst: the difference that came closest to (or exceeded most) what is allowed.
-        differences: what exceeded it on the reported example, worst first.
+        worst: the difference with the largest ratio to what is allowed.
+        differences: the differences that exceed what is allowed on the reported example, worst first.
         example: the shrunk example of a failure, in one line.
         capture: what was compiled.
-        notes: sentences on what was seen but is no failure.
+        notes: observations that are no failure, a sentence each.
         remarks: differences found beyond what was declared, a sentence each; no failure by default.
         backend: the name of the backend.
         speedup: how much faster compiled is, if it was timed.
-        untimed: why it was not timed though that was to be; empty otherwise.
+        untimed: why timing was requested but not done; empty otherwise.
         explanation: why it differs, if it does and there was time to find out.
         exceeded: the budgets for compiling that it exceeds, a sentence each.
-        settings: the options that shape what is compiled and what is allowed, `CheckOptions.settings`.
-        sensitivity: how much of the policy the examples reached, if that was asked for.
-        regressions: sentences on figures that are surely worse than the baseline's.
-        deviations: what single examples showed, in their order; of many, those with the largest share.
+        settings: the options that affect what is compiled and what is allowed, `CheckOptions.settings`.
+        sensitivity: how much of the policy the examples reached, if this was requested.
+        regressions: sentences on figures that are certainly worse than the baseline's.
+        deviations: the deviations of single examples, in their order; of many, those with the largest share.
     """
 
     method: str
@@ -74,19 +74,20 @@ class CheckResult:
         return f"{self.method}-{self.phase}"
 
     def as_dict(self) -> dict[str, Any]:
-        """The record as nested plain data that ``json.dumps`` accepts."""
+        """Return the record as nested plain data that ``json.dumps`` accepts."""
         speedup = None if self.speedup is None else self.speedup.figures()
         timeless = dataclasses.replace(self, speedup=None)
         return dataclasses.asdict(timeless) | {"verdict": self.verdict.value, "speedup": speedup}
 
     def row(self) -> dict[str, str | int | float]:
-        """The record as one row of the report: strings and numbers only, for JUnit and pytest-xdist."""
+        """Return the record as a row of the report: strings and numbers only, for JUnit and pytest-xdist."""
         capture, worst = self.capture, self.worst
         return {
             "verdict": self.verdict.value,
             "reason": self.reason,
             "examples": self.examples,
             "worst_difference": worst.difference if worst else 0.0,
+            "worst_allowed": worst.allowed if worst else 0.0,
             "worst_place": worst.place if worst and (worst.difference or worst.problem) else "",
             "coverage": "n/a" if capture.coverage is None else round(capture.coverage, 4),
             "coverage_work": "n/a" if capture.coverage_work is None else round(capture.coverage_work, 4),
@@ -111,10 +112,10 @@ class CheckResult:
         }
 
     def metadata(self) -> dict[str, str | int | float | None]:
-        """The record for an experiment tracker: `row` with what describes the run, flat and JSON-able.
+        """Return the record for an experiment tracker, as a flat dict that ``json.dumps`` accepts.
 
-        To the figures of the row it adds which case it is, whether it was compiled and passed, the settings
-        and the versions. For everything that was found, see `as_dict`.
+        It adds to `row` the method and phase, whether the case was compiled and passed, the settings and the
+        versions. `as_dict` returns the complete record.
 
         Example:
             >>> result = CheckResult(method="forward", phase="rollout", verdict=Verdict.EQUAL)
@@ -137,7 +138,7 @@ class CheckResult:
 
 
 def versions() -> dict[str, str]:
-    """The versions of what a result depends on, without an import of it."""
+    """Return the versions of Python, torch and this package, without importing torch."""
     packages = {"torch_version": "torch", "torchcompile_version": "pytest-torchcompile"}
     return {"python_version": platform.python_version()} | {
         name: importlib.metadata.version(package) for name, package in packages.items()

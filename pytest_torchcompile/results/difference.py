@@ -1,4 +1,4 @@
-"""One difference between eager and compiled, and what single examples showed."""
+"""The records of one difference between eager and compiled, and of the deviation of one example."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from pytest_torchcompile.results.verdict import Verdict
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Difference:
-    """One tensor (or other value) that a call left behind, eager held against compiled.
+    """The comparison of one tensor (or other value) that a call left behind.
 
     Args:
         path: what was compared: ``output['logits']``, ``gradient of head.weight``.
-        problem: how it is unequal: ``values``, ``dtype``, ``shape``, ``structure`` ... ; empty if equal.
+        problem: the kind of difference: ``values``, ``dtype``, ``shape``, ``structure`` ... ; empty if equal.
         eager: eager's value at the worst element, or eager's dtype, shape, type, exception.
         compiled: the same for compiled.
-        float64: the float64 reference at the worst element, where it ran.
+        float64: the float64 reference at the worst element, if it ran.
         index: position of the worst element.
-        difference: the largest absolute difference (0 where nothing numeric was compared).
+        difference: the largest absolute difference (0 if nothing numeric was compared).
         allowed: what was allowed at that element.
-        relative: the difference as a share of eager's value there, where that is not zero.
+        relative: the difference as a share of eager's value there, if that is not zero.
         ulps: the difference in units of the last place of eager's value there.
-        floor: the rounding floor of this tensor, where it was asked for.
+        floor: the rounding floor of this tensor, if it was measured.
         unequal: how many elements exceed what is allowed.
         elements: how many elements the tensor has.
         rows: the batch rows with such elements, at most eight.
-        closer: which side is closer to the float64 reference at the worst element, where it ran.
-        chance: of draws so unequal from two sides that draw alike, where distributions were compared;
-            `allowed` is then the chance from which on they are taken to differ.
-        grid: the largest differences by place, of the tensor or the slice of its last two dimensions that
-            holds the worst element: one number for each cell of a grid, row by row; 0 where what is
-            allowed is not exceeded. Empty for what has less than two dimensions.
+        closer: which side is closer to the float64 reference at the worst element, if it ran.
+        chance: if distributions were compared, the probability of draws this unequal from two equal
+            distributions; `allowed` is then the probability below which they count as different.
+        grid: the largest differences in each cell of a grid, row by row, over the tensor's last two
+            dimensions, in the slice that holds the worst element; 0 if what is allowed is not exceeded there.
+            Empty for a tensor with fewer than two dimensions.
     """
 
     path: str
@@ -66,12 +66,12 @@ class Deviation:
         example: its number among those that were compared, from 1.
         batch: its batch size.
         verdict: ``equal``, ``within rounding`` or ``differs``.
-        path: the tensor (or other value) that this element is of.
-        difference: the absolute difference (0 where nothing numeric was compared).
-        allowed: the tolerance there; rounding does not raise it.
-        floor: the rounding floor of the tensor, where it was asked for.
-        eager_error: how far eager's value is from the float64 reference's, where that ran.
-        compiled_error: how far compiled's is.
+        path: the tensor (or other value) that this element belongs to.
+        difference: the absolute difference (0 if nothing numeric was compared).
+        allowed: the tolerance there, not increased by rounding.
+        floor: the rounding floor of the tensor, if it was measured.
+        eager_error: the distance of eager's value from the float64 reference, if that ran.
+        compiled_error: the distance of compiled's value from it.
     """
 
     example: int

@@ -1,4 +1,4 @@
-"""Why a case differs, and how much of a policy its examples reached."""
+"""The records of why a case differs, and of how much of a policy its examples reached."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from pytest_torchcompile.texts import share, some
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Explanation:
-    """Why a case differs, as far as its time allowed to find out.
+    """Why a case differs, as far as this was found within ``explain_seconds``.
 
     Args:
         stage: the first stage of the compiler that differs: ``dynamo``, ``AOTAutograd``,
             ``decompositions and partitioner``, ``inductor``; empty if it is not known.
         agreed: the stages before it that agree with eager.
-        causes: what that stage can't do without if it is to differ: a decomposition, a pass, a lowering, a
-            setting.
+        causes: the parts of that stage without which the difference disappears: a decomposition, a pass, a
+            lowering, a setting.
         remedy: torch.compile's options under which the example agrees; None if none is known.
         place: the innermost submodule that differs when it is compiled alone on eager's inputs.
         lines: ``file:line`` of the user's code in the graph that differs.
         proof: the folder with a script that shows the difference; empty if none was written.
-        confirmed: whether that script, run once, showed it.
-        remarks: sentences on what could not be told, and why.
+        confirmed: whether that script was run once and showed the difference.
+        remarks: sentences on what could not be determined, and why.
         seconds: how long explaining took.
     """
 
@@ -39,7 +39,7 @@ class Explanation:
     seconds: float = 0.0
 
     def row(self) -> dict[str, str | int | float]:
-        """What of it goes into the row of its case."""
+        """Return the fields that the row of the case contains."""
         return {"stage": self.stage, "place": self.place, "proof": self.proof}
 
 
@@ -48,11 +48,11 @@ class Sensitivity:
     """How much of a policy the examples of a case reached.
 
     Args:
-        parameters: elements of parameters that had a gradient other than zero on some example.
-        of_parameters: elements of all parameters that require one; 0 where nothing was differentiated.
-        outputs: elements of an output's row that were not the same in all rows of all examples.
-        of_outputs: elements of a row of all outputs.
-        unreached: modules of whose parameters none had such a gradient; single parameters of others.
+        parameters: how many elements of parameters had a nonzero gradient on some example.
+        of_parameters: how many elements all parameters that require grad have; 0 if none was differentiated.
+        outputs: how many elements of an output row were not the same in all rows of all examples.
+        of_outputs: how many elements a row of all outputs has.
+        unreached: modules without any nonzero gradient; single parameters of other modules.
         constant: outputs of which no element varied.
     """
 

@@ -1,4 +1,4 @@
-"""How much faster compiled is than eager."""
+"""The record of how much faster compiled is than eager."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import statistics
 
 MARGIN = 1.05
-"""A speedup within 5 % of 1 is no conclusion, however narrow its interval."""
+"""A speedup within 5 % of 1 is not conclusive, however narrow its interval."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,18 +16,18 @@ class Speedup:
     Args:
         ratio: eager's time over compiled's, the median over pairs of neighbouring blocks.
         interval: bootstrap interval of `ratio`, 95 %.
-        quiet: the ratio of the 5th percentiles, the calls that the machine disturbed least.
+        quiet: the ratio of the 5th percentiles, that is of the calls least disturbed by other processes.
         eager_s: seconds of each timed call of eager.
         compiled_s: seconds of each timed call of compiled.
         pairs: how many pairs of blocks were timed.
-        batch: the batch size, where the inputs were drawn.
+        batch: the batch size, if the inputs were drawn.
         threads: torch threads of both sides.
-        break_even: calls after which the compile time has been made up for; None if it never is, or
-            where nothing was compiled here.
-        memory: bytes that eager and compiled needed, as far as the device tells.
-        memory_kind: what they are: ``peak allocated`` of an accelerator's allocator, or the ``resident
+        break_even: the number of calls after which compiling has saved more time than it took; None if it
+            never does, or if nothing was compiled here.
+        memory: bytes that eager and compiled needed, if the device reports them.
+        memory_kind: what was measured: ``peak allocated`` of an accelerator's allocator, or the ``resident
             growth`` of the whole process.
-        least: the speedup that was asked for, `min_speedup`.
+        least: the required speedup, `min_speedup`.
     """
 
     ratio: float
@@ -45,7 +45,7 @@ class Speedup:
 
     @property
     def conclusion(self) -> str:
-        """``faster`` or ``slower`` where interval and quiet ratio clear 5 %, ``no clear difference``."""
+        """``faster`` or ``slower`` if interval and quiet ratio exceed 5 %, else ``no clear difference``."""
         if self.interval[0] > MARGIN and self.quiet > MARGIN:
             return "faster"
         if self.interval[1] < 1 / MARGIN and self.quiet < 1 / MARGIN:
@@ -54,11 +54,11 @@ class Speedup:
 
     @property
     def too_slow(self) -> bool:
-        """Whether the whole interval lies below what was asked for."""
+        """Whether the whole interval lies below the required speedup."""
         return self.least is not None and self.interval[1] < self.least
 
     def figures(self) -> dict[str, str | int | float]:
-        """The figures as strings and numbers, without the single times."""
+        """Return the figures as strings and numbers, without the times of single calls."""
         figures: dict[str, str | int | float] = {
             "speedup": round(self.ratio, 4),
             "speedup_low": round(self.interval[0], 4),

@@ -1,4 +1,4 @@
-"""What a case concludes, from best to worst."""
+"""The verdicts of a case, from best to worst."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import enum
 
 
 class Verdict(enum.StrEnum):
-    """The outcome of a case, in the words of the report."""
+    """The conclusion of a case, as written in the report."""
 
     EQUAL = "equal"
     WITHIN_ROUNDING = "within rounding"
@@ -19,9 +19,9 @@ class Verdict(enum.StrEnum):
 
     @property
     def severity(self) -> int:
-        """0 if it passed, 1 if nothing was checked, 2 if something is wrong; a verdict got worse if it grew.
+        """0 if it passed, 1 if nothing was checked, 2 if something is wrong. A larger number is worse.
 
-        ``equal`` and ``within rounding`` are alike in this, because which it is varies from run to run.
+        ``equal`` and ``within rounding`` have the same severity, because a case may alternate between them.
         """
         if self.passed:
             return 0
@@ -29,5 +29,5 @@ class Verdict(enum.StrEnum):
 
     @property
     def passed(self) -> bool:
-        """Whether the compiled method was shown to compute what the eager one does."""
+        """Whether the check showed that the compiled method computes what the eager one does."""
         return self in (Verdict.EQUAL, Verdict.WITHIN_ROUNDING)

@@ -1,6 +1,6 @@
 """The process and the device that a check runs on.
 
-In: nothing of a check. Out: contexts that isolate it (random numbers, flags, time limits) and facts about the
+In: nothing. Out: contexts that isolate a check (random numbers, flags, time limits) and facts about the
 device.
 
 Other folders use `autocast`, `devices`, `isolation`, `progress`, `watchdog`.

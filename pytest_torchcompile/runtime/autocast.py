@@ -13,7 +13,12 @@ from pytest_torchcompile import internals
 
 
 def autocasting(dtype: str | None, model: nn.Module) -> Callable[[], contextlib.AbstractContextManager[Any]]:
-    """Makes autocast to `dtype` on the model's device; what does nothing for None."""
+    """Return a function that makes an autocast context for the model's device.
+
+    Args:
+        dtype: the name of a torch dtype, such as ``bfloat16``; None for a context that does nothing.
+        model: the model whose first parameter determines the device; the CPU if it has none.
+    """
     if dtype is None:
         return contextlib.nullcontext
     device = next((p.device.type for p in internals.uncompiled(model).parameters() if not p.is_meta), "cpu")

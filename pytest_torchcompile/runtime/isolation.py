@@ -1,7 +1,7 @@
-"""A check leaves the process as it found it.
+"""Restore the global state of the process after a check, also if it raises.
 
-Random generators, grad mode, default dtype, threads and the validation of distribution arguments
-are global to the process. All are put back, however the check ends.
+That state is the random generators, grad mode, the default dtype, the number of threads, and the validation
+of distribution arguments.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from pytest_torchcompile import internals
 
 
 def _cuda_in_use() -> bool:
-    """Whether CUDA has been initialised; asking for its generators would initialise it."""
+    """Whether CUDA is initialised; reading the state of its generators would initialise it."""
     return torch.cuda.is_initialized()  # type: ignore[no-untyped-call,no-any-return]  # torch leaves it untyped
 
 
 class RandomState:
-    """The state of every generator that a policy may draw from: torch (all devices), numpy, python."""
+    """A copy of the states of the random generators of torch (all devices), numpy and python."""
 
     def __init__(self) -> None:
         self.torch = torch.get_rng_state()
@@ -35,7 +35,7 @@ class RandomState:
         self.python = random.getstate()
 
     def restore(self) -> None:
-        """Put every generator back."""
+        """Set every generator to its copied state."""
         torch.set_rng_state(self.torch)
         if self.cuda:
             torch.cuda.set_rng_state_all(self.cuda)
@@ -43,12 +43,12 @@ class RandomState:
         random.setstate(self.python)
 
     def unequal(self, other: RandomState) -> tuple[str, ...]:
-        """The names of the generators whose states differ."""
+        """Return the names of the generators whose states differ: ``torch``, ``numpy``, ``python``."""
         names = []
         mine, theirs = [self.torch, *self.cuda], [other.torch, *other.cuda]
         if len(mine) != len(theirs) or not all(map(torch.equal, mine, theirs)):
             names.append("torch")
-        # Name, keys, position, and a normal number kept for the next call, if there is one.
+        # The fields are name, keys, position, and a cached normal number for the next call.
         if self.numpy[2:] != other.numpy[2:] or not np.array_equal(self.numpy[1], other.numpy[1]):
             names.append("numpy")
         if self.python != other.python:
@@ -61,40 +61,40 @@ def seed_everything(seed: int) -> None:
     if torch.accelerator.is_available():
         torch.manual_seed(seed)
     else:
-        # What `torch.manual_seed` queues for absent devices costs a millisecond and is never freed.
+        # `torch.manual_seed` queues a call for each absent device, which takes 1 ms and is never freed.
         torch.default_generator.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
 
 
 class Stream:
-    """Random numbers that go on from call to call, as they do in training."""
+    """A stream of random numbers that continues from call to call, as in training."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
-        self._left: RandomState | None = None
+        self._state: RandomState | None = None
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[None]:
-        """Run the body with the generators where the last one left them."""
-        if self._left is None:
+        """Run the body with the generators in the state at the end of the previous body."""
+        if self._state is None:
             seed_everything(self._seed)
         else:
-            self._left.restore()
+            self._state.restore()
         yield
-        self._left = RandomState()
+        self._state = RandomState()
 
 
 _validations: list[bool] = []
-"""Whether the user has distributions validate their arguments, for each check that is going on."""
+"""For each running check, whether the user's setting makes distributions validate their arguments."""
 
 
 @contextlib.contextmanager
 def users_validation() -> Iterator[None]:
-    """Run the body, the user's factory, with distributions validating as the user has it.
+    """Run the body, the user's factory, with the user's setting of distribution argument validation.
 
-    What it changes outlives the check: Stable-Baselines3 and rsl_rl switch the validation off when they
-    are imported, or make their first policy, and don't do it twice.
+    If the factory changes the setting, the change remains after the check: Stable-Baselines3 and rsl_rl
+    switch the validation off once, when they are imported or create their first policy.
     """
     if not _validations:
         yield
@@ -112,9 +112,9 @@ _deferred: list[list[warnings.WarningMessage]] = []
 
 @contextlib.contextmanager
 def deferred_warnings() -> Iterator[Callable[[], None]]:
-    """Keep the warnings that `isolated` would emit at its end; yields what emits them.
+    """Collect the warnings that `isolated` would emit at its end; yield a function that emits them.
 
-    Under ``-W error`` that raises, so that whoever has a result to save does it first.
+    Under ``-W error`` that function raises, so the caller can save its result before.
     """
     kept: list[warnings.WarningMessage] = []
     _deferred.append(kept)
@@ -126,10 +126,10 @@ def deferred_warnings() -> Iterator[Callable[[], None]]:
 
 @contextlib.contextmanager
 def isolated(threads: int | None = None) -> Iterator[None]:
-    """Run the body with `threads` torch threads, if given; afterwards the process is as it was before.
+    """Run the body with `threads` torch threads, if given, and restore the state of the process at its end.
 
-    Warnings are recorded while the body runs, because under ``-W error`` dynamo's own would turn
-    into exceptions inside the compiler. Those not from torch are emitted again at the end.
+    Warnings are recorded while the body runs, because under ``-W error`` dynamo's own warnings would be
+    exceptions inside the compiler. Warnings that are not from torch are emitted again at the end.
     """
     before = RandomState()
     grad, dtype, count = torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads()
@@ -140,9 +140,9 @@ def isolated(threads: int | None = None) -> Iterator[None]:
             warnings.simplefilter("always")
             if threads is not None:
                 torch.set_num_threads(threads)
-            # What importing dynamo does to every process that compiles; both sides run like that.
+            # Importing dynamo does this in every process that compiles; both sides run with it.
             internals.set_argument_validation(False)
-            with _out_of_collections():
+            with _frozen_objects():
                 yield
     finally:
         internals.set_argument_validation(_validations.pop())
@@ -157,15 +157,15 @@ def isolated(threads: int | None = None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _out_of_collections() -> Iterator[None]:
-    """Keep all objects that there are by now out of the garbage collector's way.
+def _frozen_objects() -> Iterator[None]:
+    """Exclude all existing objects from garbage collection in the body.
 
-    Compiling sets off collection after collection, and each full one would go through all that torch,
-    dynamo and the user have imported: a tenth of a check's time.
+    Compiling triggers many collections. Each full one would visit everything that torch, dynamo and the user
+    have imported, which takes a tenth of a check's time.
     """
     torch.compiler.list_backends()  # imports dynamo
     if gc.get_freeze_count():
-        # Somebody else froze objects, and all are unfrozen at once.
+        # Other code has frozen objects, and `gc.unfreeze` would unfreeze those too.
         yield
         return
     gc.freeze()
@@ -176,15 +176,15 @@ def _out_of_collections() -> Iterator[None]:
 
 
 def _emit_again(caught: list[warnings.WarningMessage]) -> None:
-    """Emit each distinct warning of the user's code, under the caller's filters.
+    """Emit each distinct warning of the user's code under the caller's filters.
 
-    Not those of torch's code, nor those that say that we do something unusual, such as differentiating.
+    Warnings of torch's code are left out, and those about calls that the check makes, such as ``backward``.
     """
-    not_theirs = tuple(os.path.dirname(os.path.abspath(file)) + os.sep for file in (torch.__file__, __file__))
+    not_users = tuple(os.path.dirname(os.path.abspath(file)) + os.sep for file in (torch.__file__, __file__))
     distinct = {
         (str(warning.message), warning.category, warning.filename, warning.lineno): warning
         for warning in caught
-        if not warning.filename.startswith(not_theirs)
+        if not warning.filename.startswith(not_users)
     }
     for warning in distinct.values():
         warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)

@@ -1,16 +1,16 @@
-"""What a check is doing, for who watches it: a terminal, or a file that outlives the process."""
+"""The interface for reporting what a check is doing, to a terminal or to a file."""
 
 from __future__ import annotations
 
 
 class Progress:
-    """Is told what a check does; this one keeps it to itself."""
+    """Receives what a check is doing; this base class ignores it."""
 
     def compiling(self, begins: bool) -> None:
-        """A compile begins or, if `begins` is False, has ended."""
+        """A compile begins, or has ended if `begins` is False."""
 
     def step(self, what: str) -> None:
-        """The check is at `what` from now on, such as ``example 3, compiled call``."""
+        """The check starts `what`, such as ``example 3, compiled call``."""
 
 
 silent = Progress()

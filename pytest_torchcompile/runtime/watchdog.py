@@ -1,7 +1,7 @@
-"""A compile that hangs is stopped at a limit, so that the session goes on.
+"""Stop a compile that hangs, so that the session continues.
 
-A timer's thread sends the main thread a signal whose handler raises, which also wakes it from waiting for
-a C++ compiler. Where there are no such signals, and in other threads, nothing is stopped.
+A timer thread sends a signal to the main thread, and the signal handler raises. This also interrupts waiting
+for a C++ compiler. On platforms without such signals, and in other threads, nothing is stopped.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ import threading
 from typing import Any
 
 AGAIN_S = 1.0
-"""Torch may swallow the exception, as it does when it only tries something; it is raised again after this."""
+"""Seconds after which the exception is raised again, because torch may suppress it."""
 
 
 class CompileTimedOut(Exception):
-    """A compile took longer than it may."""
+    """A compile exceeded its time limit."""
 
 
 class Watchdog:
-    """Raises `CompileTimedOut` in the main thread where more than `limit_s` pass between start and stop.
+    """Raises `CompileTimedOut` in the main thread if more than `limit_s` pass between `start` and `stop`.
 
-    SIGURG is sent, because nothing happens if it arrives late: it is ignored by default.
+    It uses SIGURG, which is ignored by default, so that a late signal has no effect.
 
     Args:
-        limit_s: seconds.
-        option: the option that says so, for the message.
+        limit_s: the time limit in seconds.
+        option: the name of the option that sets the limit, for the message.
     """
 
     def __init__(self, limit_s: float, option: str) -> None:
@@ -36,31 +36,31 @@ class Watchdog:
         self._before: Any = None
 
     def start(self) -> None:
-        """Begin to watch."""
+        """Start the time limit."""
         self.stop()
         if self._limit_s < threading.TIMEOUT_MAX and _can_interrupt():
             self._before = signal.signal(signal.SIGURG, self._raise)
-            self._wait(self._limit_s)
+            self._start_timer(self._limit_s)
 
     def stop(self) -> None:
-        """Watch no more."""
+        """Cancel the time limit."""
         timer, self._timer = self._timer, None
         if timer is not None:
             timer.cancel()
             signal.signal(signal.SIGURG, self._before)
 
-    def _wait(self, seconds: float) -> None:
-        self._timer = threading.Timer(seconds, self._bark)
+    def _start_timer(self, seconds: float) -> None:
+        self._timer = threading.Timer(seconds, self._send_signal)
         self._timer.daemon = True
         self._timer.start()
 
-    def _bark(self) -> None:
+    def _send_signal(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGURG)
 
     def _raise(self, number: int, frame: object) -> None:
         if self._timer is not None:
-            self._wait(AGAIN_S)
+            self._start_timer(AGAIN_S)
             raise CompileTimedOut(f"a compile was stopped after {self._option}={self._limit_s:g}")
 
 

@@ -1,7 +1,7 @@
-"""What a policy is called with: specs of inputs, nests of them, as code and as text.
+"""Describes the inputs of a policy: specs of tensors, and nests of specs, as code and as text.
 
-In: what the user declares, or what a library's policy says of its own inputs. Out: a tree of specs, and the
-inputs that break it.
+In: what the user declares, or the spaces of a library's policy. Out: a tree of specs, and trees of invalid
+inputs.
 
 Other folders use `conventions`, `conversion`, `invalid_inputs`, `notation`, `spaces`, `trees`.
 """

@@ -1,7 +1,7 @@
-"""What policies say of their own inputs, so that it need not be declared.
+"""Finds the specs that a policy of a known library has for its own inputs, so users need not declare them.
 
-Stable-Baselines3, skrl and RLlib keep gymnasium spaces on the policy. Their classes are known by name;
-none is imported.
+Stable-Baselines3, skrl and RLlib store gymnasium spaces on the policy. Their classes are recognised by name,
+without an import.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch import nn
 from pytest_torchcompile.specs import conversion, spaces
 
 ACTION = frozenset({"act", "action", "actions", "acts", "taken_actions"})
-"""Names of parameters that take what `action_space` describes."""
+"""Names of parameters that take an action from ``action_space``."""
 
-# What the first argument is, where it is not the observation alone: name in the argument, attribute.
+# Classes whose first argument is a dict of inputs: its keys, and the policy's attributes that describe them.
 _ARGUMENTS = {
     "skrl.models.torch.base.Model": {
         "observations": "observation_space",
@@ -28,52 +28,54 @@ _ARGUMENTS = {
     "ray.rllib.core.rl_module.rl_module.RLModule": {"obs": "observation_space"},
 }
 
-_COLUMNS = "skrl.models.torch.base.Model"
-_STORE_FLOATS = frozenset({_COLUMNS, "stable_baselines3.common.policies.BaseModel"})
+_SKRL = "skrl.models.torch.base.Model"
+_FLOAT_BUFFERS = frozenset({_SKRL, "stable_baselines3.common.policies.BaseModel"})
 
 
 def own_observation(policy: Any) -> Any:
-    """What the policy says that its first argument is; None if it says nothing."""
+    """Return the space of the policy's first argument; None if the policy has none."""
     for name in conversion.class_names(policy):
         if name in _ARGUMENTS:
-            found = {part: _own(policy, attribute) for part, attribute in _ARGUMENTS[name].items()}
+            found = {part: _space_of(policy, attribute) for part, attribute in _ARGUMENTS[name].items()}
             spaces_ = {part: space for part, space in found.items() if space is not None}
-            return {part: _given(policy, part, space) for part, space in spaces_.items()} or None
-    return _own(policy, "observation_space")
+            return {part: _from_buffer(policy, part, space) for part, space in spaces_.items()} or None
+    return _space_of(policy, "observation_space")
 
 
-def _own(policy: Any, attribute: str) -> Any:
-    """An attribute that describes tensors; None if there is none, or it is something else."""
+def _space_of(policy: Any, attribute: str) -> Any:
+    """Return an attribute that is a space or a spec; None if there is none, or it is something else."""
     try:
         value = getattr(policy, attribute, None)
     except Exception:
-        # A property that asks an environment which isn't there yet.
+        # A property may need an environment that does not exist yet.
         return None
     return value if conversion.is_description(value) else None
 
 
 def own_actions(policy: Any, signatures: Iterable[inspect.Signature | None]) -> dict[str, Any]:
-    """What each parameter that takes an action, and can't be left out, is given: a spec or a space."""
-    space = _own(policy, "action_space")
+    """Return the spec or space of each required parameter that takes an action, by name."""
+    space = _space_of(policy, "action_space")
     if space is None:
         return {}
     parameters = [p for s in signatures if s is not None for p in s.parameters.values()]
     return {
-        p.name: _given(policy, p.name, space) for p in parameters if p.name in ACTION and p.default is p.empty
+        p.name: _from_buffer(policy, p.name, space)
+        for p in parameters
+        if p.name in ACTION and p.default is p.empty
     }
 
 
-def _given(policy: Any, name: str, space: Any) -> Any:
-    """What the policy is given for a space while it learns: actions come out of the library's buffer.
+def _from_buffer(policy: Any, name: str, space: Any) -> Any:
+    """Return the spec of what the policy gets for a space while it learns, from the library's buffer.
 
-    Stable-Baselines3's and skrl's buffers store float32; Stable-Baselines3 hands out discrete actions as
+    Stable-Baselines3's and skrl's buffers store float32. Stable-Baselines3 passes discrete actions as
     integers of one dimension, skrl as a column of floats.
     """
-    stores_floats = not _STORE_FLOATS.isdisjoint(conversion.class_names(policy))
+    stores_floats = not _FLOAT_BUFFERS.isdisjoint(conversion.class_names(policy))
     if not stores_floats or name not in ACTION:
         return space
     spec = conversion.as_spec(space, name)
-    if isinstance(spec, spaces.Discrete) and _COLUMNS in conversion.class_names(policy) and not spec.start:
+    if isinstance(spec, spaces.Discrete) and _SKRL in conversion.class_names(policy) and not spec.start:
         spec = spaces.MultiDiscrete((spec.n,))
     if isinstance(spec, (spaces.Box, spaces.MultiBinary, spaces.MultiDiscrete)):
         return dataclasses.replace(spec, dtype="float32")
@@ -81,7 +83,7 @@ def _given(policy: Any, name: str, space: Any) -> Any:
 
 
 def proposed_observation(policy: Any) -> str:
-    """An observation to put into a message: sizes are read off the first layer, as far as it tells."""
+    """Return an observation spec for a message, with the input size of the policy's first layer if known."""
     for module in _modules(policy):
         match module:
             case nn.Linear():
@@ -96,13 +98,13 @@ def proposed_observation(policy: Any) -> str:
 
 
 def spec_like(tensor: Any) -> str:
-    """A spec of tensors such as this one (or array), whose first dimension is the batch, for a message."""
+    """Return a spec, for a message, of tensors like this one; its first dimension is the batch."""
     dtype = str(tensor.dtype).removeprefix("torch.")
     return f"Box({tuple(tensor.shape[1:])}{'' if dtype == 'float32' else f', dtype={dtype!r}'})"
 
 
 def proposed_input(name: str, policy: Any) -> str:
-    """A spec for a parameter of that name, to put into a message."""
+    """Return a spec, for a message, of a parameter with this name."""
     linears = [module for module in _modules(policy) if isinstance(module, nn.Linear)]
     # A critic's head has one output.
     actions = next((m.out_features for m in reversed(linears) if m.out_features > 1), 4)

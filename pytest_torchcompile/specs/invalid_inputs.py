@@ -1,8 +1,7 @@
-"""Inputs that are not what was declared: a size too many, another dtype, an action out of range.
+"""Makes specs of invalid inputs from the declared ones: another shape, another dtype, an action out of range.
 
-Eager rejects many of them, and compiled has to reject those too: a compiler that drops a check lets a
-mistake of the training loop through, in silence. What is wrong is said by a spec, so that wrong inputs
-are drawn like all others.
+Eager rejects many of them, and compiled must reject them too: a compiler that drops a check hides mistakes of
+the training loop. Invalid inputs are described by specs, so they are drawn like all others.
 """
 
 from __future__ import annotations
@@ -18,17 +17,17 @@ from pytest_torchcompile.specs import spaces, trees
 from pytest_torchcompile.specs.spaces import Spec
 
 MOST = 6
-"""Tries a case: what is rejected while it is traced costs a few tenths of a second, the rest a compile."""
+"""The most variants tried per case. Tracing rejects some within tenths of a second; others take a compile."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Wrong:
-    """Inputs of which one is not what was declared.
+    """Inputs of which one is invalid.
 
     Args:
-        what: which input, and what is wrong with it.
-        tree: the declared inputs with that one's spec exchanged.
-        in_values: whether only the values are wrong, which no compiler can see before it runs.
+        what: the name of the invalid input, and what is wrong with it.
+        tree: the declared specs with the spec of this input replaced.
+        in_values: whether only the values are invalid, which a compiler can't detect before the graph runs.
     """
 
     what: str
@@ -38,7 +37,7 @@ class Wrong:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Variant:
-    """A spec in the place of the declared one; the lowest `order` is tried first."""
+    """A spec of invalid inputs, which replaces the declared one; the lowest `order` is tried first."""
 
     order: int
     what: str
@@ -53,17 +52,17 @@ _BEYOND, _SHAPE, _DTYPE, _BELOW = range(4)
 
 
 def wrong_inputs(tree: Any) -> list[Wrong]:
-    """At most `MOST` variants of the declared inputs, each wrong in one of them.
+    """Return at most `MOST` variants of the declared inputs, each with one invalid input.
 
     Args:
         tree: the declared specs.
 
     Returns:
-        All kinds of mistakes for the first input of each kind before the second is turned to.
+        The variants of the first input of each spec class come first, then those of further inputs.
 
     Example:
         >>> [wrong.what for wrong in wrong_inputs({"action": spaces.Discrete(4)})][:2]
-        ['action: index 4, one beyond the last', 'action: two numbers a row, not one']
+        ['action: index 4, one beyond the last', 'action: two numbers per row, not one']
     """
     seen: set[type[Spec]] = set()
     ranked: list[tuple[bool, int, Wrong]] = []
@@ -86,41 +85,41 @@ def _variants(spec: Spec, tree: Any) -> Iterator[_Variant]:
     if isinstance(spec, spaces.Constant):
         return
     yield from _out_of_range(spec, tree)
-    yield from _misshapen(spec)
+    yield from _of_another_shape(spec)
     yield from _of_another_dtype(spec)
 
 
-def _misshapen(spec: Spec) -> Iterator[_Variant]:
+def _of_another_shape(spec: Spec) -> Iterator[_Variant]:
     wider: Spec | None = None
     match spec:
         case spaces.Discrete() | spaces.LegalAction():
             n = getattr(spec, "n", 1)
             pair = spaces.MultiDiscrete((n, n), per_step=spec.per_step)
-            yield _Variant(order=_SHAPE, what="two numbers a row, not one", spec=pair)
+            yield _Variant(order=_SHAPE, what="two numbers per row, not one", spec=pair)
         case spaces.Flag():
             flags = spaces.MultiBinary((2,), spec.dtype, per_step=spec.per_step)
-            yield _Variant(order=_SHAPE, what="two flags a row, not one", spec=flags)
+            yield _Variant(order=_SHAPE, what="two flags per row, not one", spec=flags)
         case spaces.OneHot() | spaces.LegalMask():
             wider = dataclasses.replace(spec, n=spec.n + 1)
         case spaces.MultiDiscrete():
             wider = dataclasses.replace(spec, nvec=(*spec.nvec, spec.nvec[-1]))
         case spaces.Box() if _widened(spec.shape):
-            # Bounds given by element would not fit the new shape.
-            low, high = _extreme(spec.low, np.min), _extreme(spec.high, np.max)
+            # Bounds given per element would not fit the new shape.
+            low, high = _outermost(spec.low, np.min), _outermost(spec.high, np.max)
             wider = dataclasses.replace(spec, shape=_widened(spec.shape), low=low, high=high)
         case spaces.Image() | spaces.MultiBinary() | spaces.State() if _widened(spec.shape):
             wider = dataclasses.replace(spec, shape=_widened(spec.shape))
     if wider is not None:
-        yield _Variant(order=_SHAPE, what="a size too many in the last dimension", spec=wider)
+        yield _Variant(order=_SHAPE, what="last dimension one too large", spec=wider)
 
 
 def _widened(shape: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The shape with one more in its last dimension; empty if that is a sequence, or there is none."""
+    """Return the shape with the last dimension larger by 1; empty if that is a ``"T"`` or there is none."""
     return () if shape[-1:] in ((), (spaces.TIME,)) else (*shape[:-1], shape[-1] + 1)
 
 
 def _of_another_dtype(spec: Spec) -> Iterator[_Variant]:
-    """In double precision, as numpy makes numbers; in single what is no single."""
+    """Yield the spec in float64, numpy's default, if it is float32; in float32 otherwise."""
     declared = "uint8" if isinstance(spec, spaces.Image) else str(getattr(spec, "dtype", "int64"))
     declared = declared.removeprefix("torch.")
     dtype = "float64" if declared == "float32" else "float32"
@@ -136,7 +135,7 @@ def _of_another_dtype(spec: Spec) -> Iterator[_Variant]:
 
 
 def _tail(spec: Spec) -> tuple[Any, ...]:
-    """The shape without the batch, of a spec that has no dtype of its own."""
+    """Return the shape without the batch dimension, of a spec that has no dtype."""
     match spec:
         case spaces.MultiDiscrete():
             return (len(spec.nvec),)
@@ -160,31 +159,31 @@ def _out_of_range(spec: Spec, tree: Any) -> Iterator[_Variant]:
             yield from _indices(spec, 0, spec.vocabulary)
         case spaces.LegalMask():
             none = spaces.Box((spec.n,), 0, 0, spec.dtype, per_step=spec.per_step)
-            yield _Variant(order=_BEYOND, what="nothing legal", spec=none)
+            yield _Variant(order=_BEYOND, what="no legal action", spec=none)
         case spaces.Box():
-            least, greatest = _extreme(spec.low, np.min), _extreme(spec.high, np.max)
+            least, greatest = _outermost(spec.low, np.min), _outermost(spec.high, np.max)
             if least is not None:
                 below = dataclasses.replace(spec, low=None, high=least - 1)
-                yield _Variant(order=_BELOW, what=f"values below its least, {least:g}", spec=below)
+                yield _Variant(order=_BELOW, what=f"values below the minimum, {least:g}", spec=below)
             if greatest is not None:
                 beyond = dataclasses.replace(spec, low=greatest + 1, high=None)
-                yield _Variant(order=_BEYOND, what=f"values beyond its greatest, {greatest:g}", spec=beyond)
+                yield _Variant(order=_BEYOND, what=f"values above the maximum, {greatest:g}", spec=beyond)
 
 
 def _indices(spec: Spec, first: int, end: Any) -> Iterator[_Variant]:
-    """The indices on both sides of those from `first` to before `end`, which may differ by column."""
+    """Yield the indices on both sides of ``range(first, end)``; `end` may differ by column."""
     for order, index, where in ((_BEYOND, end, "beyond the last"), (_BELOW, first - 1, "below the first")):
         only = spaces.Box(_tail(spec), index, index, "int64", per_step=spec.per_step)
         yield _Variant(order=order, what=f"index {index}, one {where}", spec=only)
 
 
 def _actions(spec: spaces.LegalAction, tree: Any) -> int:
-    """How many actions the mask speaks of."""
+    """Return the number of actions of the mask that `spec` names."""
     mask = dict(trees.leaves(tree))[trees.mask_of(tree, spec)]
     return int(mask.n if isinstance(mask, spaces.LegalMask) else np.shape(getattr(mask, "value", [[]]))[-1])
 
 
-def _extreme(bound: Any, of: Any) -> float | None:
-    """The outermost of a box's bounds; None if there is none."""
+def _outermost(bound: Any, of: Any) -> float | None:
+    """Return the outermost of a box's bounds; None if there is none."""
     value = math.inf if bound is None else float(of(bound))
     return value if math.isfinite(value) else None

@@ -1,7 +1,6 @@
-"""Specs as text, for configuration files and the command line.
+"""Reads specs from text, for configuration files and the command line.
 
-What is accepted is what one would write in a test, as far as it is made of specs and literals. It is read,
-not evaluated.
+The text uses the syntax of a test: specs and literals. It is parsed and never evaluated.
 """
 
 from __future__ import annotations
@@ -21,18 +20,18 @@ SPECS: dict[str, type[spaces.Spec]] = {
         spaces.Tokens,
     )
 }
-"""By name, those made of literals; a `Wrapped` needs a function."""
+"""The spec classes by name, without `Wrapped`, which takes a function and can't be written as a literal."""
 
 
 def read_spec(written: Any, where: str) -> Any:
-    """A spec, or a dict or tuple of specs, out of what a file or a flag says.
+    """Return the spec, or the dict or tuple of specs, written in a file or an option.
 
     Args:
         written: text such as ``46,9,9`` or ``Box((8,), low=0)``; a list of sizes; a table of these.
-        where: names it in messages.
+        where: its name in messages.
 
     Raises:
-        UsageError: if it is nothing of that kind.
+        UsageError: if it is none of these.
 
     Example:
         >>> read_spec({"board": "46,9,9", "turn": "Discrete(2)"}, "observation")
@@ -48,8 +47,8 @@ def read_spec(written: Any, where: str) -> Any:
     except (SyntaxError, ValueError, TypeError) as error:
         problem = str(error).removeprefix("malformed node or string on line 1: ")
         raise UsageError(
-            f"{where}={written!r} is no spec ({problem}); accepted: sizes such as 46,9,9, or what a test "
-            f"would say, such as Box((8,), low=0), with {', '.join(SPECS)}, dicts, tuples and literals"
+            f"{where}={written!r} is no spec ({problem}); accepted: sizes such as 46,9,9, or an expression "
+            f"such as Box((8,), low=0), with {', '.join(SPECS)}, dicts, tuples and literals"
         ) from None
     return conversion.as_spec((value,) if isinstance(value, int) else value, where)
 

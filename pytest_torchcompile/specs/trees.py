@@ -1,4 +1,4 @@
-"""Nests of specs, as inputs are declared: their leaves, by path, and what is made of them."""
+"""Walks and rebuilds nests of specs, in which users declare inputs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pytest_torchcompile.specs.spaces import LegalAction, Spec, Wrapped
 
 
 def leaves(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Spec]]:
-    """The specs of a tree with their paths, in the order of the tree."""
+    """Yield the specs of a tree with their paths, in the order of the tree."""
     if isinstance(tree, Spec):
         yield path, tree
     elif isinstance(tree, Wrapped):
@@ -22,7 +22,7 @@ def leaves(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, .
 
 
 def rebuild(tree: Any, value_of: Callable[[tuple[Any, ...]], Any], path: tuple[Any, ...] = ()) -> Any:
-    """The tree with each spec replaced by ``value_of(path)``, containers made anew.
+    """Return the tree with each spec replaced by ``value_of(path)``, in new containers.
 
     Raises:
         UsageError: if the function of a `Wrapped` raises.
@@ -38,7 +38,7 @@ def rebuild(tree: Any, value_of: Callable[[tuple[Any, ...]], Any], path: tuple[A
 
 
 def with_leaf(tree: Any, path: tuple[Any, ...], spec: Spec) -> Any:
-    """The tree with `spec` in the place of the one at `path`, containers made anew."""
+    """Return the tree with the spec at `path` replaced by `spec`, in new containers."""
     if isinstance(tree, Wrapped):
         return Wrapped(with_leaf(tree.spec, path, spec), tree.wrap)
     if not path:
@@ -51,17 +51,17 @@ def with_leaf(tree: Any, path: tuple[Any, ...], spec: Spec) -> Any:
 
 
 def dotted(path: tuple[Any, ...]) -> str:
-    """A path as it is written in messages and in `LegalAction`: ``observation.board.0``."""
+    """Return a path as written in messages and in `LegalAction`: ``observation.board.0``."""
     return ".".join(map(str, path))
 
 
 def declared(tree: Mapping[str, Any]) -> str:
-    """Declared inputs as they could be written: ``observation=Box((8,)), action=Discrete(4)``."""
+    """Return declared inputs as keyword arguments: ``observation=Box((8,)), action=Discrete(4)``."""
     return ", ".join(f"{name}={spec!r}" for name, spec in tree.items())
 
 
 def mask_of(tree: Any, action: LegalAction) -> tuple[Any, ...]:
-    """The path of the mask that `action` names.
+    """Return the path of the mask that `action` names.
 
     Raises:
         UsageError: if no input, or more than one, has that name.

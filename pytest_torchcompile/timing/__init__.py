@@ -1,6 +1,6 @@
-"""How long eager and compiled take, measured side by side.
+"""Measures how long eager and compiled take.
 
-In: two callables. Out: a `Speedup` with its interval and conclusion.
+Input: two callables. Output: a `Speedup` with its interval and conclusion.
 
 Other folders use `speed`.
 """

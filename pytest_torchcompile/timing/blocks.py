@@ -1,9 +1,9 @@
-"""Two things timed against each other so that a drifting, shared machine does not decide the outcome.
+"""Times two callables in alternating blocks, so that changes in the speed of the machine have little effect.
 
-Timing one and then the other compares two moments of the machine: a function against itself came out
-more than 5 % apart in 11 of 20 such runs. Here short blocks of calls alternate. In each pair one side, at
-random, is split in two around the other, so that a steady drift cancels; the pair is compared with
-itself, and the ratio is the median of those comparisons.
+If one is timed after the other, the speed of the machine may change in between: a function timed against
+itself was more than 5 % apart in 11 of 20 such runs. Here short blocks of calls alternate. In each pair of
+blocks, one side, chosen at random, is split in two halves around the other, so that a steady drift cancels.
+The ratio is the median of the ratios of the pairs.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 PAIRS = (5, 100)
-"""Fewest and most pairs of blocks."""
+"""The fewest and the most pairs of blocks."""
 LONGEST_BLOCK = 24
 UNTIMED = 2
-"""Calls after each switch that are not timed: caches, branch predictors and frequency have to settle."""
+"""Calls after each switch that are not timed: caches, branch predictors and clock frequency must settle."""
 SLOW_S = 0.1
-"""Of a call that takes longer, one is enough."""
+"""If a call takes longer, in seconds, one untimed call is enough."""
 RESAMPLES = 2000
 QUIET_PERCENTILE = 5
 
@@ -35,8 +35,8 @@ class Timed(NamedTuple):
     """One side of a timing.
 
     Args:
-        call: prepares a call outside the clock, makes it, and returns its seconds.
-        around: makes the context that a block of calls runs in.
+        call: prepares a call, makes it, and returns its seconds, without those of the preparation.
+        around: returns the context in which a block of calls runs.
     """
 
     call: Callable[[], float]
@@ -44,43 +44,43 @@ class Timed(NamedTuple):
 
 
 class Blocks(NamedTuple):
-    """Seconds of every timed call of two sides, a list for each block; block i ran beside block i."""
+    """Seconds of every timed call of two sides, one list per block. Blocks with the same index are a pair."""
 
     first: list[list[float]]
     second: list[list[float]]
 
     def ratios(self) -> list[float]:
-        """How many times faster `second` is, by pairs of neighbouring blocks."""
+        """Return how many times faster `second` is, for each pair of blocks."""
         pairs = zip(self.first, self.second, strict=True)
         return [statistics.median(one) / statistics.median(two) for one, two in pairs]
 
     def ratio(self) -> float:
-        """The median of `ratios`."""
+        """Return the median of `ratios`."""
         return statistics.median(self.ratios())
 
     def interval(self) -> tuple[float, float]:
-        """Bootstrap interval (percentile method, 95 %) of `ratio`, resampling pairs."""
+        """Return the 95 % bootstrap interval of `ratio` (percentile method, pairs are resampled)."""
         ratios = np.asarray(self.ratios())
         drawn = np.random.default_rng(0).choice(ratios, size=(RESAMPLES, len(ratios)))
         low, high = np.percentile(np.median(drawn, axis=1), [2.5, 97.5])
         return float(low), float(high)
 
     def quiet_ratio(self) -> float:
-        """The same of the calls that the machine disturbed least, its 5th percentiles."""
+        """Return the ratio of the 5th percentiles: the calls that other processes disturbed least."""
         one, two = (np.percentile(np.concatenate(side), QUIET_PERCENTILE) for side in self)
         return float(one / two)
 
 
 def interleaved(first: Timed, second: Timed, *, seconds: float, min_rounds: int = 1, seed: int = 0) -> Blocks:
-    """Time two sides in alternating blocks, with python's garbage collector off.
+    """Time two sides in alternating blocks, with Python's garbage collector off.
 
     Args:
-        first: one side, warm.
-        second: the other.
-        seconds: the budget, preparation of the calls included; exceeded where the fewest pairs
-            or `min_rounds` need it.
-        min_rounds: how many calls of each side to time at least.
-        seed: of the order.
+        first: one side, warmed up.
+        second: the other side, warmed up.
+        seconds: the budget, which includes the preparation of calls. It is exceeded if the fewest pairs or
+            `min_rounds` need more.
+        min_rounds: the least number of timed calls of each side.
+        seed: the seed of the order.
     """
     order = random.Random(seed)
     fewest, most = PAIRS
@@ -117,7 +117,7 @@ def _block(timed: Timed, size: int, untimed: int) -> list[float]:
 
 
 def _block_size(sides: tuple[Timed, Timed], seconds: float) -> tuple[int, int]:
-    """Timed and untimed calls for each block, so that half of the most pairs fit into the budget."""
+    """Return the timed and untimed calls per block, so that half of the most pairs fit into the budget."""
     begin = time.perf_counter()
     for timed in sides:
         _block(timed, 1, 1)

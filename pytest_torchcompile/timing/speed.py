@@ -1,4 +1,4 @@
-"""How much faster compiled is than eager: a case of a check, or any two callables."""
+"""Measures how much faster compiled is than eager, for a case of a check or for any two callables."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from pytest_torchcompile.runtime.isolation import isolated, seed_everything
 from pytest_torchcompile.timing.blocks import Timed, interleaved
 
 SECONDS = 5.0
-"""How long a marked test's case is timed."""
+"""Seconds for which the case of a marked test is timed."""
 WARM = 3
-"""Calls in a row that compile nothing, after which a side is warm."""
+"""A side is warm after this many calls in a row that compile nothing."""
 MOST_WARM_UPS = 50
 
 Timer = Callable[[], float]
@@ -42,11 +42,11 @@ Arguments = Callable[[], tuple[tuple[Any, ...], Mapping[str, Any]]]
 
 
 class NotTimed(CompileCheckError):
-    """Timing would say nothing about what is deployed; the message says why."""
+    """Timing would not measure what is deployed; the message says why."""
 
 
 def seconds_to_time(options: CheckOptions, *, default: float) -> float:
-    """The budget of a timing: what was asked for; 5 s for who asks for a speedup alone; else `default`."""
+    """Return `benchmark_seconds` if it is set, `SECONDS` if only `min_speedup` is set, else `default`."""
     if options.benchmark_seconds is not None:
         return options.benchmark_seconds
     return default if options.min_speedup is None else SECONDS
@@ -61,18 +61,18 @@ def time_pair(
     timer: Timer = time.perf_counter,
     control: bool = False,
 ) -> Speedup:
-    """Time the two sides of a checked case, compiled as it is deployed.
+    """Time the two sides of a checked case. The compiled side is compiled as it is deployed.
 
     Args:
         pair: the two sides, checked and still isolated.
-        options: `benchmark_batch`, `batch`, `seed` and `min_speedup` of them.
+        options: `benchmark_batch`, `batch`, `seed` and `min_speedup` are used.
         seconds: the budget.
-        min_rounds: how many calls of each side to time at least.
+        min_rounds: the least number of timed calls of each side.
         timer: the clock, in seconds.
         control: time eager against itself instead.
 
     Raises:
-        NotTimed: if compiled is not what is deployed, or compiles on every call.
+        NotTimed: if compiled is not what is deployed, or still compiles after `MOST_WARM_UPS` calls.
     """
     batch = options.benchmark_batch or options.batch[0]
     recipe = random_recipe(pair.tree, batch, options.seed)
@@ -98,8 +98,8 @@ def time_pair(
 def _deployed(compiled: Side | None) -> Side:
     if compiled is None:
         raise NotTimed(
-            "it samples and came compiled: for the check inductor was told to draw eager's random numbers, "
-            "which is not what is deployed; let the test return the plain module to have it timed"
+            "the policy samples and its factory compiles it: for the check inductor draws eager's random "
+            "numbers, so this is not the code that is deployed. Return the plain module to time it"
         )
     return compiled
 
@@ -117,20 +117,20 @@ def measure_speedup(
 
     Args:
         eager: a module, a bound method, a function, or the ``.eager`` of a `CompiledPolicy`.
-        compiled: what was made of it.
-        args: inputs; every call gets copies of its own.
-        phase: ``rollout`` times the call, in eval mode without gradients; ``update`` times forward and
+        compiled: the compiled callable.
+        args: positional inputs. Every call gets copies.
+        phase: ``rollout`` times the call, in eval mode without gradients. ``update`` times forward and
             backward, in train mode.
         seconds: the budget.
-        min_speedup: makes `Speedup.too_slow` true if the whole interval lies below it.
-        kwargs: further inputs.
+        min_speedup: `Speedup.too_slow` is true if the whole interval is below this.
+        kwargs: keyword inputs. Every call gets copies.
 
     Returns:
         The speedup with its interval and its conclusion.
 
     Raises:
-        UsageError: if a side can't be called, or for an unknown phase.
-        NotTimed: if compiled compiles on every call.
+        UsageError: if a side can't be called, or the phase is unknown.
+        NotTimed: if compiled still compiles after 50 calls.
 
     Example:
         >>> import torch
@@ -198,7 +198,7 @@ def _time_sides(
 
 
 class _Stopwatch:
-    """Calls one side on fresh inputs and state, and times the call alone."""
+    """Calls one side with new inputs and a reset state, and times only the call."""
 
     def __init__(
         self, side: Side, arguments: Arguments, *, phase: str, seed: int, device: Device, timer: Timer
@@ -211,7 +211,7 @@ class _Stopwatch:
         self._timer = timer
 
     def timed(self) -> Timed:
-        """The side, warm, as `interleaved` takes it."""
+        """Return the warm side for `interleaved`."""
         return Timed(self.call, self._around)
 
     @contextlib.contextmanager
@@ -221,13 +221,13 @@ class _Stopwatch:
             yield
 
     def call(self) -> float:
-        """The seconds of one call, and in ``update`` of its backward."""
+        """Return the seconds of one call, in ``update`` with its backward."""
         side, update = self._side, self._phase == "update"
         side.reset(training=update)
         args, kwargs = self._arguments()
         seconds, returned = self._time(lambda: side.invoke(args, kwargs))
         if update:
-            # What is differentiated has to be found among the outputs, which a training loop need not do.
+            # Not timed: finding the tensors to differentiate, which a training loop need not do.
             backward = side.backward(named_values(returned), side.named_inputs(args, kwargs), self._seed)
             if backward is not None:
                 seconds += self._time(backward)[0]
@@ -241,13 +241,13 @@ class _Stopwatch:
         return self._timer() - begin, returned
 
     def warm_up(self) -> int | None:
-        """Call until nothing compiles any more.
+        """Call the side until it compiles nothing more.
 
         Returns:
-            The bytes that it took, as far as the device tells.
+            The memory that the calls used, in bytes; None if the device does not report it.
 
         Raises:
-            NotTimed: if it never ends.
+            NotTimed: if it still compiles after `MOST_WARM_UPS` calls.
         """
         recorder = Recorder(self._side.model or nn.Module())
         used = self._device.watch_memory()
@@ -262,6 +262,6 @@ class _Stopwatch:
 
 
 def _break_even(speedup: Speedup, compile_s: float) -> int | None:
-    """Calls after which compiling has paid; None if a call saves nothing."""
+    """Return after how many calls the time saved exceeds the compile time; None if calls are not faster."""
     saved = statistics.median(speedup.eager_s) - statistics.median(speedup.compiled_s)
     return math.ceil(compile_s / saved) if saved > 0 else None

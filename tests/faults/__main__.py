@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from pytest_torchcompile.options import PROFILES
+
 from .catalogue import CONTROLS, FAULTS
 from .fresh.tally import main as fresh
 from .run import run, summary
@@ -23,6 +25,13 @@ def main() -> int:
     parser.add_argument(
         "--backend", default="aot_eager", help="what compiles the correct policies of --fresh"
     )
+    parser.add_argument("--profile", default="default", choices=PROFILES, help="how much a check tries")
+    parser.add_argument(
+        "--each",
+        type=int,
+        default=1,
+        help="check each N-th entry only, with another seed others (default: all)",
+    )
     parser.add_argument("--long", action="store_true", help="with those of --fresh that compile for minutes")
     arguments = parser.parse_args()
     if arguments.fresh:
@@ -31,11 +40,11 @@ def main() -> int:
     missed, runs = [], []
     for seed in range(arguments.first, arguments.first + arguments.seeds):
         for control, entries in ((False, FAULTS), (True, CONTROLS)):
-            for entry in entries:
+            for number, entry in enumerate(entries):
                 name = f"{entry.kind}: {entry.name}"
-                if arguments.only not in name:
+                if arguments.only not in name or (number + seed) % arguments.each:
                     continue
-                one = run(entry, seed, control=control)
+                one = run(entry, seed, control=control, profile=arguments.profile)
                 runs.append(one)
                 if control is (one.found is not None):
                     reason = one.found.reason or one.found.worst if one.found else "nothing reported"

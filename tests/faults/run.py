@@ -62,12 +62,13 @@ def run(
     *,
     control: bool = False,
     phases: Iterable[str] = PHASES,
+    **options: Any,
 ) -> Run:
     """Check an entry until something shows it; of a control, until something is wrong."""
     begun = time.perf_counter()
     shows = fails if control else entry.caught
     found, unjudged, excused = None, None, 0
-    for result in check(entry, seed, phases):
+    for result in check(entry, seed, phases, **options):
         excused += excused_until_found(result)
         if shows(result):
             found = result

@@ -347,11 +347,11 @@ def test_a_compile_that_fails_in_the_warm_up_falls_back(log):
 
 
 def test_usage_errors_are_no_reason_to_fall_back():
-    with pytest.raises(UsageError, match="nothing says what Agent observes"):
+    with pytest.raises(UsageError, match="Agent has no observation spec"):
         compile_checked(Agent(), methods="get_value", **CHEAP)
     with pytest.raises(UsageError, match=r"compile_checked\(\) got unknown option 'atoll'"):
         checked(atoll=1)
-    with pytest.raises(UsageError, match="can't put adapter in the place of a method"):
+    with pytest.raises(UsageError, match="can't compile the function adapter in place"):
         checked(methods=lambda model, x: model(x))
     with pytest.raises(UsageError, match="Agent comes compiled"):
         checked(checked())

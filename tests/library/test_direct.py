@@ -197,7 +197,7 @@ def test_a_policy_that_fails_in_eager() -> None:
         ({"atoll": 1}, r"compile_policy\(\) got unknown option 'atoll'"),
         ({"method": "acts"}, "Agent has no method 'acts'; it has: act"),
         ({"inputs": {"turn": Discrete(2)}}, "no method takes the input 'turn'"),
-        ({"observation": None}, "nothing says what Agent observes"),
+        ({"observation": None}, "Agent has no observation spec"),
     ],
 )
 def test_compile_policy_refuses(arguments: dict[str, Any], sentence: str) -> None:

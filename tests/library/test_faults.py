@@ -222,7 +222,9 @@ def _scaled(shape: tuple[int, ...], factor: float) -> Callable[[backends.Outputs
 )
 def test_five_percent_on_one_gradient(shape: tuple[int, ...], name: str) -> None:
     wrong = check(Policy, "update", backend=backends.changed_backward(_scaled(shape, 1.05)))
-    assert_differs(wrong, f"gradient of {name}", "values")
+    assert_differs(wrong, f"gradient of {name}")
+    # Which of the two shows first is a matter of the floor, and so of the processor.
+    assert {difference.problem for difference in wrong.differences} <= {"values", "scale"}
     assert len(wrong.differences) == 1, "only the one gradient is reported"
     right = check(Policy, "update", backend=backends.changed_backward(_scaled(shape, 1.0)))
     assert_passes(right)

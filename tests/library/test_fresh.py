@@ -88,10 +88,11 @@ def test_the_tally() -> None:
         Run(alarmed, 0, _found(), 1.0),
         Run(silent, 1, None, 1.0, 0, failed),
     ]
-    assert tally.tally(runs)[-1] == (
+    assert tally.tally(runs)[-2:] == [
         "found 1, missed 1 of 2 faults (5 examples were taken for rounding before); "
-        "silent 1, false alarms 1 of 3 correct policies"
-    )
+        "silent 1, false alarms 1 of 3 correct policies",
+        "median seconds: fault 1.0, correct policy 1.0",
+    ]
     surprises = [tally.surprise(one).partition(" ")[0] for one in runs]
     assert surprises == ["", "MISSED", "", "", "FALSE", "NOT"]
     assert tally.surprise(Run(unsought, 0, _found(), 1.0)).startswith(

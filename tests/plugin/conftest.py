@@ -4,20 +4,12 @@ import contextlib
 
 import pytest
 
-from pytest_torchcompile.generation import recipes
-
 from .project import Lasting, Project
 
 # The backport takes the standard library's place as it is imported; what pytester drops again after a
 # test would leave neither, and no plugin would be found any more.
 with contextlib.suppress(ImportError):
     import importlib_metadata  # noqa: F401
-
-
-@pytest.fixture(autouse=True)
-def dense_inputs(monkeypatch):
-    """Inputs lie dense in memory: what they add is half of a check's time, and the library's tests are about it."""
-    monkeypatch.setattr(recipes, "in_other_memory", lambda *arguments: ([], []))
 
 
 @pytest.fixture
@@ -35,8 +27,12 @@ def project(_lasting, pytester, monkeypatch):
         "--compile-benchmark-seconds=0",
         "--compile-explain-seconds=0",
         "--compile-phases=rollout,update",
+        # Half of a check's time, and the library's tests are about it.
+        "--no-compile-layouts",
     )
     # What runs in here is no worker, though this process may be one.
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     monkeypatch.setenv("PYTEST_ADDOPTS", " ".join(quick))
+    # Every column of the table, and a test and its case on one line.
+    monkeypatch.setenv("COLUMNS", "300")
     return Project(pytester, _lasting)

@@ -11,9 +11,6 @@ import pytest
 HEADER = "import pytest; from agents import *; from pytest_torchcompile import *"
 CHEAP = ("--compile-check", "--compile-backend=eager", "--compile-examples=2", "--compile-batch=4")
 AGENTS = pathlib.Path(__file__).with_name("agents.py").read_text()
-DENSE = "from pytest_torchcompile.generation import recipes; recipes.in_other_memory = lambda *arguments: ([], [])"
-"""A plugin for processes of their own, where no fixture reaches: inputs lie dense in memory."""
-
 
 since_pytest_9 = pytest.mark.skipif(pytest.version_tuple < (9,), reason="pytest 9 reads it first")
 
@@ -44,7 +41,7 @@ class Project:
         self.pytester = pytester
         self._lasting = lasting
         self.path = pytester.path
-        pytester.makepyfile(agents=AGENTS, dense_inputs=DENSE)
+        pytester.makepyfile(agents=AGENTS)
 
     def write(self, source, name="test_policy"):
         """Write a test file whose first line imports `agents`, pytest and this package."""
@@ -68,8 +65,7 @@ class Project:
 
     def subprocess(self, *args):
         """Run the same check in a process of its own."""
-        plugins = ("-p", "no:randomly", "-p", "dense_inputs")
-        return self.pytester.runpytest_subprocess(*plugins, *CHEAP, *args)
+        return self.pytester.runpytest_subprocess("-p", "no:randomly", *CHEAP, *args)
 
     def lines(self, file):
         """What was noted in `file`, a line each; nothing if there is no such file."""

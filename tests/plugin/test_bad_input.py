@@ -43,12 +43,11 @@ ONE_SENTENCE = {
     ),
     "nothing declared": (
         agent("observation=None"),
-        "nothing says what Agent observes; declare it, batch left out: observation=Box((2,))",
+        "Agent has no observation spec; declare one without the batch dimension: observation=Box((2,))",
     ),
     "a parameter without a spec": (
         agent('observation=Box((2,)), methods="get_log_prob"'),
-        "get_log_prob(x, action) needs 'action', which no spec describes; add it: "
-        "inputs={'action': Discrete(3)}",
+        "get_log_prob(x, action) needs 'action', which has no spec; add one: inputs={'action': Discrete(3)}",
     ),
     "inputs that are no dict": (
         agent("observation=Box((2,)), inputs=[Discrete(3)]"),
@@ -89,7 +88,7 @@ ONE_SENTENCE = {
         "class Move:\n    pass\n\n"
         "class Mover(Agent):\n    def forward(self, x): return Move()\n\n"
         f"{MARKED}\ndef test_agent(): return Mover()",
-        "output is a test_policy.Move, which the comparison can't see into; teach it: "
+        "output is a test_policy.Move, which the comparison can't unpack; register it: "
         "pytest_torchcompile.register_output(Move, lambda value: {'name': value.tensor, ...})",
     ),
 }
@@ -100,7 +99,7 @@ MISUSE = {
         f"{MARK}(Box((2,)), 4)\ndef test_agent(): return note('ran')",
         "test_agent[usage-error]",
         f"{MARK} on test_policy.py::test_agent got positional arguments "
-        "(Box((2,)), 4); it takes names only, such as observation=Box((8,))",
+        "(Box((2,)), 4); accepted: keyword arguments, such as observation=Box((8,))",
     ),
     "methods that are none": (
         f"{MARK}(observation=Box((2,)), methods=[])\ndef test_agent(): return note('ran')",
@@ -406,8 +405,8 @@ def test_a_method_named_twice(project, methods, name):
 def test_a_bare_marker(project):
     project.write(f"{MARK}\ndef test_agent(): return Agent()")
     assert set(failures(project.check()).values()) == {
-        f"{MARK} on test_policy.py::test_agent: nothing says what Agent observes; declare it, batch left "
-        f"out: observation=Box((2,))"
+        f"{MARK} on test_policy.py::test_agent: Agent has no observation spec; declare one without "
+        f"the batch dimension: observation=Box((2,))"
     }
 
 

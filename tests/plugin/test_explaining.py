@@ -64,7 +64,7 @@ def test_the_script_lies_in_pytests_root(project, nothing_narrowed, monkeypatch)
     monkeypatch.chdir(project.path / "below")
     text = failure(project.check("--compile-explain-seconds=60", "../test_policy.py"))
     folder = "../.compile-failures/test_policy.py-test_agent-forward-rollout"
-    assert f"  proof     python {folder}/repro.py, which shows it by itself\n" in text
+    assert f"  proof     python {folder}/repro.py, which reproduces the difference\n" in text
     done = subprocess.run([sys.executable, f"{folder}/repro.py"], check=False, capture_output=True)
     assert done.returncode == 1
 
@@ -88,7 +88,7 @@ def test_a_script_that_imports_the_factory(project, factory):
     result = project.check("--compile-explain-seconds=60", "--compile-backend=aot_eager")
     result.assert_outcomes(failed=1)
     (script,) = (project.pytester.path / ".compile-failures").glob("*/repro.py")
-    assert f"/{script.parent.name}/repro.py, which shows it by itself\n" in failure(result)
+    assert f"/{script.parent.name}/repro.py, which reproduces the difference\n" in failure(result)
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
     assert done.stdout.splitlines()[-1] == "compiled differs from eager"
@@ -104,7 +104,7 @@ def test_a_script_can_not_have_a_fixture(project):
     )
     text = failure(project.check("--compile-explain-seconds=60", "--compile-backend=aot_eager"))
     assert (
-        "a script can't be had: test_agent is given agent, a Distracted that no script can have"
+        "a script could not be written: test_agent is given agent, a Distracted that can't be written in a script"
         in " ".join(text.split())
     )
 

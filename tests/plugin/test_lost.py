@@ -83,7 +83,7 @@ def test_a_defect_of_ours_is_a_row_that_says_so(project, monkeypatch):
     assert list(verdicts(result).values()) == ["crashed"]
     (case,) = json.loads((project.path / "report.json").read_text())["cases"]
     assert case["reason"].startswith("a defect of pytest-torchcompile: TypeError: ")
-    assert "protocol.py:" in case["reason"]
+    assert "case.py:" in case["reason"]
 
 
 def test_what_ends_the_session_is_a_row(project):
@@ -238,4 +238,4 @@ def test_an_exit_that_comes_of_asking_whether_it_is_compiled_differs(project):
     project.write("import sys\n" + policy(call=call))
     result = project.check("--compile-explain-seconds=120")
     assert verdicts(result) == {ENDING: "differs"}
-    assert "which shows it by itself" in failure(result)
+    assert "which reproduces the difference" in failure(result)

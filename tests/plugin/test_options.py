@@ -11,6 +11,7 @@ from .project import failure, failures, since_pytest_9, table, verdicts
 # Each option with a value as text for the ini file and the command line, and one for the marker:
 # name: (ini text, its meaning, command line text, its meaning, marker value, its meaning)
 LAYERS = {
+    "profile": ("quick", "quick", "default", "default", "quick", "quick"),
     "backend": ("aot_eager", "aot_eager", "eager", "eager", "inductor", "inductor"),
     "mode": ("default", "default", "max-autotune", "max-autotune", None, None),
     "dynamic": ("true", True, "false", False, None, None),
@@ -27,6 +28,7 @@ LAYERS = {
     "batch": ("2 3", (2, 3), "4,5", (4, 5), 6, (6,)),
     "examples": ("7", 7, "8", 8, None, None),
     "autocast": ("bfloat16", "bfloat16", "float16", "float16", "none", None),
+    "layouts": ("no", False, "--", True, False, False),
     "nonfinite": ("false", False, "--", True, False, False),
     "steps": ("0", 0, "8", 8, 9, 9),
     "seed": ("7", 7, "8", 8, 9, 9),
@@ -105,6 +107,16 @@ def test_marker_over_command_line_over_ini(project, seen, name):
     assert project.pytest(flag(name, given)).ret == 0
     assert getattr(seen["test_plain"], name) == from_command_line
     assert getattr(seen["test_marked"], name) == from_marker
+
+
+def test_what_is_given_by_itself_wins_over_the_profile(project, seen):
+    (project.path / "pytest.ini").write_text("[pytest]\ncompile_check = true\ncompile_examples = 7\n")
+    project.write(TWO_TESTS.format(name="profile", value="default"))
+    assert project.pytest("--compile-profile=quick").ret == 0
+    assert (seen["test_plain"].examples, seen["test_plain"].layouts) == (7, False)
+    assert (seen["test_marked"].examples, seen["test_marked"].layouts) == (7, True)
+    assert seen["test_plain"].source("layouts") == "the profile quick"
+    assert not seen["test_plain"].is_set("layouts")
 
 
 def test_what_nobody_sets_has_its_default(project, seen):
@@ -217,6 +229,7 @@ def test_methods_are_an_option_too(project, seen):
 # Each option with values that are no good: one that can be written in a file and on the command
 # line (None if its flag takes no value), one that only a marker can hold.
 WRONG = {
+    "profile": ("fast", True),
     "backend": ("", 3),
     "mode": (None, 3),
     "dynamic": ("auto", 2),
@@ -226,6 +239,7 @@ WRONG = {
     "batch": ("4 0", [4, 2.5]),
     "examples": ("-1", True),
     "autocast": ("half", True),
+    "layouts": ("maybe", 2),
     "nonfinite": ("maybe", "maybe"),
     "steps": ("-1", 1.5),
     "seed": ("x", -1),

@@ -55,10 +55,10 @@ def test_the_report_word_for_word(project):
         f"test_policy.py::test_{name}[get_value-rollout]" for name in ("broken", "good", "wrong")
     )
     rows = [
-        "case  verdict  examples  worst difference  compiled  graphs  breaks  recompiles  seconds",
+        "case  verdict  examples  worst / allowed  compiled  graphs  breaks  recompiles  seconds",
         re.escape(broken) + r"  compile failed  0  0  0%  0  0  0  \d+\.\d",
         re.escape(good) + r"  equal  [1-9]\d*  0  100%  [1-9]  0  \d  \d+\.\d",
-        re.escape(wrong) + r"  differs  [1-9]\d*  1\.0e\+00 output\[0, 0\]  100%  1  0  0  \d+\.\d",
+        re.escape(wrong) + r"  differs  [1-9]\d*  1e\+05 output\[0, 0\]  100%  1  0  0  \d+\.\d",
     ]
     for line, row in zip(lines[:4], rows, strict=True):
         assert re.fullmatch(row, re.sub("  +", "  ", line))
@@ -73,7 +73,7 @@ def test_the_report_word_for_word(project):
 def test_the_columns_are_aligned(project):
     project.write(agent() + agent("backend=shifted").replace("test_agent", "test_another_agent"))
     headings, *rows = report_of(project.check())[:3]
-    for heading in ("verdict", "worst difference"):
+    for heading in ("verdict", "worst / allowed"):
         column = headings.index(heading)
         assert all(row[column - 2 : column] == "  " and row[column] != " " for row in rows)
     for heading in ("examples", "compiled", "graphs", "breaks", "recompiles", "seconds"):
@@ -110,7 +110,7 @@ def test_a_misspelt_marker_is_named_and_fails_a_strict_session(project, argument
     assert report_of(result) == [
         "0 cases: nothing was checked",
         "test_policy.py::test_agent: is 'compiled_equivalance' a misspelt 'compiled_equivalence'?",
-        "the session fails: it is strict and nothing narrowed it, yet no test is marked compiled_equivalence",
+        "the session fails: it is strict and ran all tests, but no test is marked compiled_equivalence",
     ]
 
 
@@ -322,6 +322,15 @@ def test_the_header_names_the_backend(project):
     project.pytest().stdout.no_fnmatch_line("compile check: *")
 
 
+def test_the_header_shows_what_a_profile_sets(project, monkeypatch):
+    project.write(agent())
+    monkeypatch.delenv("PYTEST_ADDOPTS")
+    result = project.pytest(
+        "--compile-check", "--compile-profile=quick", "--compile-steps=3", "--collect-only"
+    )
+    result.stdout.fnmatch_lines(["compile check: *; profile quick (examples=10, layouts=false, beyond=off)*"])
+
+
 # --- plain data -----------------------------------------------------------------------------------
 
 FIELDS = {
@@ -329,6 +338,7 @@ FIELDS = {
     "reason": str,
     "examples": int,
     "worst_difference": float,
+    "worst_allowed": float,
     "worst_place": str,
     "coverage": float,
     "coverage_work": float,

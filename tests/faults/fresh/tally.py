@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
 from collections.abc import Iterable, Iterator
 
@@ -60,12 +61,17 @@ def tally(runs: Iterable[Run]) -> list[str]:
         silent, unjudged = _silent(mine), _unjudged(mine)
         lines.append(f"{kind:42} {silent:6} {_found(mine):7} {_excused(mine):8} {unjudged:11}")
     sought = [one for one in faults if not one.entry.unsought]
+    seconds = [
+        f"{kind} {statistics.median(one.seconds for one in mine):.1f}"
+        for kind, mine in (("fault", faults), ("correct policy", correct))
+        if mine
+    ]
     lines.append(
         f"found {_found(sought)}, missed {len(sought) - _found(sought)} of {len(sought)} faults "
         f"({_excused(sought)} examples were taken for rounding before); "
         f"silent {_silent(correct)}, false alarms {_found(correct)} of {len(correct)} correct policies"
     )
-    return lines
+    return [*lines, f"median seconds: {', '.join(seconds)}"]
 
 
 def _by_kind(runs: list[Run]) -> Iterator[tuple[str, list[Run]]]:
@@ -94,12 +100,12 @@ def main(arguments: argparse.Namespace) -> int:
     entries = [*FRESH, *controls(arguments.backend, long=arguments.long)]
     runs, surprises = [], 0
     for seed in range(arguments.first, arguments.first + arguments.seeds):
-        for entry in entries:
-            if arguments.only not in f"{entry.kind}: {entry.name}":
+        for number, entry in enumerate(entries):
+            if arguments.only not in f"{entry.kind}: {entry.name}" or (number + seed) % arguments.each:
                 continue
             fault = isinstance(entry, Fault)
             phases = {"phases": (entry.phase,)} if fault else {}
-            runs.append(run(entry, seed, control=not fault, **phases))
+            runs.append(run(entry, seed, control=not fault, profile=arguments.profile, **phases))
             text = surprise(runs[-1])
             surprises += bool(text)
             if text:

@@ -6,7 +6,7 @@ from documents import differing, document, result
 from pytest_torchcompile import Verdict
 from pytest_torchcompile.beyond.remarks import Beyond, concluded
 from pytest_torchcompile.options import CheckOptions
-from pytest_torchcompile.reports.document import case_of_record, cases_of, record_of, written
+from pytest_torchcompile.reports.document import case_of_record, cases_of, record_of, to_json
 from pytest_torchcompile.reports.failure import failure_text
 from pytest_torchcompile.reports.html import html as page
 from pytest_torchcompile.reports.markdown import markdown
@@ -93,7 +93,7 @@ def test_a_page_shows_and_counts_them(several):
 
 
 def test_the_document_keeps_them(several, tmp_path):
-    (tmp_path / "report.json").write_text(written(several))
+    (tmp_path / "report.json").write_text(to_json(several))
     first, second, third = cases_of(read(tmp_path / "report.json"))
     assert first.result.remarks == (REMARK, "an empty batch raises")
     assert (second.result.remarks, third.result.remarks) == ((REMARK,), ())

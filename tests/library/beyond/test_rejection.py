@@ -74,7 +74,7 @@ def test_each_is_wrong_in_what_it_says_and_can_be_drawn(name: str) -> None:
     for one in wrong:
         x = tensors.build(one.tree, recipe)["x"]
         assert isinstance(x, torch.Tensor)
-        if "size too many" in one.what or "a row, not one" in one.what:
+        if "one too large" in one.what or "per row, not one" in one.what:
             assert x.shape != right.shape
             assert x.dtype == right.dtype
         elif one.in_values:
@@ -109,9 +109,9 @@ def test_the_first_input_of_each_kind_comes_first() -> None:
     assert len(whats) == MOST
     assert not any(what.startswith("y:") for what in whats)
     assert whats[:3] == [
-        "mask: nothing legal",
+        "mask: no legal action",
         "action: index 6, one beyond the last",
-        "x: a size too many in the last dimension",
+        "x: last dimension one too large",
     ]
 
 
@@ -121,7 +121,7 @@ def test_nested_inputs_are_exchanged_where_they_are() -> None:
     changed = entries["observation.a: float64, not float32"]
     assert repr(changed["observation", "a"]) == "Box((8,), dtype='float64')"
     assert changed["observation", "b", 0] == Flag()
-    flags = entries["observation.b.0: two flags a row, not one"]
+    flags = entries["observation.b.0: two flags per row, not one"]
     assert flags["observation", "b", 0] == MultiBinary((2,), "bool")
     assert flags["observation", "a"] == OBSERVATION
 
@@ -163,7 +163,7 @@ def clamped(x: torch.Tensor) -> torch.Tensor:
 
 
 IN_THE_MODEL: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str, dict[str, Any]]] = {
-    "shape": (lambda x: x[..., :8], "observation: a size too many in the last dimension", {}),
+    "shape": (lambda x: x[..., :8], "observation: last dimension one too large", {}),
     "dtype": (lambda x: x.float(), "observation: float64, not float32", {}),
     "index beyond": (
         lambda a: a.clamp(max=3),
@@ -177,12 +177,12 @@ IN_THE_MODEL: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str, dict[
     ),
     "distribution parameter": (
         lambda std: std.clamp(min=0),
-        "std: values below its least, 0",
+        "std: values below the minimum, 0",
         {"methods": "spread", "inputs": {"std": Box((4,), low=0)}},
     ),
     "nothing legal": (
         lambda mask: mask | ~mask.any(-1, keepdim=True),
-        "mask: nothing legal",
+        "mask: no legal action",
         {"methods": "legal", "inputs": {"mask": LegalMask(4)}},
     ),
 }
@@ -231,7 +231,7 @@ def assert_remarks(result: CheckResult, what: str) -> None:
 def test_what_is_told() -> None:
     result = check_small(lambda: Actor(lambda x: x[..., :8]), nonfinite=False)
     assert result.remarks == (
-        "on inputs that were not declared (observation: a size too many in the last dimension) eager raises "
+        "on inputs that were not declared (observation: last dimension one too large) eager raises "
         "RuntimeError: mat1 and mat2 shapes cannot be multiplied (4x9 and 8x4) and compiled returns "
         "float32 (4, 4)",
     )
@@ -284,7 +284,7 @@ class Guarded(nn.Module):
 
 
 SPREAD = {"inputs": {"std": Box((4,), low=0.1)}, "nonfinite": False}
-DECLARED = "compiled does not reject what eager rejects: std: values below its least, 0.1"
+DECLARED = "compiled does not reject what eager rejects: std: values below the minimum, 0.1"
 
 
 @pytest.mark.parametrize("how", ["raise", "assert", "torch._check", "distribution"])
@@ -317,7 +317,7 @@ class Negated(nn.Module):
 
 def test_a_negative_deviation_is_a_contract_where_the_policy_validates() -> None:
     assert check_small(lambda: Negated(True), **SPREAD).reason == DECLARED
-    assert_remarks(check_small(lambda: Negated(False), **SPREAD), "std: values below its least, 0.1")
+    assert_remarks(check_small(lambda: Negated(False), **SPREAD), "std: values below the minimum, 0.1")
 
 
 class OnlyCompiled(Actor):
@@ -339,7 +339,7 @@ def test_what_compiled_alone_rejects_is_a_remark() -> None:
     )
     assert_passes(result)
     (remark,) = result.remarks
-    assert "std: values below its least, 0" in remark
+    assert "std: values below the minimum, 0" in remark
     assert "eager returns float32 (4, 4) and compiled raises IndexError" in remark
 
 
@@ -426,7 +426,7 @@ def test_what_comes_compiled() -> None:
     def deployed(lenient: Callable[[torch.Tensor], torch.Tensor]) -> Any:
         return torch.compile(Actor(lenient), backend="eager")
 
-    assert_remarks(check_small(lambda: deployed(lambda x: x[..., :8]), nonfinite=False), "a size too many")
+    assert_remarks(check_small(lambda: deployed(lambda x: x[..., :8]), nonfinite=False), "one too large")
     assert_passes_small(check_small(lambda: deployed(lambda x: x), nonfinite=False))
 
 

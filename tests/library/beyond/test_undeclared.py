@@ -74,7 +74,7 @@ def test_an_empty_batch(change: Any, what: str, phase: str) -> None:
     result = checked(Policy, phase, backend=with_run(change))
     assert_passes(result)
     (remark,) = result.remarks
-    assert remark.startswith(f"on an empty batch, which eager takes in {phase}, {what}")
+    assert remark.startswith(f"on an empty batch, which eager accepts in {phase}, {what}")
     right = checked(Policy, phase)
     assert_passes(right)
     assert not right.remarks
@@ -168,7 +168,7 @@ def test_a_copy_of_what_comes_compiled_is_a_remark_and_fails_if_declared(name: s
     assert_passes(result)
     (remark,) = (remark for remark in result.remarks if remark != IGNORED_HOOK)
     assert remark.startswith(
-        "a copy.deepcopy of the policy, such as a target network, goes on calling the orig"
+        "a copy.deepcopy of the policy, such as a target network, still uses the original's weights in"
     )
     remedy = "module.compile()" if name == "forward" else "target.act = torch.compile(target.act)"
     assert remedy in remark
@@ -192,7 +192,7 @@ def test_a_policy_that_is_or_holds_such_a_copy_fails() -> None:
     ):
         result = checked(factory)
         assert result.verdict is Verdict.NOT_COMPILED
-        assert "go on calling the original's weights, and none of its own: " in result.reason
+        assert "still use the original's weights instead of its own: " in result.reason
         assert "write module.compile() instead" in result.reason
     assert_passes(checked(lambda: torch.compile(Twice(Policy), backend="eager")))
 

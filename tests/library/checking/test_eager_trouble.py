@@ -97,7 +97,7 @@ class Remembering(nn.Module):
 def test_a_graph_from_an_earlier_call_is_told_with_what_helps() -> None:
     result = check(Remembering, "update", **CALLS)
     assert result.verdict is Verdict.EAGER_FAILED, failure_text(result)
-    assert "detach it, or have it made anew before each call" in result.reason
+    assert "detach it, or create it again before each call" in result.reason
     assert "reset=lambda policy: policy.reset_noise()" in result.reason
 
 

@@ -65,7 +65,7 @@ def test_rounding_to_bfloat16() -> None:
     result = compared(Low, backend="inductor", reference="eager")
     assert_differs(result, "output", "values")
     (note,) = (note for note in result.notes if CAUSE in note)
-    assert "eager rounds to bfloat16 after each operator" in note
+    assert "Eager rounds to bfloat16 after each operator" in note
     assert note in failure_text(result)
 
 

@@ -160,7 +160,7 @@ def test_numbers_drawn_in_vain() -> None:
             return self.layer(x) + 0 * torch.randn(())
 
     (note,) = sampled(lambda: InVain("")).notes
-    assert note.startswith("samples=500: eager draws random numbers, but nothing")
+    assert note.startswith("samples=500: eager draws random numbers, but no output, state")
 
 
 def test_off_unless_asked_for() -> None:

@@ -119,7 +119,7 @@ def test_gradients_that_are_zero_throughout_are_named() -> None:
     rollout, update = both_phases(Unused)
     assert_passes(rollout)
     assert_passes(update)
-    assert "zero throughout: gradient of dead" in update.notes
+    assert "zero on every example: gradient of dead" in update.notes
     assert not any("value" in note for note in update.notes), "a parameter not used is none of its business"
 
 

@@ -228,8 +228,8 @@ def test_an_explanation_that_goes_wrong_does_not_hide_the_difference(monkeypatch
     result, found = explained(Distracted, backend="aot_eager")
     assert found.stage == "dynamo"
     (remark,) = found.remarks
-    assert "the submodule can't be had: looking for it raised RuntimeError: torch has changed" in remark
-    assert f"  untold    {remark}" in failure_text(result)
+    assert "the submodule could not be found: the attempt raised RuntimeError: torch has changed" in remark
+    assert f"  unknown   {remark}" in failure_text(result)
 
 
 # --- lifecycles -----------------------------------------------------------------------------------
@@ -268,7 +268,7 @@ def test_a_story_that_depends_on_what_ran_before() -> None:
     result, found = explained(phase="lifecycle", backend=changed(late))
     assert "depends on what ran before" in result.reason
     assert found.stage == ""
-    assert "the stage can't be had: compiled anew, it agrees" in found.remarks[0]
+    assert "the stage could not be found: compiled again, it agrees" in found.remarks[0]
 
 
 class Opaque:
@@ -312,7 +312,7 @@ def test_what_depends_on_what_ran_before() -> None:
     _, found = explained(backend=changed(later), batch=(4, 7))
     assert found.stage == ""
     (remark,) = found.remarks
-    assert "compiled anew, it agrees" in remark
+    assert "compiled again, it agrees" in remark
 
 
 def test_a_fault_of_graphs_for_any_batch() -> None:

@@ -136,7 +136,7 @@ def test_a_script_that_does_not_show_it(tmp_path: Path, monkeypatch: pytest.Monk
     assert found is not None
     assert not found.confirmed
     assert any(
-        remark.endswith("does not show the difference: compiled agrees with eager")
+        remark.endswith("does not reproduce the difference: compiled agrees with eager")
         for remark in found.remarks
     )
 
@@ -149,7 +149,7 @@ def test_a_backend_without_a_name(tmp_path: Path) -> None:
     assert found is not None
     assert found.proof == ""
     assert (
-        "a script can't be had: the backend wrong has no name by which a script could find it"
+        "a script could not be written: the backend wrong has no name by which a script can find it"
         in found.remarks
     )
     assert list(tmp_path.iterdir()) == []
@@ -396,11 +396,11 @@ def test_a_script_of_what_comes_compiled(agents: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "factory, why",
     [
-        (lambda agents: lambda: agents.Broken(), "is a lambda; a script can import what has a name"),
-        (lambda agents: agents.Broken(), "the policy was given as a module; give a function that makes it"),
+        (lambda agents: lambda: agents.Broken(), "is a lambda; a script can only import a function by"),
+        (lambda agents: agents.Broken(), "the policy was given as a module; give a function that returns it"),
         (
             lambda agents: functools.partial(agents.wide, width=torch.tensor(4)),
-            "wide is given width, a Tensor that no script can have",
+            "wide is given width, a Tensor that can't be written in a script",
         ),
     ],
 )
@@ -416,4 +416,4 @@ def test_weights_that_are_too_large_for_a_folder(
     monkeypatch.setattr("pytest_torchcompile.explaining.policy_script.LARGEST", 100)
     found = proof_of(agents.Linear, tmp_path, phase="lifecycle", backend="with_stale_weights")
     assert found.proof == ""
-    assert any("the weights of each move, 0 MiB, are too many for a folder" in r for r in found.remarks)
+    assert any("the weights of each move, 0 MiB, are too large for a folder" in r for r in found.remarks)

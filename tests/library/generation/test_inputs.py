@@ -193,7 +193,7 @@ def test_a_write_to_one_input_shows_in_the_other(backend: str) -> None:
     assert_passes(correct)
     # Torch itself is wrong about views, which tells nothing of this policy.
     assert len(correct.remarks) == (backend == "aot_eager")
-    assert all(text.startswith("where inputs are views of one tensor") for text in correct.remarks)
+    assert all(text.startswith("if the inputs are views of one tensor") for text in correct.remarks)
     result = check(ReadsFirst, backend=backend, **TWO, **OPTIONS)
     assert_differs(result, "output")
     assert result.example.endswith("; observation and following are one tensor")
@@ -323,7 +323,7 @@ def test_an_observation_that_never_varies_is_refused(constant: Any, line: str) -
 
 
 def test_inputs_that_never_vary_are_refused() -> None:
-    with pytest.raises(UsageError, match=r"x is a tensor of shape \(4, 17\), where a spec belongs.*x=Box"):
+    with pytest.raises(UsageError, match=r"x is a tensor of shape \(4, 17\), but must be a spec.*x=Box"):
         check(functools.partial(Net, 17), inputs={"x": torch.zeros(4, 17)}, **OPTIONS)
 
 

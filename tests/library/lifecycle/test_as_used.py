@@ -105,7 +105,7 @@ def test_a_cache_by_the_identity_of_the_observation(on: bool) -> None:
     result = check(Agent, backend=backends.wrapped(remembering_inputs(on)))
     if on:
         story = "act(batch 7), act(batch 7, the same tensors refilled)"
-        assert_told(result, story, "the last move answers what an earlier call was asked")
+        assert_told(result, story, "the last move returns the result for the inputs of an earlier call")
     else:
         assert_passes(result)
 
@@ -132,7 +132,7 @@ def test_a_buffer_taken_for_a_constant(on: bool) -> None:
     result = check(Policy)
     if on:
         story = "buffer norm.mean changed by copy_, act(batch 4)"
-        assert_told(result, story, "the last move answers with the buffer from before")
+        assert_told(result, story, "the last move uses the buffer from before the change")
     else:
         assert_passes(result)
 
@@ -159,7 +159,7 @@ def test_a_buffer_that_was_assigned(on: bool) -> None:
     result = check(Policy)
     if on:
         story = "buffer norm.var changed by assignment, act(batch 4)"
-        assert_told(result, story, "the last move answers with the buffer from before")
+        assert_told(result, story, "the last move uses the buffer from before the change")
     else:
         assert_passes(result)
 
@@ -198,7 +198,7 @@ def test_an_attribute_taken_for_a_constant(on: bool) -> None:
     result = check(Policy)
     if on:
         story = "attribute temperature annealed, act(batch 4)"
-        assert_told(result, story, "the last move answers with the attribute from before")
+        assert_told(result, story, "the last move uses the attribute from before the change")
     else:
         assert_passes(result)
 
@@ -273,7 +273,7 @@ def by_memory(parameter: nn.Parameter, memory: dict[int, Any]) -> torch.Tensor:
 def test_weights_that_change_unnoticed(stale: Any, story: str) -> None:
     result = check(Agent, backend=backends.wrapped(kept_weights(stale)))
     if story:
-        assert_told(result, story, "the last move answers with the weights from before")
+        assert_told(result, story, "the last move uses the weights from before the change")
     else:
         assert_passes(result)
 
@@ -378,7 +378,7 @@ def test_batch_statistics_in_eval_while_the_policy_trains(on: bool) -> None:
     result = check(Policy)
     if on:
         story = "learn(batch 4, layers in eval())"
-        assert_told(result, story, "the last move answers as in training mode")
+        assert_told(result, story, "the last move computes as in training mode")
     else:
         assert_passes(result)
 
@@ -405,7 +405,7 @@ def test_the_flag_of_the_policy_in_place_of_the_layers(on: bool) -> None:
 
     result = check(Policy)
     if on:
-        assert_told(result, "learn(batch 4, layers in eval())", "the last move answers as in training mode")
+        assert_told(result, "learn(batch 4, layers in eval())", "the last move computes as in training mode")
     else:
         assert_passes(result)
 

@@ -77,7 +77,7 @@ def test_stale_weights(on: bool) -> None:
         assert_passes(result)
         return
     assert_differs(result, "output[0]", "values")
-    assert "answers with the weights from before" in result.reason
+    assert "uses the weights from before" in result.reason
     assert result.example in ("load_state_dict, act(batch 4)", "learn(batch 4), act(batch 4)")
 
 
@@ -187,7 +187,7 @@ def test_code_of_one_mode_answers_in_the_other(on: bool, trained: bool) -> None:
         assert result.verdict is Verdict.DIFFERS
         assert result.differences[0].problem in ("values", "presence")
         if not trained:
-            assert "answers as in training mode" in result.reason
+            assert "computes as in training mode" in result.reason
     else:
         assert_passes(result)
 
@@ -374,7 +374,7 @@ def test_the_users_loss(on: bool) -> None:
 
 
 def test_a_loss_and_methods_to_learn_by() -> None:
-    with pytest.raises(UsageError, match="beside a loss, which says how to learn"):
+    with pytest.raises(UsageError, match="can't be combined with a loss"):
         check(Agent, loss=loss, learn="forward")
 
 
@@ -440,7 +440,7 @@ def test_steps_in_a_row_are_taken() -> None:
 
 
 def test_no_method_to_act_by() -> None:
-    with pytest.raises(UsageError, match="a policy acts by one method at least"):
+    with pytest.raises(UsageError, match="accepted: at least one method"):
         check(Agent, act=[])
 
 

@@ -98,8 +98,8 @@ class Shared(nn.Module):
     ("what", "said"),
     [
         ("memory", "output[0] shares the memory of output[1] in eager and not in compiled"),
-        ("strides", "other strides of output: (4, 1) in eager, (1, 4) in compiled"),
-        ("keys", "another order of keys: eager has output['a'] where compiled has output['b']"),
+        ("strides", "different strides of output: (4, 1) in eager, (1, 4) in compiled"),
+        ("keys", "different order of keys: eager has output['a'] where compiled has output['b']"),
     ],
 )
 def test_what_is_represented_otherwise_is_a_remark(what: str, said: str) -> None:

@@ -207,7 +207,7 @@ def test_what_can_not_be_put_back_is_named_and_nothing_is_concluded(backend: Any
     result = check(Global, observation=OBSERVATION, backend=backend)
     assert result.verdict is Verdict.EAGER_FAILED
     assert result.reason.startswith("eager does not repeat itself on one example under one seed: output[")
-    assert "Keep it in buffers" in result.reason
+    assert "Keep that state in buffers" in result.reason
 
 
 class Discretised(nn.Module):

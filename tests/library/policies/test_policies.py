@@ -367,13 +367,13 @@ def test_a_method_without_an_observation() -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({}, r"nothing says what Agent observes; declare it.*observation=Box\(\(8,\)\)"),
+        ({}, r"Agent has no observation spec; declare one.*observation=Box\(\(8,\)\)"),
         ({"observation": Box((8,)), "inputs": [Discrete(4)]}, r"inputs=.*accepted: a dict"),
         ({"observation": Box((8,)), "inputs": {"turn": Discrete(2)}}, "no method takes the input 'turn'"),
-        ({"observation": Box((8,)), "methods": "evaluate"}, "needs 'mask', which no spec describes"),
+        ({"observation": Box((8,)), "methods": "evaluate"}, "needs 'mask', which has no spec"),
         (
             {"observation": Box((8,)), "methods": "evaluate", "inputs": {"mask": LegalMask(4)}},
-            "needs 'action', which no spec describes",
+            "needs 'action', which has no spec",
         ),
         (
             {"observation": Box((8,)), "inputs": {"x": Box((8,))}},

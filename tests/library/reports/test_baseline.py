@@ -12,7 +12,7 @@ from pytest_torchcompile import Capture, UsageError
 from pytest_torchcompile.__main__ import main
 from pytest_torchcompile.reports.baseline import DEFAULT_RULES, compare, rules_of
 from pytest_torchcompile.reports.comparison import MOST_CHARACTERS, comparison_markdown
-from pytest_torchcompile.reports.document import written
+from pytest_torchcompile.reports.document import to_json
 from pytest_torchcompile.reports.metrics import METRICS
 from pytest_torchcompile.reports.reading import read
 
@@ -326,7 +326,7 @@ def files(tmp_path, monkeypatch):
     """``base.json``, and ``head.json`` that is worse."""
     monkeypatch.chdir(tmp_path)
     for name, ratio in (("base", 1.5), ("head", 1.0)):
-        (tmp_path / f"{name}.json").write_text(written(document(test_a=result(speedup=speedup(ratio)))))
+        (tmp_path / f"{name}.json").write_text(to_json(document(test_a=result(speedup=speedup(ratio)))))
     return tmp_path
 
 
@@ -406,7 +406,7 @@ def test_a_verdict_is_compared_whatever_the_backend():
 
 
 def test_the_command_fails_on_a_worse_verdict_without_being_asked(files, capsys):
-    (files / "head.json").write_text(written(document(test_a=differing(speedup=speedup(1.5)))))
+    (files / "head.json").write_text(to_json(document(test_a=differing(speedup=speedup(1.5)))))
     assert main(["compare", "base.json", "head.json"]) == 1
     assert "1 compared, 1 worse" in capsys.readouterr().out
     assert main(["compare", "base.json", "head.json", "--fail-on=verdict"]) == 1
@@ -415,7 +415,7 @@ def test_the_command_fails_on_a_worse_verdict_without_being_asked(files, capsys)
 
 
 def test_the_command_fails_on_a_newer_report_without_a_case(files, capsys):
-    (files / "empty.json").write_text(written(document()))
+    (files / "empty.json").write_text(to_json(document()))
     assert main(["compare", "base.json", "empty.json"]) == 1
     assert "**0 cases: nothing was checked**" in capsys.readouterr().out
     assert main(["compare", "empty.json", "base.json"]) == 0

@@ -15,7 +15,7 @@ from pytest_torchcompile.reports.document import (
     cases_of,
     merge,
     record_of,
-    written,
+    to_json,
 )
 from pytest_torchcompile.reports.reading import read
 from pytest_torchcompile.reports.schema import SCHEMA
@@ -26,7 +26,7 @@ VALIDATOR = jsonschema.Draft202012Validator(SCHEMA_DATA, format_checker=jsonsche
 
 def assert_valid(found):
     """`found` as JSON has it is what the schema says, and no field of it is unknown to the schema."""
-    data = json.loads(written(found))
+    data = json.loads(to_json(found))
     VALIDATOR.validate(data)
     definitions = SCHEMA_DATA["$defs"]
     assert data.keys() == SCHEMA_DATA["properties"].keys()
@@ -84,7 +84,7 @@ def test_a_real_check_is_valid():
     ("field", "value"), [("verdict", "fine"), ("outcome", "ok"), ("examples", -1), ("capture", {}), ("id", 3)]
 )
 def test_the_schema_rejects(field, value):
-    data = json.loads(written(document(test_good=result())))
+    data = json.loads(to_json(document(test_good=result())))
     data["cases"][0][field] = value
     with pytest.raises(jsonschema.ValidationError):
         VALIDATOR.validate(data)
@@ -123,9 +123,9 @@ def test_source_lines_of_breaks_are_kept(tmp_path):
 
 def test_what_is_written_is_read_as_it_was(tmp_path):
     found = document(test_good=result(speedup=speedup()), test_wrong=differing())
-    (tmp_path / "report.json").write_text(written(found))
+    (tmp_path / "report.json").write_text(to_json(found))
     again = read(tmp_path / "report.json")
-    assert again == json.loads(written(found))
+    assert again == json.loads(to_json(found))
     good, wrong = cases_of(again)
     assert good.speedup["speedup"] == 1.5
     assert wrong.result == differing()
@@ -144,8 +144,8 @@ def test_fields_of_a_newer_plugin_are_left_alone():
     [
         (None, "can't be read as a report"),
         ("{", "can't be read as a report"),
-        ("[]", "is no report; accepted: a .json that --compile-report wrote"),
-        ('{"results": []}', "is no report"),
+        ("[]", "is not a report; accepted: a .json that --compile-report wrote"),
+        ('{"results": []}', "is not a report"),
         (json.dumps({"format": FORMAT, "version": 99}), "of version 99, this plugin reads version 1"),
     ],
 )

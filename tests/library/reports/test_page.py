@@ -76,7 +76,7 @@ def test_a_page_has_a_part_for_each_case_and_its_links_lead_there():
         "output['logits'][0, 3]: values",
         "no result",
         "1.50 [1.48, 1.52] faster",
-        "compiling has paid after 1,000 calls",
+        "the time saved exceeds the compile time after 1,000 calls",
         "plain (at policy.py:3)",
     ):
         assert expected in text
@@ -259,7 +259,7 @@ def test_a_page_fits_the_window(browser, file, width, scheme):
     assert browser.evaluate("document.querySelector('thead').innerText.split('\\t').slice(0, 4)") == [
         "case",
         "verdict",
-        "worst difference",
+        "worst / allowed",
         "speedup",
     ]
     color = browser.evaluate("getComputedStyle(document.body).backgroundColor")

@@ -12,7 +12,7 @@ from pytest_torchcompile import CheckResult, Explanation, Sensitivity, UsageErro
 from pytest_torchcompile.__main__ import main
 from pytest_torchcompile.reports.baseline import compare, rules_of
 from pytest_torchcompile.reports.comparison import comparison_markdown
-from pytest_torchcompile.reports.document import merge, written
+from pytest_torchcompile.reports.document import merge, to_json
 from pytest_torchcompile.reports.html import html
 from pytest_torchcompile.reports.markdown import markdown
 from pytest_torchcompile.reports.ratios import ratios
@@ -42,7 +42,7 @@ def _whole():
     wrong["differences"][0]["grid"] = [[0.0, 1.0], [0.5, 0.0]]
     for case in found["cases"]:
         case["deviations"] = case["deviations"][:1]
-    return json.loads(written(found))
+    return json.loads(to_json(found))
 
 
 def whole():
@@ -79,7 +79,7 @@ def use(found):
     for one, other in ((base, found), (found, base), (found, found)):
         comparison_markdown(compare(one, other), rules_of(["speedup,difference,compile-time"], "x")).encode()
     merged = merge([base, found])
-    for view in (markdown, ratios, written):
+    for view in (markdown, ratios, to_json):
         view(merged).encode()
 
 
@@ -131,7 +131,7 @@ def test_what_is_no_report_is_one_sentence_and_status_2(file, capsys, kind):
     text = HOSTILE[kind]
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
     good = file.with_name("good.json")
-    good.write_text(written(document(test_a=result())))
+    good.write_text(to_json(document(test_a=result())))
     for arguments in (
         ["compare", str(file), str(good)],
         ["compare", str(good), str(file)],
@@ -179,7 +179,7 @@ def test_an_entry_as_it_should_be_is_read(file):
 
 
 def test_a_report_is_read_as_it_was_written(file):
-    file.write_text(written(whole()))
+    file.write_text(to_json(whole()))
     assert read(file) == whole()
     use(read(file))
 
@@ -220,7 +220,7 @@ def test_an_older_report_may_lack_what_has_a_default(file):
 
 def test_an_infinite_difference_is_read_as_one(file):
     wrong = differing()
-    found = json.loads(written(document(test_a=wrong)))
+    found = json.loads(to_json(document(test_a=wrong)))
     for difference in (found["cases"][0]["worst"], *found["cases"][0]["differences"]):
         difference["difference"] = None
     for deviation in found["cases"][0]["deviations"]:
@@ -254,13 +254,13 @@ def test_a_field_of_the_timing_does_not_replace_one_of_the_case(file):
 
 
 def test_a_comment_that_cannot_be_written_is_status_2(file, capsys):
-    file.write_text(written(document(test_a=result())))
+    file.write_text(to_json(document(test_a=result())))
     assert main(["compare", str(file), str(file), f"--output={file.parent}"]) == 2
     assert "--output can't write" in capsys.readouterr().err
 
 
 def test_an_exception_of_our_own_does_not_say_that_something_got_worse(file, capsys, monkeypatch):
-    file.write_text(written(document(test_a=result())))
+    file.write_text(to_json(document(test_a=result())))
     monkeypatch.setattr("pytest_torchcompile.__main__.compare", lambda base, head: 1 / 0)
     assert main(["compare", str(file), str(file)]) == 2
     assert "ZeroDivisionError" in capsys.readouterr().err

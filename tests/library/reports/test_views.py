@@ -43,7 +43,7 @@ def test_markdown_word_for_word():
         f"| {good} | ✅ equal | 60 | 0 | 100% | 2 | 0 | 0 | 3.0 | 1.50 &#91;1.48, 1.52&#93; faster |" in lines
     )
     assert (
-        f"| {wrong} | ❌ differs | 60 | 1.0e+00 output&#91;&#39;logits&#39;&#93;&#91;0, 3&#93; "
+        f"| {wrong} | ❌ differs | 60 | 1e+05 output&#91;&#39;logits&#39;&#93;&#91;0, 3&#93; "
         "| 100% | 2 | 0 | 0 | 3.0 | - |" in lines
     )
     assert lines[-1] == (
