@@ -7,7 +7,8 @@ import traceback
 import unicodedata
 from collections.abc import Iterable
 
-_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+"""The folder of this package, with a separator at its end."""
 
 
 def some(names: Iterable[str], most: int = 4) -> str:
@@ -24,7 +25,7 @@ def first_line(error: BaseException) -> str:
 
 def is_of_ours(filename: str) -> bool:
     """Return whether a source file belongs to this package."""
-    return filename.startswith(_PACKAGE)
+    return filename.startswith(PACKAGE)
 
 
 def raised_text(error: BaseException) -> str:
@@ -32,7 +33,7 @@ def raised_text(error: BaseException) -> str:
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith(_PACKAGE) and f"{os.sep}torch{os.sep}" not in frame.filename
+        if not frame.filename.startswith(PACKAGE) and f"{os.sep}torch{os.sep}" not in frame.filename
     ]
     return first_line(error) + (at(frames[-1].filename, frames[-1].lineno) if frames else "")
 

@@ -740,6 +740,15 @@ def test_code_of_the_compiler_is_told_from_the_users() -> None:
     assert not internals.is_compilers_code(torch.nn.functional.__file__)
 
 
+def test_which_files_are_the_users() -> None:
+    from pytest_torchcompile.policies import backward
+
+    assert internals.is_users_code(__file__)
+    assert not internals.is_users_code(torch.nn.functional.__file__)
+    assert not internals.is_users_code(internals.__file__)
+    assert not internals.is_users_code(backward.__file__), "the whole package, not one folder"
+
+
 # --- operators ------------------------------------------------------------------------------------
 
 

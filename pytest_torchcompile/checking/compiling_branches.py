@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dis
-import os
 import sys
 import types
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 
+from pytest_torchcompile import internals
 from pytest_torchcompile.checking.pair import Pair
 from pytest_torchcompile.generation.recipes import Recipe
 from pytest_torchcompile.texts import line_of
@@ -47,8 +47,7 @@ def compiling_branches(pair: Pair, recipe: Recipe) -> tuple[str, ...]:
 
 
 def _record(frames: dict[types.CodeType, dict[str, Any]], frame: types.FrameType) -> None:
-    own = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(__file__) + os.sep)
-    if not frame.f_code.co_filename.startswith(own):
+    if internals.is_users_code(frame.f_code.co_filename):
         frames.setdefault(frame.f_code, frame.f_globals)
 
 

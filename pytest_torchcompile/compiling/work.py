@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import collections
 import math
-import os
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -28,7 +27,6 @@ Operations = collections.Counter[str]
 """Floating-point operations by place: the module whose parameters they take, or else the user's line."""
 
 _ITSELF = "(the module itself)"
-_NOT_USER_CODE = tuple(os.path.dirname(os.path.abspath(path)) + os.sep for path in (torch.__file__, __file__))
 
 
 class Work(internals.DispatchMode):
@@ -48,7 +46,7 @@ class Work(internals.DispatchMode):
     def line(self) -> str:
         """Return the innermost running line of the user's code, ``file:line``."""
         frame = sys._getframe()
-        while frame is not None and frame.f_code.co_filename.startswith(_NOT_USER_CODE):
+        while frame is not None and not internals.is_users_code(frame.f_code.co_filename):
             frame = frame.f_back  # type: ignore[assignment]  # None at the end
         return "" if frame is None else line_of(frame.f_code.co_filename, frame.f_lineno)
 

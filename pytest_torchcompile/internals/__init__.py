@@ -31,6 +31,7 @@ from pytest_torchcompile.internals.failures import (
     inner_error,
     is_compilers_code,
     is_configuration_error,
+    is_users_code,
 )
 from pytest_torchcompile.internals.graphs import GraphCall, compiled_code_run, graphs_run, user_line
 from pytest_torchcompile.internals.operators import (
@@ -108,6 +109,7 @@ __all__ = [
     "is_compilers_code",
     "is_configuration_error",
     "is_pointwise",
+    "is_users_code",
     "kernels_for_one_thread",
     "known_inductor_options",
     "known_modes",

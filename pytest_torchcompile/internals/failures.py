@@ -6,6 +6,8 @@ import os
 
 import torch
 
+from pytest_torchcompile.texts import PACKAGE
+
 
 def inner_error(error: BaseException) -> BaseException:
     """Return the exception that a backend raised, without the exceptions in which dynamo wraps it."""
@@ -33,3 +35,11 @@ def is_compilers_code(filename: str) -> bool:
     torch_ = os.path.dirname(torch.__file__) + os.sep
     packages = tuple(torch_ + name + os.sep for name in ("_dynamo", "_functorch", "_inductor"))
     return filename.startswith((cache_dir(), *packages))
+
+
+_NOT_USERS = (os.path.dirname(os.path.abspath(torch.__file__)) + os.sep, PACKAGE)
+
+
+def is_users_code(filename: str) -> bool:
+    """Whether a file belongs neither to torch nor to this package."""
+    return not filename.startswith(_NOT_USERS)

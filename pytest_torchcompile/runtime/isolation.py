@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import os
 import random
 import warnings
 from collections.abc import Callable, Iterator
@@ -180,11 +179,10 @@ def _emit_again(caught: list[warnings.WarningMessage]) -> None:
 
     Warnings of torch's code are left out, and those about calls that the check makes, such as ``backward``.
     """
-    not_users = tuple(os.path.dirname(os.path.abspath(file)) + os.sep for file in (torch.__file__, __file__))
     distinct = {
         (str(warning.message), warning.category, warning.filename, warning.lineno): warning
         for warning in caught
-        if not warning.filename.startswith(not_users)
+        if internals.is_users_code(warning.filename)
     }
     for warning in distinct.values():
         warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
