@@ -740,6 +740,15 @@ def test_code_of_the_compiler_is_told_from_the_users() -> None:
     assert not internals.is_compilers_code(torch.nn.functional.__file__)
 
 
+def test_a_registered_backend_as_a_function() -> None:
+    from pytest_torchcompile.explaining.stages import DEFAULT_PARTITIONER
+
+    graph = torch.fx.symbolic_trace(torch.nn.Linear(2, 1))
+    x = torch.ones(1, 2)
+    assert torch.equal(internals.backend_function("eager")(graph, [x])(x), graph(x))
+    assert DEFAULT_PARTITIONER in torch.compiler.list_backends(exclude_tags=())
+
+
 def test_which_files_are_the_users() -> None:
     from pytest_torchcompile.policies import backward
 

@@ -10,15 +10,13 @@ import contextlib
 import math
 from collections.abc import Iterator
 
-import torch
-
 from pytest_torchcompile.checking.pair import Pair
 from pytest_torchcompile.compiling.capture import Recorder, failure_text
 from pytest_torchcompile.errors import CompileFailed
 from pytest_torchcompile.generation.recipes import random_recipe
 from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.policies.calls import Around, Outcome, Side
-from pytest_torchcompile.policies.twins import equal_with_nan
+from pytest_torchcompile.policies.ordinary import equal_values
 from pytest_torchcompile.results import Difference
 from pytest_torchcompile.runtime.isolation import Stream
 from pytest_torchcompile.texts import first_line
@@ -71,7 +69,7 @@ def frozen(pair: Pair, options: CheckOptions) -> Difference | None:
                 return _raised(raised, recorder)
             for path, first in calls[0].outputs.tensors.items():
                 other = calls[1].outputs.tensors.get(path)
-                same = other is not None and (torch.equal(first, other) or equal_with_nan(first, other))
+                same = other is not None and equal_values(first, other)
                 count[path] = count.get(path, 0) + (not same)
     for path, number in differ[0].items():
         chance = math.comb(PAIRS, number) / math.comb(2 * PAIRS, number)

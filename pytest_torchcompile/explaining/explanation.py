@@ -18,10 +18,11 @@ from pytest_torchcompile.checking.compiling_branches import compiling_branches
 from pytest_torchcompile.checking.pair import Pair
 from pytest_torchcompile.checking.trial import Failure
 from pytest_torchcompile.explaining.graph_script import graph_script
+from pytest_torchcompile.explaining.in_place import assigning_agrees, find_writes
 from pytest_torchcompile.explaining.place import Graph, capture_graphs, find_graph, find_module
 from pytest_torchcompile.explaining.policy_script import case_script, story_script
 from pytest_torchcompile.explaining.proof import CantWrite, Proof, Script, write_proof
-from pytest_torchcompile.explaining.stages import STAGES, Stage, first_stage, narrow, up_to
+from pytest_torchcompile.explaining.stages import PARTITIONER, STAGES, Stage, first_stage, narrow, up_to
 from pytest_torchcompile.explaining.subjects import (
     Budget,
     CannotCompare,
@@ -65,7 +66,7 @@ def explain(pair: Pair, failure: Failure, options: CheckOptions, name: str) -> E
     case = WholeCase(pair, failure.recipe, explainer.budget)
     found = explainer.find_stage(case)
     if found is not None:
-        explainer.locate(case, *found, script)
+        explainer.locate(case, *found, script, failure.judgement.differences)
         explainer.find_branches(pair, failure.recipe)
     return explainer.explanation()
 
@@ -181,6 +182,7 @@ class _Explainer:
         stage: Stage,
         options: CheckOptions,
         whole: Callable[[CheckOptions], Script],
+        differences: Sequence[Difference],
     ) -> None:
         """Find the submodule, the graph and the step that differ, and write a proof.
 
@@ -199,6 +201,8 @@ class _Explainer:
         of_graph = [lambda: self._graph_script(graph, options)] if graph else []
         self.prove([*of_graph, script])
         self._narrow(graph.part if graph else case, stage, options)
+        if PARTITIONER in self._found.causes:
+            self._advise_assignment(case, options, [d.path for d in differences])
 
     def _graph_script(self, graph: Graph, options: CheckOptions) -> Script:
         return graph_script(self._name, graph, graph.part.differences(options), options)
@@ -234,6 +238,20 @@ class _Explainer:
         if not causes and stage.name in ("inductor", "decompositions and partitioner"):
             over = " before the time was up" if self.budget.left <= 0 else ""
             self._remark(f"no step of the stage was found without which the difference vanishes{over}")
+
+    def _advise_assignment(self, case: WholeCase, options: CheckOptions, paths: Sequence[str]) -> None:
+        """Name the lines that write to buffers in place, and advise to assign if that was found to agree."""
+        writes = self._try("a write in place", lambda: find_writes(case))
+        if not writes:
+            return
+        lines = tuple(dict.fromkeys(write.line for write in writes))
+        self._note(lines=lines)
+        if self._try("a remedy", lambda: assigning_agrees(case, options, paths)):
+            names = some(dict.fromkeys(write.buffer for write in writes))
+            self._note(
+                advice=f"assign a new tensor to {names} instead of writing to it in place ({some(lines)}): "
+                f"tried, this example then agrees"
+            )
 
     def _try(self, what: str, find: Callable[[], Found], *, done: str = "found") -> Found | None:
         """Return what `find` returns; None, with a remark, if it raises or runs out of time."""

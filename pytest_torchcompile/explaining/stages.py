@@ -27,6 +27,10 @@ STAGES = {
 }
 """The stages in order, each by the backend that stops after it."""
 
+DEFAULT_PARTITIONER = "aot_eager_default_partitioner"
+PARTITIONER = "the min-cut partitioner, which may compute a value again in backward"
+"""The part of AOTAutograd that `DEFAULT_PARTITIONER` does without."""
+
 SETTINGS = {
     "cpp.simdlen": (1, "vectorised loops"),
     "emulate_precision_casts": (True, "low-precision values kept in float32 between operators"),
@@ -120,6 +124,8 @@ def narrow(subject: Subject, stage: Stage, options: CheckOptions) -> list[Cause]
     search = _Search(subject, options)
     found: list[Cause] = []
     with contextlib.suppress(OutOfTime):
+        if stage.name == "AOTAutograd":
+            found += search.partitioner()
         if stage.name == "decompositions and partitioner":
             found += search.steps("decomposition")
         if stage.name == "inductor":
@@ -142,6 +148,14 @@ class _Search:
             return not self._subject.differences(self._options, under)
         except CannotCompare:
             return False
+
+    def partitioner(self) -> list[Cause]:
+        """Return the partitioner of AOTAutograd, if the difference vanishes with functorch's default one."""
+        try:
+            differs = self._subject.differences(up_to(self._options, DEFAULT_PARTITIONER))
+        except CannotCompare:
+            return []
+        return [] if differs else [Cause(text=PARTITIONER)]
 
     def settings(self) -> list[Cause]:
         """Return the first setting that makes the difference vanish."""

@@ -46,6 +46,7 @@ from pytest_torchcompile.internals.operators import (
 from pytest_torchcompile.internals.settings import (
     allowed_rnns,
     argument_validation,
+    backend_function,
     eager_random_numbers,
     fresh_compile_cache,
     ignores_late_hooks,
@@ -81,6 +82,7 @@ __all__ = [
     "allowed_rnns",
     "argument",
     "argument_validation",
+    "backend_function",
     "cached_graph_count",
     "compile_events",
     "compile_seconds",

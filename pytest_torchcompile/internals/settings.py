@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -134,3 +134,10 @@ def quiet_trace_log() -> Iterator[None]:
     finally:
         for handler in listening:
             trace.addHandler(handler)
+
+
+def backend_function(name: str) -> Callable[..., Any]:
+    """Return the function of a registered backend: it takes a graph and its example inputs."""
+    from torch._dynamo.backends.registry import lookup_backend
+
+    return lookup_backend(name)

@@ -23,11 +23,10 @@ from pytest_torchcompile.policies import loss
 from pytest_torchcompile.policies.backward import Gradients
 from pytest_torchcompile.policies.calls import Outcome, Side
 from pytest_torchcompile.policies.methods import Arguments
-from pytest_torchcompile.policies.ordinary import is_ordinary, ordinary
+from pytest_torchcompile.policies.ordinary import equal_values, is_ordinary, ordinary
 from pytest_torchcompile.policies.outputs import named_values
 from pytest_torchcompile.policies.reachable import Reachable
 from pytest_torchcompile.policies.state import Counters
-from pytest_torchcompile.policies.twins import equal_with_nan
 from pytest_torchcompile.runtime.autocast import autocasting
 
 KEPT = 4
@@ -129,7 +128,7 @@ class LifecycleSide:
             (number, path)
             for number, outputs in self._kept
             for path, (live, copy) in outputs.items()
-            if not (torch.equal(live, copy) or equal_with_nan(live, copy))
+            if not equal_values(live, copy)
         }
 
     def _act(self, move: Move, wide: bool) -> Outcome:

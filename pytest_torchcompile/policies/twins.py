@@ -228,11 +228,6 @@ def _make_equal(first: nn.Module, second: nn.Module) -> list[str]:
     return unequal
 
 
-def equal_with_nan(first: torch.Tensor, second: torch.Tensor) -> bool:
-    """Return whether two float tensors are equal; NaN equals NaN."""
-    return first.is_floating_point() and torch.equal(first.nan_to_num(7.0), second.nan_to_num(7.0))
-
-
 def _differ(first: Any, second: Any) -> bool:
     one, two = named_values(first).tensors, named_values(second).tensors
     return one.keys() != two.keys() or any(not same_values(one[path], two[path]) for path in one)

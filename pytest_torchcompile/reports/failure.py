@@ -220,6 +220,8 @@ def explanation_rows(explanation: Explanation) -> list[tuple[str, str]]:
         rows.append(("code", some(explanation.lines)))
     if explanation.remedy:
         rows.append(("remedy", f"options={explanation.remedy!r}, under which this example agrees"))
+    if explanation.advice:
+        rows.append(("remedy", explanation.advice))
     rows += [("unknown", remark) for remark in explanation.remarks]
     if explanation.confirmed:
         rows.append(("proof", f"python {explanation.proof}/repro.py, which reproduces the difference"))

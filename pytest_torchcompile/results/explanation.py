@@ -19,6 +19,7 @@ class Explanation:
         causes: the parts of that stage without which the difference disappears: a decomposition, a pass, a
             lowering, a setting.
         remedy: torch.compile's options under which the example agrees; None if none is known.
+        advice: a change of the policy's code with which the example agrees, as was tried; empty if unknown.
         place: the innermost submodule that differs when it is compiled alone on eager's inputs.
         lines: ``file:line`` of the user's code in the graph that differs.
         proof: the folder with a script that shows the difference; empty if none was written.
@@ -31,6 +32,7 @@ class Explanation:
     agreed: tuple[str, ...] = ()
     causes: tuple[str, ...] = ()
     remedy: dict[str, Any] | None = None
+    advice: str = ""
     place: str = ""
     lines: tuple[str, ...] = ()
     proof: str = ""

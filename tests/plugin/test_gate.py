@@ -292,7 +292,7 @@ def test_a_case_that_is_not_in_the_baseline_is_named(agent):
         (["--compile-baseline=deep.json"], "deep.json can't be read as a report: its data is nested"),
         (
             ["--compile-baseline=latest", "--benchmark-storage=none"],
-            "--compile-baseline=latest found nothing",
+            "--compile-baseline=latest found no saved file",
         ),
         (
             ["--compile-baseline=latest", "-p", "no:benchmark"],

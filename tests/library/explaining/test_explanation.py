@@ -16,8 +16,9 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from pytest_torchcompile import Box, CheckResult, Explanation, Image, Verdict
-from pytest_torchcompile.explaining import stages
+from pytest_torchcompile.explaining import in_place, stages
 from pytest_torchcompile.reports.failure import failure_text
+from pytest_torchcompile.texts import line_of
 
 aten = torch.ops.aten
 
@@ -554,3 +555,61 @@ def test_a_fault_without_such_a_branch_names_none() -> None:
     result = check(Tower, observation=Box((8,)), backend=wrong, explain_seconds=600)
     assert result.explanation is not None
     assert "asks" not in result.explanation.place
+
+
+# --- buffers that are written in place and read again in backward ---------------------------------
+
+
+class Annealed(nn.Module):
+    """A temperature that a counter anneals; torch 2.13 reads the counter again in backward (pytorch 197039)."""
+
+    def __init__(self, in_place: bool = True) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(8, 16), nn.Linear(16, 4)
+        self.register_buffer("steps", torch.zeros(()))
+        self.in_place = in_place
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.in_place:
+            self.steps += 1
+        else:
+            self.steps = self.steps + 1
+        return (self.head(torch.tanh(self.body(x))) * (1 + self.steps / 10)).softmax(-1)
+
+
+def test_a_buffer_written_in_place_is_named_with_its_line_and_the_cure() -> None:
+    result = check(Annealed, "update", observation=Box((8,)), backend="aot_eager", explain_seconds=300.0)
+    found = result.explanation
+    assert found is not None
+    assert found.stage == "AOTAutograd"
+    assert found.causes == (stages.PARTITIONER,)
+    (place,) = found.lines
+    number = inspect.getsourcelines(Annealed.forward)[1] + 2
+    assert place == line_of(__file__, number)
+    assert found.advice == (
+        f"assign a new tensor to steps instead of writing to it in place ({place}): tried, this example then "
+        f"agrees"
+    )
+    assert f"remedy    {found.advice}" in failure_text(result)
+    right = check(lambda: Annealed(in_place=False), "update", observation=Box((8,)), backend="aot_eager")
+    assert_passes(right)
+
+
+def test_a_fault_that_the_default_partitioner_has_too_gets_no_such_advice(wrong_autograd: None) -> None:
+    result = check(Annealed, "rollout", observation=Box((8,)), backend="aot_eager", explain_seconds=300.0)
+    assert result.explanation is not None
+    assert result.explanation.stage == "AOTAutograd"
+    assert (result.explanation.causes, result.explanation.advice) == ((), "")
+
+
+def test_a_graph_without_its_writes_leaves_its_inputs_unchanged() -> None:
+    def counts(count: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        before = count * 2
+        count += 1
+        count.mul_(3.0)
+        return before + count * x
+
+    module = in_place.without_writes(torch.fx.symbolic_trace(counts))
+    count = torch.tensor(1.0)
+    assert module(count, torch.tensor(2.0)) == 2 + 6 * 2
+    assert count == 1

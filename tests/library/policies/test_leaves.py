@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from pytest_torchcompile import Box, Verdict
+from pytest_torchcompile.policies.ordinary import equal_values
 
 compiling = torch.compiler.is_compiling
 OBSERVATION = Box((5,))
@@ -336,3 +338,19 @@ class Complex(Base):
 def test_complex_outputs_and_their_gradients_are_compared() -> None:
     assert_differs(check(lambda: Complex(True), "update", observation=OBSERVATION), "gradient of net.bias")
     assert_passes(check(lambda: Complex(False), "update", observation=OBSERVATION))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "equal"),
+    [
+        ([math.nan, 1.0], [math.nan, 1.0], True),
+        ([math.nan, 1.0], [7.0, 1.0], False),
+        ([math.inf], [torch.finfo(torch.float32).max], False),
+        ([-math.inf], [-math.inf], True),
+        ([1.0], [1.0, 1.0], False),
+        ([1.0], [2.0], False),
+    ],
+)
+def test_equal_values(one: list[float], other: list[float], equal: bool) -> None:
+    assert equal_values(torch.tensor(one), torch.tensor(other)) is equal
+    assert equal_values(torch.tensor(other), torch.tensor(one)) is equal
