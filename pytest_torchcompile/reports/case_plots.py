@@ -84,7 +84,7 @@ def deviations(case: Case) -> Deviations | None:
         return None
     kinds = [(*kind, points) for kind, points in _kinds(found).items() if points]
     heights = [height for *_, points in kinds for _, height in points]
-    largest = max(10.0, *(height for height in heights if height is not None))
+    largest = max([10.0, *(height for height in heights if height is not None)])
     no_size = 10 * largest
     x = Scale(low=min(d.example for d in found) - 0.5, high=max(d.example for d in found) + 0.5)
     y = Scale(low=EXACT / 2, high=3 * (no_size if None in heights else largest), logarithmic=True)

@@ -101,13 +101,26 @@ def _section(number: int, case: Case, timed: bool) -> dict[str, Any]:
         "problem": problem_text(case, context=False) if case.failed or not result.verdict.passed else "",
         "result": result,
         "rows": rows,
-        "speedup": case.speedup,
+        "timing": _timing(case.speedup) if case.speedup else "",
         "speedup_text": table.speedup_text(case.speedup),
         "breaks": [_with_sources(text, case) for text in result.capture.breaks],
         "recompiles": [_with_sources(text, case) for text in result.capture.recompiles],
         "picture": case_plots.picture(case),
         "deviations": case_plots.deviations(case),
     }
+
+
+def _timing(figures: Plain) -> str:
+    """Return the speedup and the figures behind it, as far as the document has them."""
+    texts = {
+        "timed_calls": "{:,} calls of each side",
+        "threads": "{} threads",
+        "eager_median_s": "median {:.3g} s eager",
+        "compiled_median_s": "median {:.3g} s compiled",
+        "break_even_calls": "the time saved exceeds the compile time after {:,} calls",
+    }
+    known = [text.format(figures[name]) for name, text in texts.items() if name in figures]
+    return "; ".join([table.speedup_text(figures), *known])
 
 
 def _unexpected(case: Case) -> str:

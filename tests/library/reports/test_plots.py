@@ -127,6 +127,12 @@ def test_what_has_no_size_is_drawn_above_all_others(difference):
     assert highest in [tick.at for tick in found.y_ticks if tick.label == "no size"]
 
 
+def test_examples_without_a_size_alone_are_drawn():
+    odd = Deviation(example=1, batch=4, verdict=Verdict.DIFFERS)
+    (series,) = case_plots.deviations(case(result(deviations=(odd,)))).series
+    assert (series.symbol, len(series.marks)) == ("differs", 1)
+
+
 def test_labels_do_not_touch():
     for top in (1e-3, 1.0, 1e3, 1e12, 1e29):
         found = case_plots.deviations(case(result(deviations=(example(1, top), example(2, math.inf)))))
