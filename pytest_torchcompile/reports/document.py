@@ -133,7 +133,7 @@ def document_of(items: Iterable[Plain], unchecked: Iterable[Plain] = ()) -> Plai
 
 def _without_result(tests: Iterable[Plain], cases: Iterable[Plain]) -> list[Plain]:
     """Return the `tests` without a case. A test may have got one on another worker or in a later run."""
-    checked = {case["nodeid"] for case in cases}
+    checked = {case.get("nodeid") for case in cases}  # a file may lack it
     return [test for test in tests if test["nodeid"] not in checked]
 
 

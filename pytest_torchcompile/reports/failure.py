@@ -30,6 +30,15 @@ def failure_text(result: CheckResult, rerun: str = "") -> str:
         result: the result of the case.
         rerun: the command that runs this case again; no line for it if empty.
     """
+    return "\n".join([*_finding_lines(result, drawn=True), "", *_context_lines(result, rerun)]).rstrip()
+
+
+def finding_text(result: CheckResult) -> str:
+    """Return the part of `failure_text` that says what is wrong, without picture and context."""
+    return "\n".join(_finding_lines(result, drawn=False))
+
+
+def _finding_lines(result: CheckResult, *, drawn: bool) -> list[str]:
     lines = [
         f"{_HEADLINES.get(result.verdict, result.verdict)}: {result.method}, {_phase(result)}, "
         f"backend {result.backend}"
@@ -38,20 +47,24 @@ def failure_text(result: CheckResult, rerun: str = "") -> str:
         lines += ["", f"  {result.reason}"]
     for number, difference in enumerate(result.differences[:_MOST]):
         lines += ["", *difference_lines(difference)]
-        if number == 0:
+        if drawn and number == 0:
             lines += [f"    {line}" for line in picture_lines(difference)]
     rest = result.differences[_MOST:]
     if rest:
         lines += ["", f"  also differ: {', '.join(d.path for d in rest[:6])}" + _and_more(len(rest) - 6)]
-    lines += ["", *_context_lines(result, rerun)]
-    return "\n".join(lines).rstrip()
+    return lines
 
 
-def problem_text(case: Case) -> str:
-    """Return the message of a failed case of a document."""
+def problem_text(case: Case, *, context: bool = True) -> str:
+    """Return the message of a failed case of a document.
+
+    Args:
+        case: the case.
+        context: whether to include the picture, the example, what was captured and why it differs.
+    """
     values, texts = case.values, []
     if not case.result.verdict.passed:
-        texts.append(failure_text(case.result))
+        texts.append(failure_text(case.result) if context else finding_text(case.result))
         if not case.result.examples and case.message and case.result.reason not in case.message:
             texts.append(case.message)
     if values.get("min_speedup", 0) > values.get("speedup_high", math.inf):
@@ -162,22 +175,26 @@ def _work(capture: Capture) -> list[str]:
 
 
 def _context_lines(result: CheckResult, rerun: str) -> list[str]:
-    example, examples = ("story   ", "moves   ") if result.phase == LIFECYCLE else ("example ", "examples")
-    lines = []
-    if result.example:
-        lines.append(f"  {example}  {result.example}")
-    attempts = f", and {result.attempts} more to make it smaller" if result.attempts else ""
-    lines.append(f"  {examples}  {result.examples} compared{attempts}")
-    if result.capture != Capture():
-        lines.append(f"  captured  {capture_line(result.capture)}")
+    lines = _rows(evidence_rows(result))
     lines += _listed("break", result.capture.breaks)
     lines += [f"  remark    {remark}" for remark in result.remarks]
     lines += [f"  note      {note}" for note in result.notes]
     if result.explanation is not None:
-        lines += explanation_lines(result.explanation)
+        lines += _rows(explanation_rows(result.explanation))
     if rerun:
         lines.append(f"  rerun     {rerun}")
     return lines
+
+
+def evidence_rows(result: CheckResult) -> list[tuple[str, str]]:
+    """Return labels and texts: the failing example, the number of examples, what was captured."""
+    example, examples = ("story", "moves") if result.phase == LIFECYCLE else ("example", "examples")
+    rows = [(example, result.example)] if result.example else []
+    attempts = f", and {result.attempts} more to make it smaller" if result.attempts else ""
+    rows.append((examples, f"{result.examples} compared{attempts}"))
+    if result.capture != Capture():
+        rows.append(("captured", capture_line(result.capture)))
+    return rows
 
 
 def _phase(result: CheckResult) -> str:
@@ -186,30 +203,34 @@ def _phase(result: CheckResult) -> str:
 
 def _listed(label: str, texts: tuple[str, ...]) -> list[str]:
     """Return a line for each of the first few texts, and one with the number of the others."""
-    lines = [f"  {label:<9} {text}" for text in texts[:_MOST]]
+    lines = _rows([(label, text) for text in texts[:_MOST]])
     return lines + ([f"  {label:<9} and {len(texts) - _MOST} more"] if len(texts) > _MOST else [])
 
 
-def explanation_lines(explanation: Explanation) -> list[str]:
-    """Return lines for stage, causes, place, code, remedy and proof, and for what could not be found."""
-    lines = []
+def explanation_rows(explanation: Explanation) -> list[tuple[str, str]]:
+    """Return labels and texts: stage, causes, place, code, remedy, proof, and what could not be found."""
+    rows = []
     if explanation.stage:
         agree = "agrees" if len(explanation.agreed) == 1 else "agree"
         agreed = f"; {', '.join(explanation.agreed)} {agree} with eager" if explanation.agreed else ""
-        lines.append(f"  stage     {explanation.stage}{agreed}")
-    lines += [f"  vanishes  without {cause}" for cause in explanation.causes]
+        rows.append(("stage", f"{explanation.stage}{agreed}"))
+    rows += [("vanishes", f"without {cause}") for cause in explanation.causes]
     if explanation.place:
-        lines.append(f"  place     {explanation.place}")
+        rows.append(("place", explanation.place))
     if explanation.lines:
-        lines.append(f"  code      {some(explanation.lines)}")
+        rows.append(("code", some(explanation.lines)))
     if explanation.remedy:
-        lines.append(f"  remedy    options={explanation.remedy!r}, under which this example agrees")
+        rows.append(("remedy", f"options={explanation.remedy!r}, under which this example agrees"))
     if explanation.advice:
-        lines.append(f"  remedy    {explanation.advice}")
-    lines += [f"  unknown   {remark}" for remark in explanation.remarks]
+        rows.append(("remedy", explanation.advice))
+    rows += [("unknown", remark) for remark in explanation.remarks]
     if explanation.confirmed:
-        lines.append(f"  proof     python {explanation.proof}/repro.py, which reproduces the difference")
-    return lines
+        rows.append(("proof", f"python {explanation.proof}/repro.py, which reproduces the difference"))
+    return rows
+
+
+def _rows(rows: list[tuple[str, str]]) -> list[str]:
+    return [f"  {label:<9} {text}" for label, text in rows]
 
 
 def _count(number: int, noun: str) -> str:

@@ -38,7 +38,7 @@ VIEWS = {
     ".ratios.json": View(ratios),
     ".json": View(to_json),
     ".md": View(markdown),
-    ".html": View(_html, needs=("jinja2", "matplotlib")),
+    ".html": View(_html, needs=("jinja2",)),
 }
 
 

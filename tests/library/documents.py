@@ -80,3 +80,36 @@ def document(machine=None, outcome="passed", message="", unchecked=(), control=N
 def unchecked(nodeid="test_policy.py::test_raises[forward-rollout]", message="the factory raised"):
     """A test without a result."""
     return {"nodeid": nodeid, "file": "test_policy.py", "line": 9, "outcome": "failed", "message": message}
+
+
+HOSTILE = "<script>alert(1)</script> `x` | *b* [a](http://evil) $\\frac{1}{0}$ &amp; \"q\" 'q' {{ 7*7 }} @all #1 ~~s~~"
+
+
+def everything(text="plain", name="test_a"):
+    """A document with each kind of content, in which everything that can be said is `text`."""
+    capture = Capture(
+        graphs=2, parameters=("w",), breaks=(f"{text} (at policy.py:3)",), recompiles=(text,), compile_s=1.0
+    )
+    more = {
+        "capture": capture,
+        "notes": (text,),
+        "remarks": (text,),
+        "reason": text,
+        "backend": text,
+        "method": f"m{text}",
+    }
+    found = document(
+        unchecked=[unchecked(nodeid=f"t.py::test_u[{text}]", message=text)],
+        control=speedup(1.0),
+        machine={"processor": text},
+        message=text,
+        **{
+            name: result(speedup=speedup(break_even=1000), **more),
+            "test_wrong": differing(**more | {"deviations": shares(0.1, 1e6)}),
+            "test_worse": result(regressions=(text,), **more),
+            "test_failed": result("compile failed", examples=0, **more | {"deviations": ()}),
+        },
+    )
+    for case in found["cases"]:
+        case["sources"] = {"policy.py:3": text}
+    return found

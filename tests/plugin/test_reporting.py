@@ -319,7 +319,7 @@ def test_an_unknown_suffix_is_told_before_anything_runs(written):
 def test_a_missing_package_is_told_before_anything_runs(written, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert usage_error(written.check("--compile-report=report.html")) == (
-        "ERROR: --compile-report got 'report.html', which needs jinja2 and matplotlib, not installed: "
+        "ERROR: --compile-report got 'report.html', which needs jinja2, not installed: "
         'pip install "pytest-torchcompile[report]"'
     )
 
