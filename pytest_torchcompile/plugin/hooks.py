@@ -36,6 +36,7 @@ from pytest_torchcompile.plugin.fixtures import (
     observations,
     record_speedup,
 )
+from pytest_torchcompile.texts import shortest
 
 __all__ = ["assert_equivalent", "compile_check", "compile_policy", "observations", "record_speedup"]
 
@@ -106,6 +107,8 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     merged = options.merged(config, "", {})
     unrecorded = benchmark.why_not_recorded(config) if merged.benchmark_seconds != 0 else ""
     parts = [f"backend {merged.backend_name}", *options.profile_text(merged)]
+    if merged.backend == "inductor" and options.CACHE in os.environ:
+        parts.append(f"its code is kept in {shortest(os.environ[options.CACHE])}")
     if unrecorded:
         parts.append(f"speedups are measured but not recorded: {unrecorded}")
     return f"compile check: {'; '.join(parts)}"

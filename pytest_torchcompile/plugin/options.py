@@ -111,15 +111,24 @@ def session_option(config: pytest.Config, name: str) -> list[tuple[str, str]]:
 
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
+_CACHE_NAME = "torchcompile"
 
 
 def set_compile_cache(config: pytest.Config) -> None:
-    """Set inductor's cache to ``--compile-cache``, for this session and the processes that it starts."""
-    given = session_option(config, "cache")
-    if not given:
-        return
+    """Set inductor's cache for this session and the processes that it starts.
+
+    It is the folder of ``--compile-cache``. Without that option and without the environment's own setting it
+    lies in pytest's cache, where the next run finds it.
+    """
     before = os.environ.get(CACHE)
-    os.environ[CACHE] = str(config.invocation_params.dir / given[-1][0])
+    given = session_option(config, "cache")
+    cache = getattr(config, "cache", None)
+    if given:
+        os.environ[CACHE] = str(config.invocation_params.dir / given[-1][0])
+    elif enabled(config) and before is None and cache is not None:
+        os.environ[CACHE] = str(cache.mkdir(_CACHE_NAME))
+    else:
+        return
 
     def restore() -> None:
         if before is None:

@@ -121,6 +121,25 @@ def test_the_compile_cache_is_set_for_the_session_and_put_back(project, monkeypa
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "/elsewhere"
 
 
+def test_without_a_setting_the_compile_cache_lies_in_pytests(project, monkeypatch):
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    project.write(CACHED)
+    assert list(verdicts(project.check()).values()) == ["equal"]
+    assert set(project.lines("caches")) == {str(project.path / ".pytest_cache" / "d" / "torchcompile")}
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+    result = project.pytest("--compile-check", "--collect-only")
+    folder = os.path.join(".pytest_cache", "d", "torchcompile")
+    result.stdout.fnmatch_lines([f"compile check: backend inductor; its code is kept in {folder}*"])
+
+
+@pytest.mark.parametrize("arguments", [("-p", "no:cacheprovider"), ("--no-compile-check",)], ids=" ".join)
+def test_the_compile_cache_stays_torchs_own(project, monkeypatch, arguments):
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    project.write(CACHED + "\n    def test_plain(): note('caches', os.environ.get('TORCHINDUCTOR_CACHE_DIR'))")
+    project.check(*arguments)
+    assert set(project.lines("caches")) == {"None"}
+
+
 def test_workers_use_the_compile_cache(project):
     project.write(CACHED)
     assert list(verdicts(project.subprocess("-n1", "--compile-cache=kept")).values()) == ["equal"]
