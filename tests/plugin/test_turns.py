@@ -137,7 +137,9 @@ def test_the_compile_cache_stays_torchs_own(project, monkeypatch, arguments):
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     project.write(CACHED + "\n    def test_plain(): note('caches', os.environ.get('TORCHINDUCTOR_CACHE_DIR'))")
     project.check(*arguments)
-    assert set(project.lines("caches")) == {"None"}
+    # Torch sets the variable to its default when it first asks for the folder.
+    assert project.lines("caches")
+    assert not any(str(project.path) in line for line in project.lines("caches"))
 
 
 def test_workers_use_the_compile_cache(project):
