@@ -1,4 +1,4 @@
-"""What the documentation shows runs, prints what it says, and lists all there is."""
+"""The examples in the documentation run and print what is shown, and its lists are complete."""
 
 from __future__ import annotations
 

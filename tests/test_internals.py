@@ -1,7 +1,7 @@
-"""Contracts with torch and Hypothesis: each private name that we use still means what we take it for.
+"""Contracts with torch and Hypothesis: each private name that this package uses still means the same.
 
-A new release that moves a name, or keeps it and means something else, fails here first, and here it is
-plain which function of ``internals/`` or ``search.py`` has to be mended.
+A new release that moves a name, or changes its meaning, fails here first, and the test shows which
+function of ``internals/`` or ``search.py`` has to be fixed.
 """
 
 from __future__ import annotations

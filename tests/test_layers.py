@@ -1,4 +1,4 @@
-"""The rooms of the package: what may import what, read off the source, and torch out of idle pytest runs.
+"""The folders of the package: which may import which, and no torch in a pytest run without checks.
 
 The rule is in docs/architecture.md: pytest only under ``plugin/``; nothing heavy at module level of what
 the plugin imports at start-up; imports go down the folders, and only to the modules that a folder's

@@ -1,4 +1,4 @@
-"""What users import: the names, where they live, and that they cost nothing before they are used."""
+"""The public API: its names, and that importing them costs nothing before they are used."""
 
 from __future__ import annotations
 

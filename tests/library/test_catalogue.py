@@ -1,6 +1,6 @@
-"""The mutation suite, once: each fault is caught where it shows, no control is reported.
+"""The mutation suite, once: each fault is found in the phases that show it, and no control is reported.
 
-``python -m tests.faults --seeds 20`` is the whole of it.
+``python -m tests.faults --seeds 20`` runs the whole suite.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""compile_checked: compiled in place after a check, eager where the check fails, the rest untouched."""
+"""`compile_checked` compiles in place after a check, stays eager if the check fails, and changes nothing else."""
 
 import copy
 import dataclasses

@@ -1,4 +1,4 @@
-"""The parts for use by hand: in an ordinary test, under ``@given``, in a notebook."""
+"""The functions to use by hand: in an ordinary test, under ``@given``, in a notebook."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fresh suite, in part: some faults of each kind are found, some correct policies of each family are silent.
+"""A sample of the suite `faults.fresh`: faults of each kind are found, correct policies of each family pass.
 
 ``python -m tests.faults --fresh --seeds 10`` checks all of them, with default settings.
 """

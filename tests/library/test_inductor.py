@@ -1,4 +1,4 @@
-"""The compiler that is deployed: a few policies right, one that torch miscompiles, planted faults found."""
+"""Checks with inductor: correct policies pass, a policy that torch miscompiles and injected faults differ."""
 
 from __future__ import annotations
 

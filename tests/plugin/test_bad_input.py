@@ -1,4 +1,4 @@
-"""Bad input: one sentence with the test, the value, what is accepted and the fix; nothing is compiled."""
+"""Invalid input: one message with the test, the value, what is accepted and the fix; nothing is compiled."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Speedups in the report and in pytest-benchmark: its options mean here what they mean elsewhere."""
+"""Speedups in the report and in pytest-benchmark, whose options work as usual."""
 
 import csv
 import importlib.util

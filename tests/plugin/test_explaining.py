@@ -1,4 +1,4 @@
-"""What a failing test says about the compiler, the script it leaves behind, and budgets for compiling."""
+"""What a failing test says about the compiler, the script that it writes, and budgets for compiling."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""A baseline: what got worse fails if it does so twice; what can't be compared is said."""
+"""The gate: a case fails if it is worse than its baseline twice; figures that can't be compared are noted."""
 
 import json
 import re

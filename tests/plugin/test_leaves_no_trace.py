@@ -1,4 +1,4 @@
-"""Nothing that the user made is changed or lost by a check, however it ends, Ctrl-C included."""
+"""A check changes and loses nothing of the user's, however it ends, including by Ctrl-C."""
 
 import copy
 import random

@@ -1,4 +1,4 @@
-"""Other plugins and flags of pytest's own: a check works beside them as any test does."""
+"""Other plugins and pytest's own flags: a check works with them like any test."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""Outcomes: what passes, fails and skips, and what the user reads about it."""
+"""Outcomes: what passes, fails and skips, and the messages."""
 
 import re
 import shlex

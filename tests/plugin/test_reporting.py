@@ -1,4 +1,4 @@
-"""Reports of a session: every case once, whatever runs it, and every test that came to no result."""
+"""Reports of a session: every case once, whatever runs it, and every test without a result."""
 
 import json
 import os

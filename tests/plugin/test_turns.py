@@ -1,4 +1,4 @@
-"""Workers take turns: who times is alone on its host."""
+"""Workers take turns: a worker that times is the only one on its host that runs a test."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What a call leaves beside its outputs: gradients, Python's values, flags, weights that it wrote to, memory."""
+"""Policies whose calls leave more than outputs: gradients, Python values, flags, written weights, memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Inputs that one side rejects and the other takes: a remark, and a failure of what is raised on purpose."""
+"""Inputs that only one side rejects are a remark, and a failure if the exception is raised on purpose."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Odd but correct policies: each gets a verdict or a sentence, is never accused, and is left as it was."""
+"""Unusual but correct policies: each gets a verdict or an error message, never differs, and is left unchanged."""
 
 from __future__ import annotations
 

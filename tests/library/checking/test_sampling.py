@@ -1,7 +1,7 @@
 """Samplers as deployed: faults that show only without eager's random numbers, and their correct controls.
 
-The faults sit in a backend that compiles right as long as it is told to draw eager's numbers, as the
-check tells inductor, and wrong as it is deployed.
+The faults are in a backend that compiles correctly if it has to draw eager's numbers, as the check
+requires of inductor, and wrongly as it is deployed.
 """
 
 from __future__ import annotations

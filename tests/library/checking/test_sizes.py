@@ -1,4 +1,4 @@
-"""Sizes people train with: each edge is met once, what is wrong there is found, and what was not tried is said."""
+"""Sizes that people train with: each edge is tried once, faults there are found, and a note lists untried ones."""
 
 from __future__ import annotations
 

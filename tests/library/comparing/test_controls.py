@@ -1,7 +1,7 @@
 """Correct models that are hard to compare, none of which may be reported.
 
-Each stands beside a fault of a size that has to be found in that very model, so that a check which
-excuses everything would fail here too.
+Each is paired with a fault that has to be found in the same model, so that a check which passes
+everything would fail here too.
 """
 
 from __future__ import annotations

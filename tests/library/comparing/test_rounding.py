@@ -1,4 +1,4 @@
-"""How far rounding moves eager, what float64 says, and what is made of both."""
+"""The rounding floor, the float64 reference, and the judgement from both."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What the rounding floor must not excuse, and what it must: faults beside policies rounded otherwise.
+"""The rounding floor must pass policies that round differently, and must not pass faults.
 
-Nothing is compiled here. The candidate is the policy with a fault put into it, or the policy itself in
+Nothing is compiled here. The candidate is the policy with an injected fault, or the policy itself in
 other arithmetic: rounded at random, or computed in float64. Each is judged on the first example that
-shows it, as a check would.
+shows it, as in a check.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Proof that something was compiled: each way of not compiling is told, its correct twin passes."""
+"""Proof of compilation: each way of not compiling is reported, and its correct twin passes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What left the compiler is a compile failure, on whichever call; what its code does is not."""
+"""An exception of the compiler is a compile failure, on any call; an exception of compiled code is not."""
 
 from __future__ import annotations
 

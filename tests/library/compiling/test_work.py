@@ -1,4 +1,4 @@
-"""Coverage by work: the formulas, what of it is in graphs, and what is said and decided of it."""
+"""Coverage by work: the formulas, the share in graphs, and what is reported and decided from it."""
 
 from __future__ import annotations
 

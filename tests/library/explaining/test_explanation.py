@@ -1,4 +1,4 @@
-"""Faults put into each stage of the compiler, and into one submodule: the explanation names them."""
+"""Faults injected into each stage of the compiler, and into one submodule: the explanation names them."""
 
 from __future__ import annotations
 

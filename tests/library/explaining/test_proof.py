@@ -1,4 +1,4 @@
-"""The folder that is handed over: its script shows the difference without us, and hurts nobody's files."""
+"""The proof folder: its script shows the difference without this package, and overwrites no other files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Inputs as they come: layouts, shared memory and large integers reach both sides, and what is wrong there is found."""
+"""Layouts, shared memory and large integers reach both sides, and faults for such inputs are found."""
 
 from __future__ import annotations
 

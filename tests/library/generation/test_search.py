@@ -1,4 +1,4 @@
-"""Hypothesis looks for failing examples under the project's own profile, and makes them small."""
+"""Hypothesis searches failing examples under the project's own profile, and shrinks them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Specs to tensors: everything drawn matches its spec, and what fails shrinks to something small."""
+"""Tensors from specs: everything drawn matches its spec, and failing examples shrink."""
 
 from __future__ import annotations
 

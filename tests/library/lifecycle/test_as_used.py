@@ -1,4 +1,4 @@
-"""What changes between the calls of a policy: answers from before, each with its correct twin."""
+"""Changes between the calls of a policy: stale results are found, and their correct twins pass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One compiled object's life: faults that no single call shows, each with its correct twin."""
+"""The lifecycle of one compiled object: faults that no single call shows, each with its correct twin."""
 
 from __future__ import annotations
 

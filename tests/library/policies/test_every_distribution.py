@@ -1,4 +1,4 @@
-"""Every distribution of `torch.distributions` may be an output, and others' that derive from them."""
+"""Every distribution of `torch.distributions`, and subclasses of them, may be an output."""
 
 from __future__ import annotations
 

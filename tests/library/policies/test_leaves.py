@@ -1,4 +1,4 @@
-"""Everything that a call leaves: each kind is lost or changed by compiled, and caught; its twin passes."""
+"""Everything that a call leaves: if compiled loses or changes it, the case differs; its correct twin passes."""
 
 from __future__ import annotations
 

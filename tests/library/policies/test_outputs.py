@@ -1,4 +1,4 @@
-"""Whatever a policy returns is taken apart, or refused with the line that teaches it; nothing is ignored."""
+"""Every output is unpacked, or refused with a message that says how to register its type; none is ignored."""
 
 from __future__ import annotations
 

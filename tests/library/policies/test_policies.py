@@ -1,4 +1,4 @@
-"""Two sides out of one factory, their methods, their inputs, and the state that calls change."""
+"""Two sides from one factory, their methods, their inputs, and the state that calls change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reports compared: what got worse is told where size and evidence say so, and nowhere else."""
+"""Comparing reports: a figure got worse only if both the size and the certainty of the change say so."""
 
 import json
 import random

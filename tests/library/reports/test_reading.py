@@ -1,4 +1,4 @@
-"""Reports of others: whatever a file holds is read, or refused in one sentence with the right status."""
+"""Reading reports: any file is read, or refused in one sentence with the right exit status."""
 
 import contextlib
 import copy

@@ -1,4 +1,4 @@
-"""A check leaves the process and the user's module as it found them, however it ends."""
+"""A check restores the process and the user's module, however it ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is timed, on what, and what is left alone. No figure of a real clock is asserted."""
+"""What is timed, with which inputs, and what stays unchanged. No test asserts on a real clock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Blocks, ratios and conclusions of timings, on clocks of our own: no test depends on the machine's speed."""
+"""Blocks, ratios and conclusions of timings, with simulated clocks: no test depends on the machine's speed."""
 
 from __future__ import annotations
 
