@@ -65,7 +65,7 @@ def test_faults(entry: Entry) -> None:
     ],
 )
 def test_controls(entry: Entry, phase: str) -> None:
-    """Each in each phase, of which one in turns is not left to `thorough`."""
+    """Each in each phase; all phases but one, which varies, are left to `thorough`."""
     for result in check(entry, 0, [phase], **FAST):
         assert result.verdict.passed, failure_text(result)
 

@@ -48,7 +48,7 @@ def test_faults(fault: Fault) -> None:
 
 @pytest.mark.parametrize("fault", sampled([one for one in FRESH if one.unsought], 1))
 def test_faults_that_are_not_looked_for(fault: Fault) -> None:
-    """One that is found after all has to leave the list."""
+    """A fault that is found after all has to be removed from the list."""
     for result in check(fault, 0, [fault.phase], **QUICKLY):
         assert result.verdict.passed, failure_text(result)
 

@@ -20,7 +20,7 @@ WORKERS = ["gw0", "gw1", "gw2"]
 
 
 def test_who_times_is_alone_and_nobody_waits_for_ever(tmp_path):
-    """Three workers, each with tests in which it times; more of them than take turns by chance."""
+    """Three workers, each with tests that time: enough that taking turns is no coincidence."""
     running, wrong, timed = set(), [], []
 
     def work(own):

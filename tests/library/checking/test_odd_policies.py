@@ -513,7 +513,7 @@ def test_an_odd_policy_gets_its_verdict_and_is_left_as_it_was(name: str) -> None
 
 
 def test_a_circle_in_a_deep_copy_is_checked_too() -> None:
-    """A module in place of a factory is copied; where that fails both sides share it."""
+    """A module in place of a factory is copied; if that fails, both sides share it."""
     for name in ("keeps an object that can't be copied", "keeps a lock", "noise with a graph"):
         torch.compiler.reset()
         factory = Watched(KINDS[name])
