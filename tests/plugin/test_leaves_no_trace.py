@@ -217,7 +217,7 @@ def test_a_module_that_comes_compiled_is_put_back(project):
     ("before", "call", "verdict"),
     [
         ("None", "x.sum()", "equal"),
-        # Dynamo guards on the value of a plain number: each call compiles anew.
+        # Dynamo guards on the value of a plain number: each call compiles again.
         ("7", "self.last + 1", "not compiled"),
     ],
     ids=["tensor", "counter"],

@@ -234,7 +234,7 @@ def test_a_policy_that_compiles_for_each_length() -> None:
 
     result = try_sizes(factory=Unrolled, observation=Box(("T", 5)), batch=(4, 7), nonfinite=False)
     assert_passes(result)
-    assert result.notes == ("T = 16, 33, 64 not tried: each compiles anew, as 2, 7 did",)
+    assert result.notes == ("T = 16, 33, 64 not tried: each is compiled separately, as 2, 7 were",)
 
 
 # --- what sizes may cost --------------------------------------------------------------------------

@@ -163,7 +163,7 @@ class GrowingList(Base):
 
 
 class Counter(Base):
-    """Not one that grows: dynamo compiles anew for each number."""
+    """Not one that grows: dynamo compiles again for each number."""
 
     def __init__(self, wrong: bool) -> None:
         super().__init__(wrong)
