@@ -200,8 +200,8 @@ def test_a_policy_that_compiles_for_each_size() -> None:
     assert set(met) == {4, 7, 1, 33, 2, 3}
     (note,) = result.notes
     assert note == (
-        "batch 8, 9, 15, 16, 17, 31, 32, 63, 64, 65, 127, 128, 129, 257, 1024 not tried: each compiles "
-        "anew, as 2, 3 did"
+        "batch 8, 9, 15, 16, 17, 31, 32, 63, 64, 65, 127, 128, 129, 257, 1024 not tried: each is "
+        "compiled separately, as 2, 3 were"
     )
 
 
