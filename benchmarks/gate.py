@@ -1,15 +1,15 @@
-"""How often does a gate cry wolf on a shared machine, and what does it miss?
+"""Measures the false alarms and the misses of gates on the speed of a policy, on a shared machine.
 
     python benchmarks/gate.py
 
-Runs pytest again and again on unchanged code, each run under another load of our making, held against the
-run before it; then with the compiled side slower by a known share of its time. In each run the same compiled
-policies are judged by three gates:
+Runs pytest repeatedly on unchanged code, each run under another generated load, and compares each run with
+the one before. Then the compiled side is made slower by a known share of its time. In each run three gates
+judge the same compiled policies:
 
 * ours, ``--compile-fail-on=speedup:10%``;
-* pytest-benchmark's ``--benchmark-compare-fail=mean:10%`` and ``median:10%``, on a test of its own kind.
+* pytest-benchmark's ``--benchmark-compare-fail=mean:10%`` and ``median:10%``, on a benchmark test.
 
-Prints, of all judgements, how many say that it got slower.
+Prints how many of all judgements say that a policy got slower.
 """
 
 from __future__ import annotations

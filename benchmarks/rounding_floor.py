@@ -1,11 +1,11 @@
-"""Does the rounding floor accuse correct policies, what does it still find, and what does it cost?
+"""Measures the rounding floor: false alarms for correct policies, the smallest faults found, and the cost.
 
 Compiles the correct policies of ``tests/faults/correct`` once each, in the ``update`` phase on inductor, and
 checks them on the same graphs under many seeds of weights and examples. It prints, for each policy:
 
 * examples that exceeded the plain tolerance and that rounding explains; **false alarms**;
 * the smallest fault found: one row of all outputs, and all gradients, larger by a share from a ladder;
-* the share of a check's seconds, without compiling, that asking for the floor takes.
+* the share of a check's seconds, without compiling, that computing the floor takes.
 
 The constants of ``rounding.py`` and ``measure.py`` come from these figures. From the repository's root:
 
@@ -72,7 +72,7 @@ def gradients_larger(share: float) -> Change:
 
 
 class Watched(Pair):
-    """A pair that times what eager is called again for, and whose compiled side can be made wrong."""
+    """A pair that times eager's additional calls, and whose compiled side can be made wrong."""
 
     change: Change | None = None
     rerun_s = 0.0
@@ -111,7 +111,7 @@ class Figures:
     Args:
         examples: how many were compared.
         rounding: of how many rounding explains what exceeded the tolerance.
-        alarms: what was reported though it is right, one text each.
+        alarms: false alarms, one text each.
         trouble: why nothing more could be measured.
         row: the smallest share by which a row was found to be larger, for each seed asked.
         gradient: the same of gradients.
@@ -205,13 +205,13 @@ def check(
     for recipe in examples:
         failure = trial(recipe)
         if failure is not None:
-            figures.alarms.append(f"{when}, {recipe}: {told(failure)}")
+            figures.alarms.append(f"{when}, {recipe}: {worst_text(failure)}")
     figures.examples += trial.evidence.examples
     figures.rounding += trial.evidence.rounding
 
 
-def told(failure: Failure) -> str:
-    """The worst difference with its figures."""
+def worst_text(failure: Failure) -> str:
+    """Return the worst difference with its figures, as text."""
     worst = failure.judgement.differences[0]
     return (
         f"{worst.place} {worst.problem}: eager {worst.eager}, compiled {worst.compiled}, "

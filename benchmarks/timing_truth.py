@@ -1,4 +1,4 @@
-"""Does the timing tell the truth on a busy machine?
+"""Measures how reliable the timing is on a busy machine.
 
     python benchmarks/timing_truth.py
 

@@ -62,7 +62,7 @@ def functions() -> str:
 
 
 def records() -> str:
-    """A section for each class that users are handed."""
+    """A section for each class of which users get instances."""
     others = (Spec, Wrapped, Exception, enum.Enum)
     return _sections(v for v in PUBLIC if isinstance(v, type) and not issubclass(v, others))
 

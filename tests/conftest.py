@@ -1,4 +1,4 @@
-"""What all tests share.
+"""Fixtures and settings of all tests.
 
 torch is imported here, before pytester takes its first snapshot of ``sys.modules``: it drops what is
 imported while it runs pytest in process, and torch can't be imported twice.

@@ -1,4 +1,4 @@
-"""What the documentation shows runs, prints what it says, and lists all there is."""
+"""The examples in the documentation run and print what is shown, and its lists are complete."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_all_public_names_are_listed():
 
 
 def test_the_architecture_names_every_module():
-    """Each in the section of its folder, those beside the folders before the first."""
+    """Each is named in the section of its folder, and modules beside the folders before the first section."""
     top, *sections = re.split(r"^### `(\w+)/`", ARCHITECTURE, flags=re.MULTILINE)
     texts = {"pytest_torchcompile": top, **dict(zip(sections[::2], sections[1::2], strict=True))}
     modules = (ROOT / "pytest_torchcompile").rglob("[!_]*.py")

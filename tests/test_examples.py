@@ -1,7 +1,7 @@
-"""The examples pass where the compiler is right, and each has a broken twin that is caught.
+"""The examples pass with a correct compiler, and each has a broken twin that is found.
 
-They run as a user runs them, with the project's configuration, in a process of its own. Except for the
-real miscompiles the backends are eager ones: what they get wrong, they get wrong on purpose.
+They run as a user runs them, with the project's configuration, in a separate process. Except for the
+real miscompiles, the backends run eager code, and their faults are injected.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Contracts with torch and Hypothesis: each private name that we use still means what we take it for.
+"""Contracts with torch and Hypothesis: each private name that this package uses still means the same.
 
-A new release that moves a name, or keeps it and means something else, fails here first, and here it is
-plain which function of ``internals/`` or ``search.py`` has to be mended.
+A new release that moves a name, or changes its meaning, fails here first, and the test shows which
+function of ``internals/`` or ``search.py`` has to be fixed.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Policy(nn.Module):
 
 
 def test_every_function_of_the_module_has_a_contract_here() -> None:
-    """So that a new private name does not slip in untested."""
+    """So that every new private name has a test."""
     with open(__file__, encoding="utf-8") as file:
         text = file.read()
     missing = [name for name in internals.__all__ if f"internals.{name}" not in text]
@@ -260,7 +260,7 @@ def test_a_graph_that_runs_is_told_with_the_modules_own_parameters(backend: str)
 
 
 def test_parameters_inside_the_graph_are_told_too() -> None:
-    """A graph module that dynamo is handed keeps its own."""
+    """A graph module that is passed to dynamo keeps its own code."""
     runs, model = Runs(), Policy()
     graph = torch.fx.symbolic_trace(model)
     with internals.graphs_run(runs):
@@ -281,7 +281,7 @@ def test_a_second_module_of_the_class_runs_the_same_graph_with_its_own_parameter
 
 
 def test_a_graph_is_told_as_dynamo_made_it() -> None:
-    """A backend that rewrites its own does not change what is told; each node knows its line."""
+    """A backend that rewrites its graph does not change what is reported; each node has its line."""
     calls: list[internals.GraphCall] = []
 
     def emptied(graph: torch.fx.GraphModule, inputs: Any) -> Any:
@@ -526,7 +526,7 @@ def test_inductor_draws_eagers_numbers_when_it_is_told_to() -> None:
 
 
 def test_kernels_for_one_thread_have_no_parallel_region() -> None:
-    """They would end the process where they raise, so that the code is looked at, not run on a bad index."""
+    """They would end the process instead of raising, so the test reads the code and does not run it."""
 
     def wide(table: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         return torch.relu(table[index])
@@ -820,7 +820,7 @@ def test_what_an_operator_takes_are_the_parameters_themselves() -> None:
     ids=["softmax", "log_softmax", "layer_norm", "group_norm", "batch_norm", "logsumexp"],
 )
 def test_fused_operators_come_apart(function: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    """In the smaller operators they compute the same; forward and backward."""
+    """Decomposed into smaller operators they compute the same, forward and backward."""
     x = torch.randn(4, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
     apart: list[str] = []
 
@@ -936,7 +936,7 @@ def test_pytests_handler_is_kept_from_torchs_trace() -> None:
 
 
 def test_torch_still_calls_its_trace_log_that() -> None:
-    """Else nothing would be kept quiet, and nobody would notice but for the noise."""
+    """Otherwise nothing would be silenced, and only the output would show it."""
     import torch._logging._internal as internal
 
     assert internal.trace_log.name == "torch.__trace"
@@ -962,7 +962,7 @@ def _drawn(digest: bytes | None, *, database: Any = None, fails_from: int = 10**
 
 
 def test_the_digest_tells_cases_apart() -> None:
-    """Without it all items would draw the same and share one entry of the database."""
+    """Without it all items would draw the same examples and share one entry of the database."""
     assert _drawn(b"one case") == _drawn(b"one case")
     assert _drawn(b"one case") != _drawn(b"another")
     assert _drawn(None) == _drawn(None)
@@ -977,12 +977,12 @@ def test_the_digest_keys_the_database() -> None:
 
 
 def test_the_settings_without_a_profile_say_100_examples() -> None:
-    """By which `search` knows that the project has not chosen a number itself."""
+    """`search` uses it to detect that the project has not set a number itself."""
     assert settings.get_profile("default").max_examples == 100
 
 
 def test_a_strategy_outside_of_given_is_marked_as_a_hypothesis_test() -> None:
-    """The plugin tells by this attribute that a marked test also has @given."""
+    """The plugin uses this attribute to detect that a marked test also has @given."""
 
     @given(st.integers())
     def drawn(number: int) -> None: ...

@@ -1,4 +1,4 @@
-"""The rooms of the package: what may import what, read off the source, and torch out of idle pytest runs.
+"""The folders of the package: which may import which, and no torch in a pytest run without checks.
 
 The rule is in docs/architecture.md: pytest only under ``plugin/``; nothing heavy at module level of what
 the plugin imports at start-up; imports go down the folders, and only to the modules that a folder's
@@ -223,7 +223,7 @@ def test_the_map_in_the_documentation_is_true():
 
 
 def test_the_package_is_read_completely():
-    """A rule that sees no module holds for nothing."""
+    """A rule that reads no module would always hold."""
     package = Package(ROOT)
     assert {FRONT, ENTRY_POINT, f"{PACKAGE}.check", f"{PACKAGE}.results"} <= package.modules.keys()
     assert f"{PACKAGE}.errors" in package.below(ENTRY_POINT)
@@ -234,7 +234,7 @@ def test_the_package_is_read_completely():
 
 
 def test_private_names_of_torch_stay_in_one_folder():
-    """``torch._x`` and names from such modules: only where a test watches them."""
+    """``torch._x`` and names from such modules appear only where a test checks them."""
     found = []
     for path in sorted(ROOT.rglob("*.py")):
         if path.parent.name != "internals":
@@ -254,7 +254,7 @@ def test_private_names_of_torch_stay_in_one_folder():
 
 
 def test_what_the_benchmarks_import_is_there():
-    """They run in nobody's tests, and the scripts inside them are text."""
+    """No test runs them, and the scripts inside them are text."""
     lines = {
         line.strip()
         for path in (ROOT.parent / "benchmarks").glob("*.py")

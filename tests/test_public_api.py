@@ -1,4 +1,4 @@
-"""What users import: the names, where they live, and that they cost nothing before they are used."""
+"""The public API: its names, and that importing them costs nothing before they are used."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ PUBLIC = [
 
 
 def test_the_public_names() -> None:
-    """A change here is a change for users: it belongs into the CHANGELOG."""
+    """A change here affects users and belongs in the CHANGELOG."""
     assert sorted(pytest_torchcompile.__all__) == PUBLIC
 
 
@@ -81,7 +81,7 @@ def test_the_version() -> None:
 
 
 def test_the_options() -> None:
-    """Marker arguments, command line flags and ini settings are read off these."""
+    """Marker arguments, command line flags and ini settings are generated from these."""
     assert sorted(OPTIONS) == [
         "atol",
         "autocast",
@@ -123,7 +123,7 @@ def test_the_options() -> None:
 
 
 def test_the_signatures() -> None:
-    """Parameter names and their order are what users write."""
+    """Users write these parameter names in this order."""
 
     def parameters(name: str) -> list[str]:
         return list(inspect.signature(getattr(pytest_torchcompile, name)).parameters)
@@ -267,7 +267,7 @@ def test_importing_the_package_imports_no_torch() -> None:
 
 
 def test_specs_and_results_import_no_torch() -> None:
-    """Test modules build specs at collection time, when nothing may be slow."""
+    """Test modules build specs during collection, which has to be fast."""
     run(
         "import sys\n"
         "from pytest_torchcompile import Box, Discrete, LegalMask, Verdict, CheckResult, UsageError\n"
@@ -300,7 +300,7 @@ def test_star_import_gives_the_public_names() -> None:
 
 
 def test_the_library_does_not_need_pytest() -> None:
-    """In a notebook there is none; the lower floor never imports it."""
+    """A notebook has no pytest, and the library never imports it."""
     run(
         "import sys, warnings\n"
         "warnings.simplefilter('ignore')\n"

@@ -32,7 +32,7 @@ def test_maskable_ppo():
 HIDDEN = (State((1, 32), batch_dim=1), State((1, 32), batch_dim=1))
 
 
-# dynamo does not trace nn.LSTM unless it is told to.
+# By default dynamo does not trace nn.LSTM.
 @pytest.mark.compiled_equivalence(
     inputs={"lstm_states": RNNStates(HIDDEN, HIDDEN), "episode_starts": Flag("float32")},
     methods="forward",

@@ -114,7 +114,7 @@ class Sizes:
                 budget.spend(size, time.monotonic() - begun, compiled=again)
             if in_a_row == IN_A_ROW:
                 self._note_not_tried(
-                    kind, sizes[number + 1 :], f"each compiles anew, as {_listed(compiled)} did"
+                    kind, sizes[number + 1 :], f"each is compiled separately, as {_listed(compiled)} were"
                 )
                 return None, True
         if compiled:

@@ -1,4 +1,4 @@
-"""``python -m tests.faults --seeds 20``: how many faults are caught, how many controls reported.
+"""``python -m tests.faults --seeds 20``: counts the faults that are caught and the controls that are reported.
 
 With ``--fresh`` the faults of `faults.fresh` and the correct policies of `faults.correct`.
 """

@@ -1,6 +1,6 @@
-"""Wrong compilers: backends that hand back something other than what they were given.
+"""Wrong compilers: backends that return something other than the compiled graph.
 
-Each comes with a switch, so that the control beside a fault goes through the very same code.
+Each has a switch, so that the control of a fault runs the same code.
 """
 
 from __future__ import annotations

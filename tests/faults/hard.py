@@ -1,4 +1,4 @@
-"""Correct models that are hard to compare, each with an error of a size that has to be found in it."""
+"""Correct models that are hard to compare, each with the size of an error that a check has to find in it."""
 
 from __future__ import annotations
 

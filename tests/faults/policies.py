@@ -1,4 +1,4 @@
-"""Correct policies of the usual kinds, which the catalogue makes wrong, with what they are called with."""
+"""Correct policies of the usual kinds with their inputs; the catalogue injects faults into them."""
 
 from __future__ import annotations
 

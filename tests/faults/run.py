@@ -1,4 +1,4 @@
-"""Checks entries of the catalogue, and sums up what was found."""
+"""Checks entries of the catalogue, and summarises the results."""
 
 from __future__ import annotations
 

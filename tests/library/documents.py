@@ -1,4 +1,4 @@
-"""Documents made by hand, for the tests of what is made of them."""
+"""Documents made by hand, for the tests of reports."""
 
 from pytest_torchcompile import Capture, CheckResult, Deviation, Difference, Speedup, Verdict
 from pytest_torchcompile.reports.document import document_of, record_of

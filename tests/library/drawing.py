@@ -1,4 +1,4 @@
-"""Draws from a Hypothesis strategy, for tests that look at many of them."""
+"""Draws many examples from a Hypothesis strategy, for tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One check on a small budget, and what to expect of its result."""
+"""Runs one check on a small budget, and asserts on its result."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The mutation suite, once: each fault is caught where it shows, no control is reported.
+"""The mutation suite, once: each fault is found in the phases that show it, and no control is reported.
 
-``python -m tests.faults --seeds 20`` is the whole of it.
+``python -m tests.faults --seeds 20`` runs the whole suite.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def test_faults(entry: Entry) -> None:
     ],
 )
 def test_controls(entry: Entry, phase: str) -> None:
-    """Each in each phase, of which one in turns is not left to `thorough`."""
+    """Each in each phase; all phases but one, which varies, are left to `thorough`."""
     for result in check(entry, 0, [phase], **FAST):
         assert result.verdict.passed, failure_text(result)
 

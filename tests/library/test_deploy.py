@@ -1,4 +1,4 @@
-"""compile_checked: compiled in place after a check, eager where the check fails, the rest untouched."""
+"""`compile_checked` compiles in place after a check, stays eager if the check fails, and changes nothing else."""
 
 import copy
 import dataclasses
@@ -178,7 +178,7 @@ COPIES = {
 
 @pytest.mark.parametrize("how", COPIES)
 def test_copies_have_weights_of_their_own_and_are_eager(how):
-    """A copied compiled function would go on calling the original's weights."""
+    """A copied compiled function would still call the original's weights."""
     backend = Counting()
     agent = checked(methods=["forward", "get_value"], backend=backend)
     other = COPIES[how](agent)
@@ -218,7 +218,7 @@ def test_weights_gradients_modes_and_random_numbers_are_untouched(warm_up):
 
 
 def test_distributions_are_compiled_as_they_were_checked():
-    """With their arguments validated they would break the graph."""
+    """Validating their arguments would break the graph."""
     before = Distribution._validate_args
     try:
         Distribution.set_default_validate_args(True)

@@ -1,4 +1,4 @@
-"""The parts for use by hand: in an ordinary test, under ``@given``, in a notebook."""
+"""The functions to use by hand: in an ordinary test, under ``@given``, in a notebook."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def test_a_policy_that_does_not_compile_for_another_batch_size() -> None:
 
 
 def test_inputs_that_eager_refuses_too_are_no_compile_failure() -> None:
-    """dynamo raises while it traces; under pytest a compile failure would skip the user's wrong test."""
+    """dynamo raises while it traces; as a compile failure, it would skip the user's wrong test under pytest."""
     policy = policy_of()
     with pytest.raises(Exception, match=None) as caught:
         policy(torch.ones(3, 9))
@@ -277,7 +277,7 @@ def test_gradients_are_compared_in_the_update_phase_only() -> None:
 
 
 def test_under_given() -> None:
-    """The library in the user's own property, compiled once outside."""
+    """The functions in the user's own `@given` test, with one compile outside."""
     policy = policy_of("act")
 
     @settings(max_examples=10, deadline=None, database=None)
@@ -384,7 +384,7 @@ def test_reference_eager_excuses_no_rounding() -> None:
 
 
 def test_the_message() -> None:
-    """Which output, where, both values, what was allowed, how many, in which rows."""
+    """The message names the output, index, both values, the allowed difference, the number of elements, the rows."""
     x = torch.zeros(4, 3)
 
     def off(x: torch.Tensor) -> torch.Tensor:
@@ -501,7 +501,7 @@ def test_one_policy_is_compiled_for_one_phase() -> None:
     ids=["gaps", "overlaps", "transposed", "channels last"],
 )
 def test_each_side_gets_inputs_laid_out_as_the_users(x: torch.Tensor) -> None:
-    """Compilers write other code for other layouts."""
+    """Compilers generate other code for other layouts."""
     seen = []
 
     def policy(x: torch.Tensor) -> torch.Tensor:

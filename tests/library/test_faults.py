@@ -474,7 +474,7 @@ def test_right_draws() -> None:
 
 
 def test_a_draw_frozen_at_its_first_value() -> None:
-    """Under one seed for all examples it would look right for ever."""
+    """With one seed for all examples it would never differ."""
 
     def backend(on: bool) -> Callable[..., Any]:
         def frozen(graph: torch.fx.GraphModule, inputs: Any) -> Callable[..., Any]:

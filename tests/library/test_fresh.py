@@ -1,4 +1,4 @@
-"""The fresh suite, in part: some faults of each kind are found, some correct policies of each family are silent.
+"""A sample of the suite `faults.fresh`: faults of each kind are found, correct policies of each family pass.
 
 ``python -m tests.faults --fresh --seeds 10`` checks all of them, with default settings.
 """
@@ -48,7 +48,7 @@ def test_faults(fault: Fault) -> None:
 
 @pytest.mark.parametrize("fault", sampled([one for one in FRESH if one.unsought], 1))
 def test_faults_that_are_not_looked_for(fault: Fault) -> None:
-    """One that is found after all has to leave the list."""
+    """A fault that is found after all has to be removed from the list."""
     for result in check(fault, 0, [fault.phase], **QUICKLY):
         assert result.verdict.passed, failure_text(result)
 

@@ -1,4 +1,4 @@
-"""The compiler that is deployed: a few policies right, one that torch miscompiles, planted faults found."""
+"""Checks with inductor: correct policies pass, a policy that torch miscompiles and injected faults differ."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Convolutional(nn.Module):
 
 
 def test_batch_norm_in_training() -> None:
-    """Also over zeros and ones, on which normalising divides by next to nothing."""
+    """Also for zeros and ones, where normalising divides by almost zero."""
     result = on_inductor(Convolutional, "update", observation=Box((3, 5, 5)))
     assert_passes(result)
 
@@ -74,7 +74,7 @@ class Pooling(nn.Module):
 
 
 def test_max_pooling_over_a_nan() -> None:
-    """Which of several NaN in a window is the largest, and so gets the gradient, is nobody's business."""
+    """It is unspecified which of several NaN in a window is the largest and gets the gradient."""
     assert_passes(on_inductor(Pooling, "update", observation=Box((3, 6, 6)), batch=4))
 
 

@@ -1,7 +1,7 @@
-"""Policies and backends for the tests that pytest runs inside pytest; copied next to each of them.
+"""Policies and backends for the tests that run pytest inside pytest; copied next to each test file.
 
-A policy has few weights and the backends are no compilers, so that a check costs milliseconds. What
-happened is noted in files, because that can be read from outside, across processes too.
+The policies are small and the backends do not compile, so that a check takes milliseconds. They record
+what happened in files, which other processes can read.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Pytest run inside pytest, in projects of one test file and a few policies to test."""
+"""Runs pytest inside pytest, in projects with one test file and a few policies."""
 
 import pathlib
 import re

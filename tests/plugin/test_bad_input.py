@@ -1,4 +1,4 @@
-"""Bad input: one sentence with the test, the value, what is accepted and the fix; nothing is compiled."""
+"""Invalid input: one message with the test, the value, what is accepted and the fix; nothing is compiled."""
 
 import pytest
 
@@ -302,7 +302,7 @@ def test_a_method_that_takes_no_observation(project):
 
 
 def test_a_mask_that_may_have_no_legal_action(project):
-    """Found before anything is compiled, not on the first example that has none."""
+    """It is found before anything is compiled, not on the first example without one."""
     project.write(
         agent(
             "observation=Box((2,)), methods='get_masked', "
@@ -364,7 +364,7 @@ def test_a_marker_from_pytest_param_on_top_of_the_functions_own(project):
 
 
 def test_a_marker_added_after_collection(project):
-    """Too late to be expanded; it must not be taken for something else."""
+    """It comes too late to be expanded, and must not be treated as something else."""
     project.pytester.makeconftest(
         """
         import pytest

@@ -1,4 +1,4 @@
-"""Speedups in the report and in pytest-benchmark: its options mean here what they mean elsewhere."""
+"""Speedups in the report and in pytest-benchmark, whose options work as usual."""
 
 import csv
 import importlib.util
@@ -215,7 +215,7 @@ def test_histogram(timed):
 
 
 def test_the_command_of_pytest_benchmark_reads_the_entries(timed):
-    """Its table, its CSV and its histogram, made of what was saved by two runs."""
+    """Its table, its CSV and its histogram, from what two runs saved."""
     for name in ("before", "after"):
         timed.check(f"--benchmark-save={name}")
     command = [sys.executable, "-m", "pytest_benchmark", "compare", "--csv=runs.csv", "--columns=median"]
@@ -400,7 +400,7 @@ def test_record_speedup_among_only_benchmarks(timed):
 
 
 def test_the_private_names_of_pytest_benchmark_are_there(timed):
-    """Should this fail under a new pytest-benchmark, `plugin/benchmark.py` is what to mend."""
+    """If this fails with a new pytest-benchmark, fix `plugin/benchmark.py`."""
     timed.write(
         """
         def test_names(request):

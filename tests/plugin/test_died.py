@@ -1,4 +1,4 @@
-"""A session that died without a report is told by the next one, and leaves nothing behind if it lived."""
+"""A session that died without a report is reported by the next one; one that ended normally leaves nothing."""
 
 import pathlib
 import re

@@ -1,4 +1,4 @@
-"""What a failing test says about the compiler, the script it leaves behind, and budgets for compiling."""
+"""What a failing test says about the compiler, the script that it writes, and budgets for compiling."""
 
 import subprocess
 import sys
@@ -57,7 +57,7 @@ def nothing_narrowed(monkeypatch):
 
 
 def test_the_script_lies_in_pytests_root(project, nothing_narrowed, monkeypatch):
-    """Whatever directory pytest was called from; the message has the command that runs it."""
+    """It works from any directory, and the message has the command that runs it."""
     (project.path / "pytest.ini").write_text("[pytest]\n")
     project.write(FAULTY.format(fault="accuracy"))
     (project.path / "below").mkdir()
@@ -78,7 +78,7 @@ def test_the_script_lies_in_pytests_root(project, nothing_narrowed, monkeypatch)
     ],
 )
 def test_a_script_that_imports_the_factory(project, factory):
-    """Of what dynamo makes of Python no graph is a proof."""
+    """A graph does not show how dynamo handles Python code."""
     source = DISTRACTED.replace("def test_agent()", "def test_agent(width)") if "[" in factory else DISTRACTED
     source = source.replace("    @pytest", '    @pytest.mark.parametrize("width", [3])\n    @pytest')
     if "." in factory:
@@ -193,7 +193,7 @@ def test_a_crash_under_xdist_is_told_of_its_case(project):
 
 
 def test_a_crash_in_a_process_of_its_own(project):
-    """The session goes on, and the other cases are told as ever, with their rows."""
+    """The session continues, and the other cases are reported as usual, with their rows."""
     project.write(CRASHING)
     result = project.check("--compile-isolate", "--junitxml=report.xml", "test_policy.py")
     result.assert_outcomes(passed=1, failed=2)

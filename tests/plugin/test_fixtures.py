@@ -169,7 +169,7 @@ def test_a_compile_failure_in_a_unittest_method_skips(project):
 
 
 def test_a_policy_stays_compiled_for_however_many_shapes(project):
-    """Torch gives up after 8 recompiles and runs eager in silence; the comparison would be void."""
+    """Torch gives up after 8 recompiles and silently runs eager, so the comparison would prove nothing."""
     project.write(
         """
         def test_agent(compile_policy):

@@ -1,4 +1,4 @@
-"""A baseline: what got worse fails if it does so twice; what can't be compared is said."""
+"""The gate: a case fails if it is worse than its baseline twice; figures that can't be compared are noted."""
 
 import json
 import re
@@ -120,7 +120,7 @@ def test_the_last_run_that_pytest_benchmark_saved_is_a_baseline(timed, speeds):
 
 
 def test_more_graphs_fail_also_where_the_baseline_is_not(agent):
-    """Workers are handed the baseline: a relative path would be another file on another host."""
+    """Workers receive the baseline, because a relative path would be another file on another host."""
 
     def fewer(case):
         case["capture"]["graphs"] -= 1

@@ -1,4 +1,4 @@
-"""Nothing that the user made is changed or lost by a check, however it ends, Ctrl-C included."""
+"""A check changes and loses nothing of the user's, however it ends, including by Ctrl-C."""
 
 import copy
 import random
@@ -173,7 +173,7 @@ def run(project, end, phase, factory):
     [*((end, "update") for end in ENDS), ("equal", "rollout"), ("Ctrl-C in compiled", "rollout")],
 )
 def test_a_module_of_the_users_and_the_process_stay_as_they_were(project, end, phase):
-    """The factory hands back one and the same module each time, as a fixture may."""
+    """The factory returns the same module each time, as a fixture may."""
     witness, model, before = run(project, end, phase, "return model")
     assert witness.after == witness.before
     assert state_of_module(model) == before
@@ -182,7 +182,7 @@ def test_a_module_of_the_users_and_the_process_stay_as_they_were(project, end, p
 @pytest.mark.usefixtures("_unusual_process")
 @pytest.mark.parametrize("end", ["equal", "differs", "compile failed", "eager failed", "Ctrl-C in compiled"])
 def test_a_module_that_can_not_be_copied_is_put_back(project, end):
-    """Both sides share it, so that it is called; it comes back as it was, plain numbers and lists too."""
+    """Both sides share and call it; it is restored, including plain numbers and lists."""
     witness, model, before = run(
         project,
         end,
@@ -217,7 +217,7 @@ def test_a_module_that_comes_compiled_is_put_back(project):
     ("before", "call", "verdict"),
     [
         ("None", "x.sum()", "equal"),
-        # Dynamo guards on the value of a plain number: each call compiles anew.
+        # Dynamo guards on the value of a plain number: each call compiles again.
         ("7", "self.last + 1", "not compiled"),
     ],
     ids=["tensor", "counter"],
@@ -312,7 +312,7 @@ def test_assert_equivalent_leaves_the_module_and_the_process_alone(project, outc
 
 
 def test_the_flags_of_the_process_hold_while_it_is_checked(project):
-    """The process's threads or those asked for on both sides, gradients by phase."""
+    """Both sides use the process's threads or the requested number, and gradients by phase."""
     project.write(
         """
         class Watching(Agent):

@@ -1,4 +1,4 @@
-"""No case is lost: whatever ends it, it is a row of every report and in the count."""
+"""No case is lost: however it ends, it has a row in every report and is counted."""
 
 import json
 import tempfile

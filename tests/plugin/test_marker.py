@@ -1,4 +1,4 @@
-"""The marker: which items a marked test becomes, how they are chosen, and what merges into them."""
+"""The marker: the items of a marked test, how they are selected, and how markers merge."""
 
 import re
 

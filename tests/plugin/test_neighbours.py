@@ -1,4 +1,4 @@
-"""Other plugins and flags of pytest's own: a check works beside them as any test does."""
+"""Other plugins and pytest's own flags: a check works with them like any test."""
 
 import importlib.util
 import json
@@ -226,7 +226,7 @@ def test_a_rerun_from_the_command_line_runs_the_one_case(project):
 
 
 def test_a_timeout_in_the_compiler_is_a_failure_of_its_own(project):
-    """pytest-timeout raises wherever the test happens to be; that is no compile failure."""
+    """pytest-timeout raises at any point of the test; that is no compile failure."""
     project.write(
         """
         @pytest.mark.compiled_equivalence(observation=Box((2,)), phases="rollout", backend=slow)
@@ -253,7 +253,7 @@ def test_benchmarks_of_other_tests_go_on(project):
 
 
 def test_unmarked_tests_are_not_touched(project):
-    """Their warnings, their returned values, their fixtures and their failures are pytest's business."""
+    """pytest handles their warnings, return values, fixtures and failures."""
     project.write(
         """
         def test_passes(tmp_path): assert tmp_path.exists()

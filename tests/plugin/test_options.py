@@ -1,4 +1,4 @@
-"""Options: marker over command line over ini over default, and what is rejected, with which sentence."""
+"""Options: marker over command line over ini over default, and which values are rejected with which message."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Outcomes: what passes, fails and skips, and what the user reads about it."""
+"""Outcomes: what passes, fails and skips, and the messages."""
 
 import re
 import shlex
@@ -152,7 +152,7 @@ def test_a_kernel_that_raises_is_a_difference(project):
 
 
 def test_the_rerun_command_reruns_it(project):
-    """It names the item and what the command line said; without, it would check something else."""
+    """It names the item and has the flags of the command line; without them it would check something else."""
     project.write(agent("backend=shifted"))
     command = re.search(r"\n  rerun     pytest (.*)", failure(project.check("--compile-seed=3")))[1]
     assert "--compile-check" in command
@@ -232,7 +232,7 @@ def test_strict_makes_it_a_failure(project, case):
 
 
 def test_an_error_of_dynamos_own_skips(project, monkeypatch):
-    """Whatever leaves while a compile is in progress, in no wrapping of torch's."""
+    """Any exception during a compile, even if torch does not wrap it."""
     from torch._dynamo import symbolic_convert
 
     def unbound(*arguments):
@@ -249,7 +249,7 @@ def test_an_error_of_dynamos_own_skips(project, monkeypatch):
 
 
 def test_an_lstm_that_dynamo_asserts_on_skips(project):
-    """Dynamo leaves with a bare AssertionError (torch 2.13, allow_rnn)."""
+    """Dynamo raises a bare AssertionError (torch 2.13, allow_rnn)."""
     project.write(
         """
         class Recurrent(nn.Module):
@@ -345,7 +345,7 @@ def test_what_a_call_leaves_in_plain_attributes_does_not_reach_the_next(project,
 
 
 def test_a_counter_is_no_difference(project):
-    """Eager is called more often than compiled; a module that counts its calls is not to blame for it."""
+    """Eager is called more often than compiled, and a module that counts its calls still passes."""
     project.write(
         f"""
         class Counting(Agent):
@@ -421,7 +421,7 @@ def test_dynamo_switched_off_is_not_compiled(project):
 
 
 def test_warnings_as_errors_change_nothing(project):
-    """Among them dynamo's own, which would leave the compiler as exceptions."""
+    """Including dynamo's own warnings, which the compiler would raise as exceptions."""
     project.write(
         f"""
         import functools

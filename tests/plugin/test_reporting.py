@@ -1,4 +1,4 @@
-"""Reports of a session: every case once, whatever runs it, and every test that came to no result."""
+"""Reports of a session: every case once, whatever runs it, and every test without a result."""
 
 import json
 import os
@@ -120,7 +120,7 @@ def test_every_case_is_in_the_report_once_whatever_runs_it(written, arguments):
 
 
 def test_every_case_is_in_the_report_once_over_sockets(written):
-    """Workers on other hosts are execnet sockets; they have not the controller's working directory."""
+    """Workers on other hosts are execnet sockets, which do not have the controller's working directory."""
     elsewhere = written.path / "elsewhere"
     elsewhere.mkdir()
     with socket_server(elsewhere) as first, socket_server(elsewhere) as second:
@@ -374,7 +374,7 @@ def test_on_github_failures_are_annotated_and_the_summary_is_written(on_github, 
 
 
 def test_a_summary_that_cannot_be_written_is_told_and_fails_nothing(project, monkeypatch):
-    """In a container of the job's the variable is there and the folder is not."""
+    """In a container of the job, the variable is set and the folder does not exist."""
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(project.path / "not" / "there.md"))
     project.write(

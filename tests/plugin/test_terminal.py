@@ -164,7 +164,7 @@ def test_recompiles_are_counted(project):
 
 
 def test_what_rounding_excuses_is_said(project):
-    """The sum in another order, by a backend, of numbers that cancel."""
+    """A backend computes a sum of numbers that cancel in another order."""
     project.write(
         """
         def reordered(gm, example_inputs):
@@ -410,7 +410,7 @@ def test_junit_xml_has_the_properties(project):
 
 
 def test_a_report_log_in_json_works(project):
-    """What pytest-xdist and pytest-reportlog send around: the report's own serialisation."""
+    """pytest-xdist and pytest-reportlog send the report's own serialisation."""
     project.write(agent("backend=shifted"))
     reports = Reports()
     project.check(plugins=[reports])

@@ -1,4 +1,4 @@
-"""Workers take turns: who times is alone on its host."""
+"""Workers take turns: a worker that times is the only one on its host that runs a test."""
 
 import json
 import os
@@ -20,7 +20,7 @@ WORKERS = ["gw0", "gw1", "gw2"]
 
 
 def test_who_times_is_alone_and_nobody_waits_for_ever(tmp_path):
-    """Three workers, each with tests in which it times; more of them than take turns by chance."""
+    """Three workers, each with tests that time: enough that taking turns is no coincidence."""
     running, wrong, timed = set(), [], []
 
     def work(own):

@@ -1,6 +1,6 @@
-"""Fresh correct policies, as people who train agents write them; tests, faults and benchmarks are made of them.
+"""Correct policies, as people who train agents write them; tests, faults and benchmarks use them.
 
-Each is written for this suite, small, and right: a check that reports one is wrong.
+Each is written for this suite and small. A check that reports a difference in one is wrong.
 """
 
 from __future__ import annotations

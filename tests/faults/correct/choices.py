@@ -1,4 +1,4 @@
-"""Discrete actions, and what is computed from a choice that the policy makes on the way."""
+"""Discrete actions, and values that are computed from a choice inside the policy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Values: single ones, distributions of them, ensembles of critics, and the returns they are fitted to."""
+"""Values: single ones, distributions of values, ensembles of critics, and the returns that they are fitted to."""
 
 from __future__ import annotations
 

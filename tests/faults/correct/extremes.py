@@ -1,4 +1,4 @@
-"""One operator each that chooses among features, some of which are equal: where do its gradients go?
+"""Policies with one operator that selects among features, some of which are equal, to see where gradients go.
 
 Two of eight features are one number above most, two are one number below; all four are parameters of their own,
 so that their gradients tell which was chosen. In float32 and in bfloat16.

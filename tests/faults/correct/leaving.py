@@ -1,4 +1,4 @@
-"""What a call leaves beside its outputs: gradients, Python's values, flags, weights that it wrote to, memory."""
+"""Policies whose calls leave more than outputs: gradients, Python values, flags, written weights, memory."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Predictor(nn.Module):
 class Annealed(nn.Module):
     """Logits beside an exploration rate that each call halves down to a floor.
 
-    Few values: inductor compiles anew for each, as a number that is stored again is a constant to it.
+    Few values: inductor compiles again for each, because a number that is stored again is a constant to it.
     """
 
     def __init__(self) -> None:

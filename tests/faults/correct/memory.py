@@ -1,4 +1,4 @@
-"""What lasts: recurrent cells, world models, running statistics, targets."""
+"""State that lasts: recurrent cells, world models, running statistics, targets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Few bits, large numbers, long sums: where correct policies are far from exact."""
+"""Few bits, large numbers, long sums: correct policies that are far from exact."""
 
 from __future__ import annotations
 

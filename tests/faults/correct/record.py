@@ -1,4 +1,4 @@
-"""What a correct policy of this folder is: a class, what it is called with, and what is hard about it."""
+"""The record of a correct policy: its class, its inputs, and what is hard about it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Graphs, sets and experts: who passes what to whom."""
+"""Graphs, sets and experts: messages between nodes."""
 
 from __future__ import annotations
 

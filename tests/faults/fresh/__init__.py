@@ -1,4 +1,4 @@
-"""Fresh faults: mutations of the policies of `faults.correct`, each right in eager and wrong when compiled."""
+"""Mutations of the policies of `faults.correct`, each right in eager and wrong when compiled."""
 
 from __future__ import annotations
 

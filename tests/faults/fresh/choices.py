@@ -1,4 +1,4 @@
-"""Choices that are wrong, and what is computed from them."""
+"""Wrong choices, and wrong values that are computed from choices."""
 
 from __future__ import annotations
 

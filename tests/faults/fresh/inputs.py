@@ -1,4 +1,4 @@
-"""Wrong for some inputs only: a layout, a size, a value, a row; and what nobody looks for."""
+"""Faults for some inputs only: a layout, a size, a value, a row; and faults that no check looks for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a call leaves beside its outputs is lost, doubled or another: gradients, attributes, flags, memory."""
+"""Faults in what a call leaves beside its outputs: gradients, attributes, flags, memory."""
 
 from __future__ import annotations
 

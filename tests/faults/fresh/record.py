@@ -1,4 +1,4 @@
-"""What a fresh fault is: an entry of the catalogue's kind, with the correct policy that it is a mutation of."""
+"""The record of a fault: an entry like those of the catalogue, with the correct policy that it mutates."""
 
 from __future__ import annotations
 

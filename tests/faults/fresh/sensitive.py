@@ -1,4 +1,4 @@
-"""One percent in policies that rounding moves far: on a value, on a gradient; in half precision more."""
+"""Errors of 1 % on values and gradients of policies that rounding moves far; larger ones in half precision."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Wrong at the sizes that people train with: minibatches of hundreds, the rest of a batch, long sequences."""
+"""Faults at sizes that people train with: minibatches of hundreds, the rest of a batch, long sequences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Statistics, targets and buffers that are not what they should be after a call."""
+"""Statistics, targets and buffers that are wrong after a call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Counts of the fresh suite: found, missed, silent, false alarms, and what was taken for rounding."""
+"""Counts the results of this suite: found, missed, silent, false alarms, and faults taken for rounding."""
 
 from __future__ import annotations
 

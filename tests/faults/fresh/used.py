@@ -1,4 +1,4 @@
-"""Answers from before: inputs, buffers, attributes, weights and modes that changed between calls."""
+"""Stale results: compiled ignores a change of inputs, buffers, attributes, weights or modes between calls."""
 
 from __future__ import annotations
 

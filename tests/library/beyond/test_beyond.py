@@ -1,4 +1,4 @@
-"""Remarks: what is found beyond what was declared is shown and counted, and fails only for who asks for it."""
+"""Remarks: differences beyond what was declared are shown and counted, and fail only with ``beyond="fail"``."""
 
 import pytest
 from documents import differing, document, result

@@ -1,4 +1,4 @@
-"""Inputs that one side rejects and the other takes: a remark, and a failure of what is raised on purpose."""
+"""Inputs that only one side rejects are a remark, and a failure if the exception is raised on purpose."""
 
 from __future__ import annotations
 
@@ -452,7 +452,7 @@ def test_logging_is_as_it_was() -> None:
 
 
 def test_an_index_out_of_range_on_several_threads() -> None:
-    """A kernel with threads would end this process: see `Pair.on_one_thread`."""
+    """A kernel with several threads would end this process: see `Pair.on_one_thread`."""
 
     class Wide(nn.Module):
         def __init__(self) -> None:

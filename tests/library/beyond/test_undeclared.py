@@ -1,4 +1,4 @@
-"""What is looked at beyond what was declared, last: an empty batch, late hooks, copies, overwritten inputs."""
+"""Checks beyond what was declared: an empty batch, late hooks, copies, overwritten inputs."""
 
 from __future__ import annotations
 

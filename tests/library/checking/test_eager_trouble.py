@@ -1,4 +1,4 @@
-"""What eager raises for reasons of its own is told as eager's trouble, with what helps; never as a difference."""
+"""If an earlier call makes eager raise, the verdict is `eager failed` with a remedy, never a difference."""
 
 from __future__ import annotations
 

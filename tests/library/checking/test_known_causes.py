@@ -1,4 +1,4 @@
-"""Differences that torch intends are told as such, with what to do; a fault beside them is not excused."""
+"""Differences that torch intends are reported with a remedy; a fault beside them still fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What compared nothing is no pass, and what is hidden by an output that is no number is compared."""
+"""A check that compares nothing does not pass, and an output that is NaN does not hide other differences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Odd but correct policies: each gets a verdict or a sentence, is never accused, and is left as it was."""
+"""Unusual but correct policies: each gets a verdict or an error message, never differs, and is left unchanged."""
 
 from __future__ import annotations
 
@@ -513,7 +513,7 @@ def test_an_odd_policy_gets_its_verdict_and_is_left_as_it_was(name: str) -> None
 
 
 def test_a_circle_in_a_deep_copy_is_checked_too() -> None:
-    """A module in place of a factory is copied; where that fails both sides share it."""
+    """A module in place of a factory is copied; if that fails, both sides share it."""
     for name in ("keeps an object that can't be copied", "keeps a lock", "noise with a graph"):
         torch.compiler.reset()
         factory = Watched(KINDS[name])

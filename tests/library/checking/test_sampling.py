@@ -1,7 +1,7 @@
 """Samplers as deployed: faults that show only without eager's random numbers, and their correct controls.
 
-The faults sit in a backend that compiles right as long as it is told to draw eager's numbers, as the
-check tells inductor, and wrong as it is deployed.
+The faults are in a backend that compiles correctly if it has to draw eager's numbers, as the check
+requires of inductor, and wrongly as it is deployed.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def test_a_right_sampler(kind: str) -> None:
 
 @pytest.mark.parametrize("phase", ["rollout", "update"])
 def test_inductors_own_random_numbers(phase: str) -> None:
-    """For real: drawn by other code than eager's, and not the same numbers."""
+    """With inductor, which draws other numbers than eager, with other code."""
 
     class Agent(Sampler):
         def forward(self, x: torch.Tensor) -> Any:
@@ -169,7 +169,7 @@ def test_off_unless_asked_for() -> None:
 
 
 def test_a_model_whose_counter_changes_what_it_draws() -> None:
-    """Both sides draw in turn, so that the counter stands at the same number on both."""
+    """Both sides draw alternately, so the counter has the same value on both."""
 
     class Annealed(Sampler):
         def __init__(self) -> None:
@@ -296,7 +296,7 @@ def test_a_wrong_sampler(fault: str) -> None:
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_draw_for_draw_it_is_right(fault: str) -> None:
-    """What the faults above are for: nothing but samples shows them."""
+    """Only samples show the faults above."""
     kind, make, _ = FAULTS[fault]
     phase = "update" if kind == "dropout" else "rollout"
     assert sampled(lambda: Sampler(kind), make(), phase=phase, samples=0).verdict.passed
@@ -415,7 +415,7 @@ DRAWS: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
 
 @pytest.mark.parametrize("kind", DRAWS)
 def test_chances_are_not_understated(kind: str) -> None:
-    """Of 60 comparisons of like with like, about one in ten may fall below a tenth; none far below."""
+    """Of 60 comparisons of equal distributions, about one in ten has a p-value below 0.1, and none far below."""
     chances = []
     for seed in range(60):
         generator = np.random.default_rng(seed)
@@ -454,6 +454,6 @@ def test_which_elements_are_watched() -> None:
 
 
 def test_a_chance_is_exact() -> None:
-    """Ten of ten draws apart: all of eager's below all of compiled's has chance 2 / C(20, 10)."""
+    """Ten draws of each side: all of eager's below all of compiled's has the probability 2 / C(20, 10)."""
     series = Series(what="", column=0, eager=np.arange(10.0), compiled=np.arange(10.0) + 100)
     assert series.chance() == pytest.approx(2 / 184756)

@@ -1,4 +1,4 @@
-"""Sizes people train with: each edge is met once, what is wrong there is found, and what was not tried is said."""
+"""Sizes that people train with: each edge is tried once, faults there are found, and a note lists untried ones."""
 
 from __future__ import annotations
 
@@ -200,8 +200,8 @@ def test_a_policy_that_compiles_for_each_size() -> None:
     assert set(met) == {4, 7, 1, 33, 2, 3}
     (note,) = result.notes
     assert note == (
-        "batch 8, 9, 15, 16, 17, 31, 32, 63, 64, 65, 127, 128, 129, 257, 1024 not tried: each compiles "
-        "anew, as 2, 3 did"
+        "batch 8, 9, 15, 16, 17, 31, 32, 63, 64, 65, 127, 128, 129, 257, 1024 not tried: each is "
+        "compiled separately, as 2, 3 were"
     )
 
 
@@ -234,7 +234,7 @@ def test_a_policy_that_compiles_for_each_length() -> None:
 
     result = try_sizes(factory=Unrolled, observation=Box(("T", 5)), batch=(4, 7), nonfinite=False)
     assert_passes(result)
-    assert result.notes == ("T = 16, 33, 64 not tried: each compiles anew, as 2, 7 did",)
+    assert result.notes == ("T = 16, 33, 64 not tried: each is compiled separately, as 2, 7 were",)
 
 
 # --- what sizes may cost --------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Correct models that are hard to compare, none of which may be reported.
 
-Each stands beside a fault of a size that has to be found in that very model, so that a check which
-excuses everything would fail here too.
+Each is paired with a fault that has to be found in the same model, so that a check which passes
+everything would fail here too.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def test_rounding(name: str, phase: str) -> None:
 
 @pytest.mark.parametrize("name", ROUNDED)
 def test_errors_larger_than_rounding(name: str) -> None:
-    """What excuses the model above does not excuse a real error in it."""
+    """The rounding that the model above needs does not hide a real error in it."""
     model, spec, error = ROUNDED[name]
     wrong = check(lambda: model(error), observation=spec, batch=4)
     assert wrong.verdict is Verdict.DIFFERS
@@ -79,7 +79,7 @@ class Steps(nn.Module):
 
 
 def test_a_counter_that_the_result_depends_on() -> None:
-    """Both sides have counted alike, also where the floor has called eager more often."""
+    """Both sides have the same counter, even if the floor has called eager more often."""
     rollout, update = both_phases(Steps)
     assert_passes(rollout)
     assert_passes(update)
@@ -124,7 +124,7 @@ def test_gradients_that_are_zero_throughout_are_named() -> None:
 
 
 def test_a_factory_that_shares_a_generator_with_the_outside() -> None:
-    """The second run of the factory draws other weights; they are made equal and the report says so."""
+    """The second run of the factory draws other weights; they are made equal, and the report says so."""
     generator = torch.Generator().manual_seed(3)
 
     def factory() -> nn.Module:
@@ -200,7 +200,7 @@ class Precise(nn.Module):
 
 
 def test_ties_of_an_argmax() -> None:
-    """Two logits equal but for rounding: which of them is the largest is a matter of the last bit."""
+    """Two logits are equal except for rounding, so the last bit decides which is the largest."""
 
     class Tie(nn.Module):
         def __init__(self, wrong: bool = False) -> None:

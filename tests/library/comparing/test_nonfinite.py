@@ -1,4 +1,4 @@
-"""A NaN or an infinity in the input: what compiled hides fails, what it spreads further is a remark."""
+"""A NaN or an infinity in the input: compiled must not hide it; spreading it further is a remark."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far rounding moves eager, what float64 says, and what is made of both."""
+"""The rounding floor, the float64 reference, and the judgement from both."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_the_floor_is_zero_where_nothing_is_computed() -> None:
 
 
 def test_equal_values_move_equally() -> None:
-    """Otherwise an exact zero would be excused, and ties would be broken at random."""
+    """Otherwise a wrong zero would pass, and ties would be broken at random."""
     x = normal(4, 8)
     assert Eager(lambda x: x - x.view_as(x), x).movement() == 0
     equal = Eager(lambda x: (x.expand(4, 8) * 3).argmax(-1), torch.tensor([[0.7]])).floor()
@@ -136,7 +136,7 @@ def test_gradients_have_a_floor_of_their_own() -> None:
 
 
 def test_an_integer_that_rounding_flips_is_noted_and_what_jumps_with_it_kept_apart() -> None:
-    """What was computed from another choice moved by more than rounding."""
+    """Values computed from another choice move by more than rounding."""
 
     def choose(x: torch.Tensor) -> Any:
         # Nearly equal in the first half of the batch alone.
@@ -161,7 +161,7 @@ def test_an_integer_that_rounding_flips_is_noted_and_what_jumps_with_it_kept_apa
 
 
 def test_operators_that_copy_choose_and_compare_are_exact() -> None:
-    """Moving what they are given would turn an equality or an index into another one."""
+    """Perturbing their inputs would change an equality or an index."""
 
     def exact(x: torch.Tensor) -> Any:
         chosen = x.relu(), x.clamp(-1, 1), x.max(), x.amax(0), x.sort().values, x.topk(2).values, x.median()
@@ -217,13 +217,13 @@ WHOLE: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_whole_numbers_stay_whole(name: str) -> None:
-    """An entity's number, a counter, a plane of a board: none is off by one for rounding."""
+    """An entity's number, a counter, a plane of a board: rounding never makes them wrong by one."""
     floor = Eager(WHOLE[name], torch.arange(12.0).reshape(3, 4)).floor()
     assert floor.moved["output"].whole == 0 if name != "an index" else not floor.flipped["output"].any()
 
 
 def test_arithmetic_that_does_not_round_moves_nothing() -> None:
-    """A new bias is zero and a new norm's weight 1: two equal features stay equal behind them."""
+    """A new bias is zero and a new norm's weight is 1, so two equal features stay equal after them."""
     x, zeros = normal(4, 6), torch.zeros(6)
     for function in (
         lambda x: x + zeros,
@@ -239,7 +239,7 @@ def test_arithmetic_that_does_not_round_moves_nothing() -> None:
 
 
 def test_whole_numbers_that_rounding_made_do_move() -> None:
-    """A saturated tanh is 1, and may be the float below."""
+    """A saturated tanh is 1, or the next smaller float."""
     assert Eager(lambda x: torch.tanh(x), torch.full((4,), 20.0)).movement() > 0
     assert Eager(lambda x: x * 1.25, torch.full((4,), 0.8)).movement() > 0
 
@@ -255,7 +255,7 @@ def test_what_is_no_number_or_next_to_the_largest_stays(value: float) -> None:
 
 
 def test_running_statistics_are_moved_by_rounding_only() -> None:
-    """`native_batch_norm` does not say that it writes to them; moved before, they would excuse a fault."""
+    """`native_batch_norm` does not declare that it writes to them; perturbed before, they would hide a fault."""
     model = nn.BatchNorm1d(8)
     eager = Eager(model, normal(16, 8) + 3, "update")
     floor = eager.floor()
@@ -484,7 +484,7 @@ def test_what_was_compared_is_known() -> None:
 
 
 def test_a_wrong_element_cannot_hide_behind_a_large_one_in_the_same_tensor() -> None:
-    """The floor is the tensor's largest movement: on a well-conditioned tensor it excuses little."""
+    """The floor is the tensor's largest movement: for a well-conditioned tensor it is small."""
 
     def body(m: Any, x: torch.Tensor) -> torch.Tensor:
         y = m.layer(x) * torch.tensor([1.0, 1.0, 1.0, 100.0])
@@ -512,7 +512,7 @@ def test_a_difference_shows_the_value_of_float64_and_who_is_closer() -> None:
 
 
 def test_float64_sides_with_compiled_where_eager_is_the_worse_one() -> None:
-    """It says so and still does not decide: the two sides differ."""
+    """The report says so, and the two sides still differ."""
 
     def body(m: Any, x: torch.Tensor) -> torch.Tensor:
         y = m.layer(x)

@@ -1,8 +1,8 @@
-"""What the rounding floor must not excuse, and what it must: faults beside policies rounded otherwise.
+"""The rounding floor must pass policies that round differently, and must not pass faults.
 
-Nothing is compiled here. The candidate is the policy with a fault put into it, or the policy itself in
+Nothing is compiled here. The candidate is the policy with an injected fault, or the policy itself in
 other arithmetic: rounded at random, or computed in float64. Each is judged on the first example that
-shows it, as a check would.
+shows it, as in a check.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def test_another_number_in_place_of_minus_infinity(after: str, wrong: float) -> 
 
 @pytest.mark.parametrize("value", MASKED[1:])
 def test_rows_that_are_masked_entirely(value: float) -> None:
-    """Correct ones are uniform, or their scores as far as float32 holds them beside the mask."""
+    """Correct ones are uniform, or keep what float32 preserves of their scores beside the mask."""
     legal = masks("drawn")
     legal[2] = False
     for head in ("softmax", "log-softmax"):
@@ -327,7 +327,7 @@ def test_a_flipped_choice_excuses_what_jumps_with_it_and_nothing_beside_it() -> 
 
 
 def test_a_choice_that_is_not_returned_takes_its_row_with_it() -> None:
-    """Codebooks, routing, canonical orientations: the code itself is never seen."""
+    """Codebooks, routing, canonical orientations: the chosen code itself is not an output."""
     assert_silent(lambda x: tied(x)[1], normal(16, 64))
     steady = lambda x: (TWO[(x[:, 0] > 0).long()], x.sum(-1))  # noqa: E731
     assert_silent(steady, normal(16, 64))
@@ -410,7 +410,7 @@ def half_policy(dtype: torch.dtype) -> nn.Sequential:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision(dtype: torch.dtype) -> None:
-    """Silent in other arithmetic; a tenth is found in one gradient, and 3 % if it is systematic."""
+    """They pass in other arithmetic; an error of 10 % is found in one gradient, and 3 % if it is systematic."""
     model = half_policy(dtype)
     x = normal(32, 16).to(dtype)
     assert_silent(model, x, model=model, phase="update")
@@ -482,7 +482,7 @@ def test_without_a_floor_and_without_float64_nothing_is_decided() -> None:
 
 
 def test_a_floor_that_is_no_number_excuses_nothing() -> None:
-    """Eager is finite, and every run is NaN: eager's number can't be told from any other by it."""
+    """Eager is finite and every run is NaN, so the floor says nothing about eager's value."""
 
     def policy(x: torch.Tensor) -> torch.Tensor:
         known = x.new_tensor(TENTHS) if x.dtype == torch.float32 else x * 0.1
@@ -518,7 +518,7 @@ def test_who_allows_more_means_it_of_small_tensors_too() -> None:
 
 
 def test_what_cancels_to_next_to_nothing_is_no_small_tensor() -> None:
-    """Exactly zero in eager, or the last places of numbers of size 1."""
+    """The value is exactly zero in eager, or the last digits of numbers of size 1."""
     x = normal(8, 16)
     eager = Called(divergence, FROZEN, (x,), "rollout")
     other = eager()

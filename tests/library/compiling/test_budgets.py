@@ -61,7 +61,7 @@ def test_recompiles() -> None:
 
 
 def test_a_first_batch_of_1_is_no_warm_up() -> None:
-    """What is compiled for a single row has to be compiled again, which is nobody's fault."""
+    """A graph compiled for a single row has to be compiled again; that is correct."""
     result = check(whole, batch=(1, 4), nonfinite=False, **OBSERVATION)
     inputs = [text.rpartition(" on ")[2] for text in result.capture.recompiles]
     assert inputs == ["batch 4, expanded", "batch 1, strided", "batch 4, strided", "batch 4, transposed"]
@@ -124,7 +124,7 @@ def test_a_watchdog_that_is_called_off_in_time() -> None:
 
 
 def test_a_compile_in_another_thread_is_not_watched() -> None:
-    """Signals reach the main thread alone."""
+    """Signals reach only the main thread."""
     raised: list[BaseException] = []
 
     def work() -> None:

@@ -1,4 +1,4 @@
-"""Proof that something was compiled: each way of not compiling is told, its correct twin passes."""
+"""Proof of compilation: each way of not compiling is reported, and its correct twin passes."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def _with(model: nn.Module, backend: Any) -> nn.Module:
 
 
 def test_a_compiled_module_in_place_of_a_factory() -> None:
-    """It can't be copied, since the copy would call the original's weights: both sides share it."""
+    """It can't be copied, because the copy would call the original's weights, so both sides share it."""
     model = torch.compile(Agent(), backend="eager")
     assert_passes(check(model, observation=Box((8,))))
 
@@ -170,7 +170,7 @@ def failing_backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
 
 
 def test_compile_errors_suppressed() -> None:
-    """Every compile fails, dynamo swallows it and runs eager: equal in vain."""
+    """Every compile fails, and dynamo catches the exception and runs eager, so equality proves nothing."""
     with torch._dynamo.config.patch(suppress_errors=True):
         result = check(Agent, observation=Box((8,)), backend=failing_backend)
     assert_not_compiled(result, "suppress_errors", "ValueError: the backend gave up")
@@ -182,7 +182,7 @@ def test_errors_suppressed_that_do_not_happen() -> None:
 
 
 def test_compile_errors_suppressed_after_the_first_graph() -> None:
-    """The first batch size compiles, the others don't; what they computed was eager."""
+    """The first batch size compiles, and the others run eager."""
     graphs = 0
 
     def fails_later(graph: torch.fx.GraphModule, inputs: Any) -> Any:
@@ -236,7 +236,7 @@ class PartlyCompiled(nn.Module):
 
 
 def test_a_trunk_left_out_between_two_captured_operations() -> None:
-    """Two graphs, without a single parameter in them: counting graphs is no proof."""
+    """Two graphs without any parameter: the number of graphs proves nothing."""
     result = check(lambda: PartlyCompiled(head=False), observation=Box((8,)))
     assert_not_compiled(result, "graphs were captured, but none takes any of the 2 parameters", "trunk")
     assert result.capture.graphs >= 2
@@ -312,7 +312,7 @@ class Counting(nn.Module):
 
 @pytest.mark.parametrize(("where", "named"), [("inside", "calls"), ("outside", "taken")])
 def test_a_module_that_compiles_again_on_every_call(where: str, named: str) -> None:
-    """In use torch gives up after the limit and runs eager; equal would be equal in vain."""
+    """In use, torch gives up after the limit and runs eager, so equality would prove nothing."""
     result = check(lambda: Counting(where), observation=Box((8,)))
     assert_not_compiled(result, "in a row compiled again for shapes already seen", "torch gives up after 8")
     assert named in result.reason, "the guard that failed is named"
@@ -345,7 +345,7 @@ def test_recompiles_for_new_shapes_are_no_failure() -> None:
 
 
 def test_more_recompiles_than_the_users_own_limit_allows() -> None:
-    """The check lifts the limit so that it goes on comparing, and says what the user's would have done."""
+    """The check raises the limit to continue comparing, and reports what happens under the user's limit."""
     with torch._dynamo.config.patch(recompile_limit=2):
         result = check(Lookup, observation=Discrete(5), dynamic=False)
         assert torch._dynamo.config.recompile_limit == 2
@@ -364,7 +364,7 @@ def test_a_limit_that_is_not_reached_is_not_mentioned() -> None:
     "factory", [Agent, lambda: torch.compile(Agent(), backend="eager")], ids=["to be compiled", "as deployed"]
 )
 def test_a_second_check_of_the_same_class(factory: Callable[[], nn.Module]) -> None:
-    """dynamo finds the code of the first check and compiles nothing; the library never resets."""
+    """dynamo finds the code of the first check and compiles nothing; the library never resets it."""
     for _ in range(2):
         (result,) = check_equivalence(
             factory, observation=Box((8,)), phases="rollout", backend="eager", examples=3
@@ -392,7 +392,7 @@ def test_a_check_of_what_the_user_has_compiled_and_called_before() -> None:
     reason="graphs compiled before any check are not seen; the message says to call torch.compiler.reset()",
 )
 def test_a_deployed_policy_that_has_run_before() -> None:
-    """All its graphs are there already; the check sees them run all the same."""
+    """All its graphs exist already; the check still sees them run."""
     model = torch.compile(Lookup(), backend="eager").eval()
     with torch.no_grad():
         model(torch.arange(4))
@@ -475,7 +475,7 @@ WHOLE = ["", "explicit", "printed", "by data", "disabled inside", "in a handler"
 @pytest.mark.parametrize("how", WHOLE)
 @pytest.mark.parametrize("phase", ["rollout", "update"])
 def test_fullgraph_is_told_beside_the_default(how: str, phase: str) -> None:
-    """What is told of it is what torch says when it is asked for."""
+    """The reported reason is the one that torch gives on request."""
     default = check(lambda: Pieces(how), phase, observation=Discrete(5), batch=(4, 7))
     asked_for = check(lambda: Pieces(how), phase, observation=Discrete(5), batch=(4, 7), fullgraph=True)
     assert_passes(default)
@@ -531,7 +531,7 @@ def test_an_adapter_is_compiled_itself() -> None:
 
 
 def test_the_backend_is_given_what_torch_compile_gives_it() -> None:
-    """The recorder stands beside the backend, not in its place."""
+    """The recorder is used beside the backend and does not replace it."""
     seen: list[Any] = []
 
     def backend(graph: torch.fx.GraphModule, inputs: list[Any], **options: Any) -> Any:

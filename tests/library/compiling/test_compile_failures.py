@@ -1,4 +1,4 @@
-"""What left the compiler is a compile failure, on whichever call; what its code does is not."""
+"""An exception of the compiler is a compile failure, on any call; an exception of compiled code is not."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_an_explicit_graph_break_with_fullgraph() -> None:
 
 
 def test_a_bare_assertion_inside_dynamo(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No exception type of the compiler's own, no message: an LSTM under ``allow_rnn`` failed so."""
+    """The exception is of no compiler type and has no message, as for an LSTM under ``allow_rnn``."""
     from torch._dynamo.output_graph import OutputGraph
 
     def asserts(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -382,7 +382,7 @@ class Cached(Policy):
 
 
 def test_warnings_as_errors_change_nothing() -> None:
-    """Under ``-W error`` dynamo's own warning raises InternalTorchDynamoError where nobody listens."""
+    """Under ``-W error`` a warning of dynamo would raise InternalTorchDynamoError if it were not silenced."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert_passes(check(Cached, observation=Box((8,))))

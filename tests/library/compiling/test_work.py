@@ -1,4 +1,4 @@
-"""Coverage by work: the formulas, what of it is in graphs, and what is said and decided of it."""
+"""Coverage by work: the formulas, the share in graphs, and what is reported and decided from it."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ def test_a_part_of_the_work(phase: str) -> None:
 
 @pytest.mark.parametrize("phase", ["rollout", "update", "lifecycle"])
 def test_all_of_the_work(phase: str) -> None:
-    """With recompiles for other batch sizes, which count nothing again."""
+    """With recompiles for other batch sizes, whose work is not counted again."""
     result = check_body(phase, encoder=True, eager=False, min_coverage_work=1)
     assert_passes(result)
     assert result.capture.coverage_work == 1.0
@@ -309,7 +309,7 @@ def test_a_policy_without_work_is_not_asked_for_any() -> None:
 
 
 def test_what_can_not_be_counted_is_said() -> None:
-    """A shape that depends on numbers, which a graph has once dynamo is told to capture it."""
+    """A shape that depends on values, which is in a graph if dynamo's setting captures it."""
 
     class Chosen(nn.Module):
         def __init__(self) -> None:
@@ -358,7 +358,7 @@ def test_the_remedy_for_recurrent_modules(kind: type[nn.RNNBase], backend: str, 
 
 
 def test_a_remedy_that_does_not_help_is_told_as_what_it_does() -> None:
-    """Torch 2.13 raises where an LSTM meets AOTAutograd with gradients; a release that doesn't is told as well."""
+    """Torch 2.13 raises for an LSTM in AOTAutograd with gradients; a release that does not is reported too."""
     result = check(lambda: Recurrent(nn.LSTM), observation=Box((8,)), backend="aot_eager")
     (note,) = result.notes
     if "compiles it" not in note:

@@ -1,4 +1,4 @@
-"""Faults put into each stage of the compiler, and into one submodule: the explanation names them."""
+"""Faults injected into each stage of the compiler, and into one submodule: the explanation names them."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ def test_no_time_no_explanation() -> None:
 
 
 def test_little_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What there was no time for is told."""
+    """The explanation says what there was no time for."""
     _, found = explained(Distracted, explain_seconds=1e-9)
     assert found.stage == ""
     assert found.remarks == ("the stage was not found within explain_seconds=1e-09",)
@@ -298,7 +298,7 @@ class Outer(nn.Module):
 
 
 def test_a_submodule_that_can_not_be_compared() -> None:
-    """It is passed over; the policy that holds it is not said to be at fault by itself."""
+    """It is skipped, and the policy that contains it is not named as the place of the difference."""
     _, found = explained(Outer, backend=wrong_tanh)
     assert found.place == "Outer.forward"
 
@@ -317,7 +317,7 @@ def test_what_depends_on_what_ran_before() -> None:
 
 
 def test_a_fault_of_graphs_for_any_batch() -> None:
-    """It takes calls with two batch sizes to compile such a graph; its parts are compiled alike."""
+    """Such a graph is compiled only after calls with two batch sizes; its parts are compiled in the same way."""
 
     def any_batch(graph: torch.fx.GraphModule, inputs: Any) -> Any:
         wrong = any(isinstance(value, (int, torch.SymInt)) for value in inputs)
@@ -377,7 +377,7 @@ def test_the_stage_of_samples() -> None:
 
 
 def test_a_later_stage_of_samples() -> None:
-    """Numbers that are right draw for draw, and that the backend spreads too far as deployed."""
+    """The numbers are right draw for draw, and have too large a spread as deployed."""
     result, found = explained(
         lambda: Noisy(1.0), backend=spread_as_deployed, samples=500, explain_seconds=600
     )
@@ -437,7 +437,7 @@ class Nested(nn.Module):
 
 @pytest.mark.parametrize("method", ["forward", "act"])
 def test_the_innermost_submodule(method: str) -> None:
-    """Also through containers that are never called themselves, and from other methods."""
+    """Also inside containers that are never called themselves, and from other methods."""
     _, found = explained(lambda: Nested(True), methods=method, backend=wrong_tanh)
     assert found.place == "second.a.body.1 (Tanh)"
     assert_passes(check(lambda: Nested(False), methods=method, observation=Box((8,)), backend=wrong_tanh))
@@ -470,7 +470,7 @@ def test_the_lines_of_the_graph() -> None:
 
 
 def test_a_setting_of_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fault that inductor plants in its own relu, unless the setting that plants it is switched off."""
+    """A fault that a setting of inductor injects into its own relu."""
     fault = "cpp.inject_relu_bug_TESTING_ONLY"
     monkeypatch.setattr(stages, "SETTINGS", {fault: (None, "planted faults")})
     with torch._inductor.config.patch({fault: "accuracy"}):

@@ -1,4 +1,4 @@
-"""The folder that is handed over: its script shows the difference without us, and hurts nobody's files."""
+"""The proof folder: its script shows the difference without this package, and overwrites no other files."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_a_new_folder_is_kept_out_of_git(tmp_path: Path) -> None:
 
 
 def test_a_script_that_does_not_show_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The fault is in this process alone."""
+    """Only this process has the fault."""
     from torch._inductor import lowering
 
     aten = torch.ops.aten
@@ -317,7 +317,7 @@ def test_a_script_of_two_graphs(agents: Any, phase: str, tmp_path: Path) -> None
 
 
 def test_a_backend_that_only_the_users_module_knows(agents: Any, tmp_path: Path) -> None:
-    """The script of the graph, in which it is unknown, raises: that is no difference."""
+    """The name is unknown in the script of the graph, which raises; that is no difference."""
     found = proof_of(agents.Linear, tmp_path, backend="off_by_one")
     assert_shows(found, "off_by_one")
     assert "agents_of_a_user" in Path(found.proof, "repro.py").read_text()
@@ -363,7 +363,7 @@ USED = (
 
 
 def test_a_script_of_a_policy_as_it_is_used(agents: Any, tmp_path: Path) -> None:
-    """A compiler that is right agrees; one that forgets the buffers and one that forgets the input don't."""
+    """A correct compiler agrees; one that ignores buffers and one that ignores the input do not."""
     options = CheckOptions(backend="for_the_same_tensor", batch=4)
     sides = LifecycleSides(agents.Used, Declaration(observation=Box((8,))), options)
     differs = Difference(path="output", problem="values", eager="0", compiled="1", allowed=1e-5)

@@ -1,4 +1,4 @@
-"""Inputs as they come: layouts, shared memory and large integers reach both sides, and what is wrong there is found."""
+"""Layouts, shared memory and large integers reach both sides, and faults for such inputs are found."""
 
 from __future__ import annotations
 
@@ -252,7 +252,7 @@ def wraps(n: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     ids=str,
 )
 def test_integers_that_wrap_are_found(dtype: torch.dtype, phase: str) -> None:
-    """Above zero only, so that it takes the edge itself."""
+    """The fault is above zero only, so the example has to be at the edge itself."""
 
     class Narrow(Counter):
         def forward(self, n: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

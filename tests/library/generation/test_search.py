@@ -1,4 +1,4 @@
-"""Hypothesis looks for failing examples under the project's own profile, and makes them small."""
+"""Hypothesis searches failing examples under the project's own profile, and shrinks them."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ class Rare(nn.Module):
 
 
 def test_a_check_finds_again_what_it_found(load: Load) -> None:
-    """The database works across checks; the first needed many examples for it."""
+    """The database works across checks; the first check needed many examples."""
     load(database=InMemoryExampleDatabase())
     options = {"observation": Discrete(2000), "shrink_seconds": 300.0}
     for seed in range(60):  # each finds it more often than not
@@ -217,7 +217,7 @@ def test_a_check_finds_again_what_it_found(load: Load) -> None:
 
 
 def test_the_example_of_a_check_is_small() -> None:
-    """One bad element in a batch of boards, told in one line."""
+    """One bad element in a batch of boards is described in one line."""
 
     class Planes(nn.Module):
         def __init__(self) -> None:
@@ -267,7 +267,7 @@ def test_a_budget_for_compiling() -> None:
 
 
 def test_a_failure_that_depends_on_what_ran_before_is_kept() -> None:
-    """It does not replay, and it is a difference all the same."""
+    """It does not replay, and is still a difference."""
     change = backends.changed(lambda outputs, call: [o + 1e-2 * (call == 3) for o in outputs])
     result = check(lambda: nn.Linear(8, 4), observation=Box((8,)), backend=change)
     assert result.verdict is Verdict.DIFFERS

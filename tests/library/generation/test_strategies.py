@@ -1,4 +1,4 @@
-"""Specs to tensors: everything drawn matches its spec, and what fails shrinks to something small."""
+"""Tensors from specs: everything drawn matches its spec, and failing examples shrink."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def test_a_gymnasium_box_unbounded_in_one_element_only() -> None:
 
 
 def test_the_largest_float_in_one_element_means_unbounded_there() -> None:
-    """CartPole wrote so for years; taken as a bound it fills the element with values of 1e38."""
+    """CartPole did so for years; used as a bound, it would fill the element with values of 1e38."""
     most_float = np.finfo(np.float32).max
     low, high = np.array([-1.0, -most_float], np.float32), np.array([1.0, most_float], np.float32)
     _, most = _extremes(gymnasium.spaces.Box(low, high))
@@ -450,7 +450,7 @@ def test_recipes_are_plain_values() -> None:
 
 
 def test_a_smaller_batch_begins_with_the_same_values() -> None:
-    """Else an example would change under Hypothesis' hands while its batch shrinks."""
+    """Otherwise an example would change while Hypothesis shrinks its batch."""
     tree = as_spec(Box((3,)))
     long = build(tree, random_recipe(tree, 9, 3))
     short = build(tree, random_recipe(tree, 4, 3))
@@ -458,7 +458,7 @@ def test_a_smaller_batch_begins_with_the_same_values() -> None:
 
 
 def test_the_seed_of_the_recipe_is_drawn() -> None:
-    """A frozen random stream can't be seen under a single seed."""
+    """A single seed does not show a frozen random stream."""
     seeds = {recipe.seed for recipe in draws(recipes(as_spec(Box((2,))), st.just(2)), 30)}
     assert len(seeds) > 10
 
@@ -728,7 +728,7 @@ def test_a_failure_shrinks_to_the_smallest_batch_and_one_element(under: int) -> 
 
 
 def test_drawing_boards_is_cheap() -> None:
-    """200 draws are to cost 2 s; four times that still tells bulk fills from single elements."""
+    """200 draws should take 2 s; a limit of four times that still detects filling element by element."""
     started = time.perf_counter()
     assert len(draws(observations(Box((46, 9, 9)), batch=8), 200)) == 200
     assert time.perf_counter() - started < 8
@@ -834,7 +834,7 @@ def test_the_hypothesis_seed_of_the_command_line_decides_what_is_drawn(pytester:
 
 
 def test_what_failed_is_tried_first_the_next_time() -> None:
-    """The example database works on recipes as on any other value."""
+    """The example database works with recipes as with any other value."""
     database = hypothesis.database.InMemoryExampleDatabase()
 
     def run() -> list[torch.Tensor]:

@@ -1,4 +1,4 @@
-"""What changes between the calls of a policy: answers from before, each with its correct twin."""
+"""Changes between the calls of a policy: stale results are found, and their correct twins pass."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_a_buffer_taken_for_a_constant(on: bool) -> None:
 
 @pytest.mark.parametrize("on", [True, False])
 def test_a_buffer_that_was_assigned(on: bool) -> None:
-    """What is compiled goes on with the object that was there."""
+    """Compiled code keeps using the object that was there before."""
 
     class Wrong(Normaliser):
         def __init__(self) -> None:
@@ -415,7 +415,7 @@ def test_the_flag_of_the_policy_in_place_of_the_layers(on: bool) -> None:
 
 @pytest.mark.parametrize("on", [True, False])
 def test_a_count_that_is_read_compiles_every_call(on: bool) -> None:
-    """The same word as in the phases, where it is `not compiled`."""
+    """The verdict is `not compiled`, as in the other phases."""
 
     class Policy(Agent):
         def __init__(self) -> None:

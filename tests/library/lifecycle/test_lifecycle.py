@@ -1,4 +1,4 @@
-"""One compiled object's life: faults that no single call shows, each with its correct twin."""
+"""The lifecycle of one compiled object: faults that no single call shows, each with its correct twin."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Agent(nn.Module):
 
 
 def test_a_row_on_a_coarse_grid_that_rounding_happens_not_to_move() -> None:
-    """Seed 10: under autocast one step is 64, and one row of seven stays where it is in all runs."""
+    """Seed 10: under autocast one step of the grid is 64, and no run moves one row of seven."""
     result = check(hard.Cancellation, seed=10)
     assert_passes(result)
     assert not besides(result)
@@ -83,7 +83,7 @@ def test_stale_weights(on: bool) -> None:
 
 @pytest.mark.parametrize("on", [True, False])
 def test_one_stale_bias_after_learning(on: bool) -> None:
-    """A fault that loading does not show: whatever changes weights otherwise refreshes them."""
+    """A fault that loading does not show, because every other change of weights refreshes them."""
 
     class Policy(Agent):
         def __init__(self) -> None:
@@ -111,7 +111,7 @@ def test_one_stale_bias_after_learning(on: bool) -> None:
 
 @pytest.mark.parametrize("on", [True, False])
 def test_wrong_gradients_only_after_a_step(on: bool) -> None:
-    """Right on fresh weights, and so in every example of the update phase."""
+    """Right with new weights, and so in every example of the update phase."""
 
     class Policy(Agent):
         def __init__(self) -> None:
@@ -167,7 +167,7 @@ def test_outputs_that_change_in_eager_too() -> None:
 @pytest.mark.parametrize("on", [True, False])
 @pytest.mark.parametrize("trained", [True, False])
 def test_code_of_one_mode_answers_in_the_other(on: bool, trained: bool) -> None:
-    """What is compiled first in one mode is used in the other."""
+    """The code that is compiled first, in one mode, is used in the other mode too."""
 
     class Policy(nn.Module):
         def __init__(self) -> None:
@@ -333,7 +333,7 @@ def test_a_fault_on_one_call_is_told_with_its_number() -> None:
 
 @pytest.mark.parametrize("on", [True, False])
 def test_training_leads_elsewhere(on: bool) -> None:
-    """A loss that is wrong by little, in every step."""
+    """A loss that is slightly wrong in every step."""
 
     def wrong(outputs: list[Any]) -> list[Any]:
         return [o * 1.05 if on and isinstance(o, torch.Tensor) and o.dim() else o for o in outputs]
@@ -626,7 +626,7 @@ def test_state_that_lives_on_between_calls() -> None:
 
 @pytest.mark.parametrize("on", [True, False])
 def test_a_story_goes_on_where_its_floors_were_asked_for(on: bool) -> None:
-    """Asking eager how far it rounds, also in float64, tells it the story again."""
+    """Computing the rounding floor and the float64 reference repeats the story."""
 
     class Sharp(Agent):
         def forward(self, x: torch.Tensor) -> Any:

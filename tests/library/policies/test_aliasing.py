@@ -1,4 +1,4 @@
-"""Memory that outputs share, strides, order of keys: compiled alone shares, or no longer does."""
+"""Memory that outputs share in compiled or in eager only, strides, and the order of keys."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Inputs, policies and state of the shapes that libraries give them; each with a fault that is caught."""
+"""Inputs, policies and state in the forms that libraries use; each with a fault that is found."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every distribution of `torch.distributions` may be an output, and others' that derive from them."""
+"""Every distribution of `torch.distributions`, and subclasses of them, may be an output."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_another_one_looks_different(name: str) -> None:
 
 
 def test_a_circle_of_transforms_is_no_nest() -> None:
-    """A transform and its inverse know each other."""
+    """A transform and its inverse refer to each other."""
     inverse = D.AffineTransform(torch.ones(3), 2 * torch.ones(3)).inv
     found = named_values(D.TransformedDistribution(D.Normal(torch.zeros(3), 1.0), [inverse])).tensors
     assert torch.equal(found["output.transforms[0].inverse of.loc"], torch.ones(3))

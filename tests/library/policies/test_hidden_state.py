@@ -1,4 +1,4 @@
-"""State that is neither buffer nor tensor attribute: it is put back, or named, and excuses nothing."""
+"""State that is neither buffer nor tensor attribute is restored or named, and hides no difference."""
 
 from __future__ import annotations
 

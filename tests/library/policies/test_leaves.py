@@ -1,4 +1,4 @@
-"""Everything that a call leaves: each kind is lost or changed by compiled, and caught; its twin passes."""
+"""Everything that a call leaves: if compiled loses or changes it, the case differs; its correct twin passes."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ class GrowingList(Base):
 
 
 class Counter(Base):
-    """Not one that grows: dynamo compiles anew for each number."""
+    """Not one that grows: dynamo compiles again for each number."""
 
     def __init__(self, wrong: bool) -> None:
         super().__init__(wrong)

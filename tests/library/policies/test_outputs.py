@@ -1,4 +1,4 @@
-"""Whatever a policy returns is taken apart, or refused with the line that teaches it; nothing is ignored."""
+"""Every output is unpacked, or refused with a message that says how to register its type; none is ignored."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_the_types_on_the_way_are_noted() -> None:
 
 
 def test_a_parameter_is_a_tensor() -> None:
-    """Compiled code may hand back a parameter's data as a plain tensor."""
+    """Compiled code may return a parameter's data as a plain tensor."""
     assert named_values(nn.Parameter(T)).kinds == named_values(T).kinds
 
 
@@ -137,7 +137,7 @@ def test_a_transformed_distribution_has_those_of_base_and_transforms() -> None:
 
 
 def test_what_a_distribution_has_cached_makes_no_difference() -> None:
-    """`probs` is there if somebody asked for it; a compiled side that did not ask is no different."""
+    """`probs` exists only after it was read; a compiled side that did not read it is equal."""
     asked, not_asked = D.Categorical(logits=T), D.Categorical(logits=T)
     assert float(asked.probs.sum()) == pytest.approx(1)
     asked.entropy()
@@ -187,7 +187,7 @@ def test_the_other_parametrisation_of_a_distribution_is_another_structure() -> N
     ],
 )
 def test_no_parameter_of_a_distribution_is_overlooked(make: Any) -> None:
-    """A distribution with another parameter has to look different, however it stores it."""
+    """A distribution with another parameter has to differ, however it stores the parameter."""
     one, same, other = (named_values(make(shift)) for shift in (0.0, 0.0, 0.25))
     assert one.kinds == same.kinds
     assert all(torch.equal(one.tensors[path], same.tensors[path]) for path in one.tensors)

@@ -1,4 +1,4 @@
-"""Two sides out of one factory, their methods, their inputs, and the state that calls change."""
+"""Two sides from one factory, their methods, their inputs, and the state that calls change."""
 
 from __future__ import annotations
 
@@ -566,7 +566,7 @@ def test_phases(phase: str, expected: set[tuple[bool, bool]]) -> None:
 
 
 def test_every_example_begins_from_the_same_state() -> None:
-    """Else the order of examples would matter, and a shrunk one would not replay."""
+    """Otherwise the order of examples would matter, and a shrunk example would not replay."""
     counts: set[float] = set()
 
     class Counting(nn.Module):

@@ -1,4 +1,4 @@
-"""Reports compared: what got worse is told where size and evidence say so, and nowhere else."""
+"""Comparing reports: a figure got worse only if both the size and the certainty of the change say so."""
 
 import json
 import random
@@ -63,7 +63,7 @@ def test_the_interval_of_a_change_holds_what_both_intervals_allow():
 
 
 def test_noise_of_the_size_of_the_intervals_is_seldom_called_worse():
-    """Ratios drawn with the standard error that their intervals say; the rule is met by one in some thousand."""
+    """Ratios drawn with the standard error of their intervals; about one in several thousand exceeds the rule."""
     draws = random.Random(0)
 
     def drawn(ratio):

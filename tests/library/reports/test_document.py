@@ -99,7 +99,7 @@ def test_what_is_not_finite_is_null():
 
 
 def test_a_record_is_made_of_pythons_own_types():
-    """What execnet sends between pytest-xdist's processes, which takes no subclass of any."""
+    """execnet sends it between pytest-xdist's processes, and accepts no subclasses of plain types."""
 
     def types(value):
         if type(value) is dict:

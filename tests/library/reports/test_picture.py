@@ -94,7 +94,7 @@ def wide() -> CheckResult:
 
 
 def test_a_failure_fits_on_a_screen(wide: CheckResult) -> None:
-    """With everything there is to say about it, in a terminal of 50 lines."""
+    """With every field set, in a terminal of 50 lines."""
     assert len(wide.differences) == 12
     assert wide.explanation is not None
     text = failure_text(wide, rerun="pytest --compile-check")

@@ -1,4 +1,4 @@
-"""Reports of others: whatever a file holds is read, or refused in one sentence with the right status."""
+"""Reading reports: any file is read, or refused in one sentence with the right exit status."""
 
 import contextlib
 import copy
@@ -280,7 +280,7 @@ def test_an_exception_of_our_own_does_not_say_that_something_got_worse(file, cap
 
 
 def test_a_record_needs_no_more_than_reading_asks_for():
-    """What a report must have is what a record can't be made without."""
+    """A report must have the fields that a record needs."""
     import dataclasses
 
     from pytest_torchcompile import Deviation, Difference

@@ -1,4 +1,4 @@
-"""The terminal's table: which columns a width has room for, and names that are too long."""
+"""The terminal's table: the columns that fit a width, and names that are too long."""
 
 import dataclasses
 import re

@@ -1,4 +1,4 @@
-"""The document as Markdown and on GitHub: complete, within its limits, and harmless whatever it says."""
+"""The document as Markdown and on GitHub is complete, within its limits, and safe for any content."""
 
 import json
 import pathlib

@@ -1,4 +1,4 @@
-"""Autocast that was declared: rollout, update and lifecycle run under it, on both sides, learning included."""
+"""Declared autocast: rollout, update and lifecycle run under it, on both sides, including learning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A check leaves the process and the user's module as it found them, however it ends."""
+"""A check restores the process and the user's module, however it ends."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def test_nothing_is_changed_when_forward_raises(
 
 
 def test_an_interrupt_on_a_later_call_of_a_module_that_can_not_be_copied() -> None:
-    """Both sides share the user's own module, which has to be put back."""
+    """Both sides share the user's own module, which has to be restored."""
 
     class Uncopyable(Restless):
         calls = 0
@@ -203,7 +203,7 @@ def test_settings_that_the_factory_switches_are_put_back() -> None:
 
 
 def test_a_module_that_comes_compiled_is_put_back() -> None:
-    """It can't be copied, so that it is called itself."""
+    """It can't be copied, so it is called itself."""
     model = Restless()
     compiled = torch.compile(model, backend="eager")
     module = of_the_module(model)
@@ -278,7 +278,7 @@ def test_the_number_of_threads_is_the_options_while_a_check_runs() -> None:
 
 
 def test_arguments_of_distributions_are_not_validated_on_either_side() -> None:
-    """Importing dynamo turns validation off for the process; a check compares two sides alike."""
+    """Importing dynamo turns validation off for the process; a check uses the same setting for both sides."""
     torch.distributions.Distribution.set_default_validate_args(True)
 
     class Invalid(nn.Module):

@@ -1,4 +1,4 @@
-"""Who watches a check is told at each moment what it is doing."""
+"""A check reports each of its steps as progress."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Input specs: what is accepted, what is refused with a sentence, what spaces turn into."""
+"""Input specs: what is accepted, what is refused with which message, and how spaces are converted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is timed, on what, and what is left alone. No figure of a real clock is asserted."""
+"""What is timed, with which inputs, and what stays unchanged. No test asserts on a real clock."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_each_call_has_its_batch_its_phase_and_inputs_and_state_of_its_own(
 
 
 def test_the_backward_is_timed_with_the_forward(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a clock that ticks with every backward of a layer, and not otherwise."""
+    """On a clock that advances only with the backward of a layer."""
     ticks = itertools.count()
     now = [0.0]
 
@@ -167,7 +167,7 @@ class Dropping(nn.Module):
 def test_what_samples_is_timed_with_the_random_numbers_that_it_has_when_deployed(
     nothing_rejected: None,
 ) -> None:
-    """Compiled once more, because the check has it draw eager's."""
+    """It is compiled once more, because in the check it draws eager's numbers."""
     from torch._inductor import config
 
     fallback: list[bool] = []
@@ -191,7 +191,7 @@ def test_what_samples_and_comes_compiled_is_not_timed() -> None:
 
 
 def test_a_timing_that_raises_is_told_and_is_no_failure() -> None:
-    """Batch 5 is met by the timing alone."""
+    """Only the timing uses batch 5."""
 
     class Fussy(Agent):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

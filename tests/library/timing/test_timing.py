@@ -1,4 +1,4 @@
-"""Blocks, ratios and conclusions of timings, on clocks of our own: no test depends on the machine's speed."""
+"""Blocks, ratios and conclusions of timings, with simulated clocks: no test depends on the machine's speed."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_the_ratio_of_two_constant_times(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_machine_that_slows_down_does_not_change_the_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
-    """To a tenth of its speed within the run; one after the other the two would differ manifold."""
+    """The machine slows to a tenth within the run; timed one after the other, the two would differ greatly."""
     clock = Clock(monkeypatch, a=lambda: 0.002 * slowness(), b=lambda: 0.001 * slowness())
 
     def slowness() -> float:
