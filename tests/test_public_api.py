@@ -213,6 +213,7 @@ def test_the_fields_of_a_result() -> None:
         "verdict",
         "reason",
         "examples",
+        "attempts",
         "rounding",
         "worst",
         "differences",

@@ -255,7 +255,7 @@ def _case(case: Plain, described: Plain) -> Case:
         "speedup": None,
     }
     for name, kind in (("explanation", Explanation), ("sensitivity", Sensitivity)):
-        if case.get(name):
+        if case.get(name) is not None:
             result[name] = kind(**_known(kind, case[name]))
     return Case(
         id=case["id"],

@@ -62,8 +62,8 @@ def _worst(values: Mapping[str, Any]) -> str:
 
 def share_text(values: Mapping[str, Any]) -> str:
     """Return the worst difference over what is allowed there, ``0.31``; empty if nothing numeric differs."""
-    allowed = float(values["worst_allowed"])
-    return f"{float(values['worst_difference']) / allowed:.2g}" if allowed and values["worst_place"] else ""
+    size, allowed = float(values["worst_difference"]), float(values["worst_allowed"])
+    return f"{size / allowed:.2g}" if size and allowed else ""
 
 
 def _graphs(values: Mapping[str, Any]) -> str:

@@ -39,7 +39,7 @@ ONE_SENTENCE = {
     ),
     "a method that isn't there": (
         agent('observation=Box((2,)), methods="get_valeu"'),
-        "Agent has no method 'get_valeu'; it has: get_value, get_masked",
+        "Agent has no method 'get_valeu'; it has: get_value, get_masked, get_log_prob, get_logits, forward",
     ),
     "nothing declared": (
         agent("observation=None"),

@@ -429,7 +429,7 @@ def test_a_wrong_declaration_in_compile_check_is_told_in_the_test(project):
     result = project.pytest()
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(
-        ["E*UsageError: Agent has no method 'get_valeu'; it has: get_value, get_masked"]
+        ["E*UsageError: Agent has no method 'get_valeu'; it has: get_value, get_masked, get_log_prob, *"]
     )
     assert table(result) == {}
 

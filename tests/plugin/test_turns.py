@@ -135,7 +135,9 @@ def test_without_a_setting_the_compile_cache_lies_in_pytests(project, monkeypatc
 @pytest.mark.parametrize("arguments", [("-p", "no:cacheprovider"), ("--no-compile-check",)], ids=" ".join)
 def test_the_compile_cache_stays_torchs_own(project, monkeypatch, arguments):
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
-    project.write(CACHED + "\n    def test_plain(): note('caches', os.environ.get('TORCHINDUCTOR_CACHE_DIR'))")
+    project.write(
+        CACHED + "\n    def test_plain(): note('caches', os.environ.get('TORCHINDUCTOR_CACHE_DIR'))"
+    )
     project.check(*arguments)
     # Torch sets the variable to its default when it first asks for the folder.
     assert project.lines("caches")
