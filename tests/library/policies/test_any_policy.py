@@ -35,8 +35,7 @@ from pytest_torchcompile import (
     check_equivalence,
     register_output,
 )
-from pytest_torchcompile.specs import conventions
-from pytest_torchcompile.specs import spaces as spaces_
+from pytest_torchcompile.specs import conventions, conversion
 
 BOTH = ("rollout", "update")
 twice_as_much = scaled(2.0)
@@ -682,7 +681,7 @@ def test_an_action_is_what_the_library_s_buffer_stores(library: Any, space: Any,
 
     signature = inspect.signature(Learner().evaluate_actions)
     found = conventions.own_actions(Learner(), [signature])
-    assert spaces_.as_spec(found["actions"]) == expected
+    assert conversion.as_spec(found["actions"]) == expected
 
 
 def test_skrl_s_taken_actions_are_a_column_of_floats() -> None:
@@ -692,7 +691,7 @@ def test_skrl_s_taken_actions_are_a_column_of_floats() -> None:
 
     found = conventions.own_observation(Learner())
     assert found["taken_actions"] == MultiDiscrete((4,), "float32")
-    assert spaces_.as_spec(found["observations"]) == Box((2,), -1.0, 1.0, "float32")
+    assert conversion.as_spec(found["observations"]) == Box((2,), -1.0, 1.0, "float32")
 
 
 def test_an_action_space_that_is_none_is_not_taken() -> None:
