@@ -187,7 +187,7 @@ def test_what_samples_is_timed_with_the_random_numbers_that_it_has_when_deployed
 def test_what_samples_and_comes_compiled_is_not_timed() -> None:
     result = check(lambda: torch.compile(Dropping(), backend="eager"), **CASE)
     assert result.speedup is None
-    assert "not what is deployed" in result.untimed
+    assert "this is not the code that is deployed" in result.untimed
 
 
 def test_a_timing_that_raises_is_told_and_is_no_failure() -> None:
