@@ -402,7 +402,7 @@ def test_the_marker_is_registered_and_documented(project):
     result = project.pytest("--markers")
     result.stdout.fnmatch_lines(
         [
-            "@pytest.mark.compiled_equivalence([*], observation, inputs, methods, observe, reset, act, learn, loss, backend, mode, *): the "
+            "@pytest.mark.compiled_equivalence([*], observation, inputs, methods, observe, reset, act, learn, loss, profile, backend, mode, *): the "
             "function returns a policy; check that it computes the same once compiled. "
             "Runs with --compile-check."
         ]
