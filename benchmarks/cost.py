@@ -5,7 +5,7 @@
 For an MLP, a CNN and a Keisei-style tower: the wall time of a whole check (timing off) in a process of its
 own, over that of a plain script that imports torch, compiles the same method, and makes the same calls,
 eager and compiled, on inputs of the same sizes; with a cold and with a warm inductor cache. Then what the
-lifecycle adds, the seconds of an example beyond its calls, graphs by the number of examples, the start of an
+lifecycle adds, the seconds of each profile, the seconds of an example beyond its calls, graphs by the number of examples, the start of an
 idle pytest, and the memory of a check of 50 million parameters.
 """
 
@@ -20,6 +20,8 @@ import subprocess
 import sys
 import tempfile
 import time
+
+from pytest_torchcompile.options import PROFILES
 
 POLICIES = {
     "mlp": "nn.Sequential(nn.Linear(8, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 4))",
@@ -198,6 +200,29 @@ def lifecycle(runs: int) -> None:
         )
 
 
+PROFILE = """
+from pytest_torchcompile import Box, check_equivalence
+results = check_equivalence(lambda: {policy}, observation=Box({shape}), profile="{profile}")
+assert all(result.verdict.passed for result in results), results
+graphs = sum(result.capture.graphs for result in results)
+print(time.perf_counter() - begin, graphs, sum(result.examples for result in results))
+"""
+
+
+def profiles(runs: int) -> None:
+    """Seconds of a check of all phases under each profile, import included: cold once, warm `runs` times."""
+    print("policy profile    cold s   warm s  graphs  examples")
+    for name in ("mlp", "cnn"):
+        for profile in PROFILES:
+            code = PROFILE.format(policy=POLICIES[name], shape=SHAPES[name], profile=profile)
+            with tempfile.TemporaryDirectory() as cache:
+                cold, graphs, examples = _run(code, cache).split()
+                warm = statistics.median(float(_run(code, cache).split()[0]) for _ in range(runs))
+            print(
+                f"{name:6} {profile:9} {float(cold):7.1f} {warm:8.1f} {graphs:>7} {examples:>9}", flush=True
+            )
+
+
 def per_example(runs: int) -> None:
     """Seconds of an example beyond its calls, and graphs by the number of examples, on the small CNN."""
     with tempfile.TemporaryDirectory() as cache:
@@ -294,13 +319,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--runs", type=int, default=3, help="runs of each timing")
     parser.add_argument(
-        "--only", choices=("wall", "lifecycle", "example", "idle", "memory"), help="one of the tables"
+        "--only",
+        choices=("wall", "lifecycle", "profiles", "example", "idle", "memory"),
+        help="one of the tables",
     )
     arguments = parser.parse_args()
     if arguments.only in (None, "wall"):
         wall_times(arguments.runs)
     if arguments.only in (None, "lifecycle"):
         lifecycle(arguments.runs)
+    if arguments.only in (None, "profiles"):
+        profiles(arguments.runs)
     if arguments.only in (None, "example"):
         per_example(arguments.runs)
     if arguments.only in (None, "idle"):
