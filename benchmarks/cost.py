@@ -5,8 +5,8 @@
 For an MLP, a CNN and a Keisei-style tower: the wall time of a whole check (timing off) in a process of its
 own, over that of a plain script that imports torch, compiles the same method, and makes the same calls,
 eager and compiled, on inputs of the same sizes; with a cold and with a warm inductor cache. Then what the
-lifecycle adds, the seconds of each profile, the seconds of an example beyond its calls, graphs by the number of examples, the start of an
-idle pytest, and the memory of a check of 50 million parameters.
+lifecycle adds, the seconds of each profile, the seconds of an example beyond its calls, graphs by the number
+of examples, the start of an idle pytest, and the memory of a check of 50 million parameters.
 """
 
 from __future__ import annotations
