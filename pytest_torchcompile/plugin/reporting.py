@@ -211,7 +211,8 @@ class Reporting:
     def _write_summary(self, terminalreporter: Any) -> None:
         """Write the table and the paths of the files. On GitHub, also annotate the failures."""
         if self._is_worth_writing():
-            terminal.write_summary(terminalreporter, self._document)
+            width = self._config.get_terminal_writer().fullwidth
+            terminal.write_summary(terminalreporter, self._document, width)
             if not self._document["cases"]:
                 self._write_why_nothing_was_checked(terminalreporter)
         for sentence in died.report_dead_sessions(self._config):

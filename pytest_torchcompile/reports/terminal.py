@@ -67,17 +67,18 @@ class _Grid(NamedTuple):
         ).rstrip()
 
 
-def write_summary(reporter: Any, document: Plain) -> None:
+def write_summary(reporter: Any, document: Plain, width: int) -> None:
     """Write the table, the sentences below it and the count, which is red if nothing was checked.
 
     Args:
         reporter: pytest's terminal reporter.
         document: see `document_of`.
+        width: the terminal's width in characters.
     """
     cases = cases_of(document)
     reporter.write_sep("=", "compiled against eager")
     if cases:
-        for text, markup in lines(cases, reporter.config.get_terminal_writer().fullwidth):
+        for text, markup in lines(cases, width):
             reporter.write_line(text, **markup)
         for sentence in table.sentences((case.id, case.values) for case in cases):
             reporter.write_line(one_line(sentence))

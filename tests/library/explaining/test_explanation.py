@@ -350,7 +350,7 @@ def test_a_fault_of_graphs_for_one_batch() -> None:
 def test_what_comes_compiled() -> None:
     _, found = explained(lambda: torch.compile(Distracted(), backend="eager"))
     (remark,) = found.remarks
-    assert "comes compiled" in remark
+    assert "the factory itself compiles the policy" in remark
 
 
 # --- draws ----------------------------------------------------------------------------------------
