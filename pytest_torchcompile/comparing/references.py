@@ -33,7 +33,9 @@ class References:
     operands: Callable[[Collection[str]], Mapping[str, float]]
 
 
-def references(eager: Outcome, side: Side, rerun: Rerun, scale: float = 1.0) -> References:
+def references(
+    eager: Outcome, side: Side, rerun: Rerun, scale: float = 1.0, *, learnt: bool = False
+) -> References:
     """Return the references for one call of eager.
 
     Args:
@@ -41,11 +43,12 @@ def references(eager: Outcome, side: Side, rerun: Rerun, scale: float = 1.0) -> 
         side: eager's side.
         rerun: repeats the call.
         scale: factor on the perturbation; see `rounding.scale_for`.
+        learnt: whether the outcome follows from gradients of earlier calls; see `rounding_floors`.
     """
 
     def floors(paths: Collection[str]) -> Iterator[Floor]:
         floor = Floor()
-        for floor in rounding_floors(eager, rerun, paths, scale):
+        for floor in rounding_floors(eager, rerun, paths, scale, learnt=learnt):
             yield floor
         if floor.half:
             # Eager rounds to 16 bits after each operator and compiled may not. So compiled may be as far

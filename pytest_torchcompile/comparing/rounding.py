@@ -24,7 +24,7 @@ RUNS = 8
 
 KINK_RUNS = 8
 KINK_FACTOR = 4.0
-"""Additional runs with a larger perturbation, for gradients only.
+"""Additional runs with a larger perturbation, for gradients and what was computed from them only.
 
 A gradient jumps when rounding moves one activation across the kink of a ReLU, and few runs do that to the
 same one of many thousands of activations. These runs perturb equal results of different operators
@@ -108,7 +108,7 @@ def scale_for(equal_terms: int) -> float:
 
 
 def rounding_floors(
-    eager: Outcome, rerun: Rerun, paths: Collection[str], scale: float = 1.0
+    eager: Outcome, rerun: Rerun, paths: Collection[str], scale: float = 1.0, *, learnt: bool = False
 ) -> Iterator[Floor]:
     """Yield the rounding floor of `eager` after each run: always the same object, which never decreases.
 
@@ -119,18 +119,20 @@ def rounding_floors(
         rerun: calls eager again on the same example.
         paths: the tensors to measure. Integer outputs are watched for flips in any case.
         scale: factor on every perturbation.
+        learnt: whether the outcome follows from gradients of earlier calls, as after an optimizer step. The
+            runs at kinks then count for all tensors.
     """
     floor = Floor()
     for run in range(RUNS + KINK_RUNS):
         at_kinks = run >= RUNS
-        if at_kinks and not any(path.startswith("gradient") for path in paths):
+        if at_kinks and not learnt and not any(path.startswith("gradient") for path in paths):
             return
         further = KINK_FACTOR * scale if at_kinks else scale
         arithmetic = MonteCarlo(run, further, seed_per_operator=at_kinks)
         moved = rerun(lambda: arithmetic)  # noqa: B023  # called before the next is made
         floor.half |= arithmetic.half
         if moved.error is None:
-            add_run(floor, eager, moved, paths, gradients_only=at_kinks)
+            add_run(floor, eager, moved, paths, gradients_only=at_kinks and not learnt)
         yield floor
 
 

@@ -257,7 +257,8 @@ class StoryTrial:
     def _references(self, story: Story, eager: Outcome) -> References:
         """Return the references for the last move of a story."""
         rerun = self.rerun(story, learnt=eager.state.tensors.keys())
-        asked = references(eager, self._sides.eager.side, rerun)
+        learnt = any(move.kind is Kind.LEARN for move in story)
+        asked = references(eager, self._sides.eager.side, rerun, learnt=learnt)
 
         def floors(paths: Collection[str]) -> Iterator[Floor]:
             self._disturbed = True

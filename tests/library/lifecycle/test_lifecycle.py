@@ -655,3 +655,30 @@ def test_every_phase_and_the_lifecycle_by_default() -> None:
     assert all(result.verdict.passed for result in results)
     lifecycle = results[-1]
     assert 0 < lifecycle.capture.added <= 4
+
+
+# --- rounding that an optimizer step carries on -------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_what_follows_from_a_gradient_at_a_kink_is_rounding(seed: int) -> None:
+    """The step, the optimizer's state and all outputs after it follow from a ReLU that rounding switches."""
+    assert_passes(check_any(hard.Kink, "lifecycle", observation=Box((8,)), backend="eager", seed=seed))
+
+
+class WrongAfterLearning(hard.Kink):
+    """Its answers are 1 % too large once its weights have moved."""
+
+    def build(self) -> None:
+        super().build()
+        self.register_buffer("first_weight", self.first.weight.detach().clone())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = super().forward(x)
+        moved = (self.first.weight.detach() != self.first_weight).any()
+        return torch.where(moved, y * 1.01, y) if torch.compiler.is_compiling() else y
+
+
+def test_a_fault_after_a_step_at_a_kink_is_found() -> None:
+    result = check_any(WrongAfterLearning, "lifecycle", observation=Box((8,)), backend="eager")
+    assert_differs(result, "output", "values")
