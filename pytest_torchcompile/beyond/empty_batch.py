@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from torch import nn
 
 from pytest_torchcompile.checking.pair import Pair
-from pytest_torchcompile.checking.trial import quietly
 from pytest_torchcompile.comparing.measure import Tolerance
 from pytest_torchcompile.comparing.tolerance import judge
 from pytest_torchcompile.compiling.capture import failure_text
 from pytest_torchcompile.errors import UsageError
 from pytest_torchcompile.generation import recipes
 from pytest_torchcompile.options import CheckOptions
+from pytest_torchcompile.runtime.isolation import quietly
 from pytest_torchcompile.texts import first_line
 
 

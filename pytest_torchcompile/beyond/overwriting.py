@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 from pytest_torchcompile.checking.pair import Pair
-from pytest_torchcompile.checking.trial import quietly
 from pytest_torchcompile.comparing.measure import Tolerance
 from pytest_torchcompile.comparing.tolerance import judge
 from pytest_torchcompile.generation import recipes
 from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.policies.calls import Outcome, Side
+from pytest_torchcompile.runtime.isolation import quietly
 
 REMARK = (
     "if an input is overwritten between forward and backward, eager raises but compiled computes the "

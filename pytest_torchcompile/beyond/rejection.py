@@ -16,7 +16,6 @@ import torch
 
 from pytest_torchcompile.checking.contracts import is_contract, rejection_difference, rejection_text
 from pytest_torchcompile.checking.pair import Pair
-from pytest_torchcompile.checking.trial import quietly
 from pytest_torchcompile.errors import UsageError
 from pytest_torchcompile.generation import descriptions, recipes
 from pytest_torchcompile.generation.recipes import Recipe
@@ -24,6 +23,7 @@ from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.policies.calls import Outcome, Side
 from pytest_torchcompile.policies.outputs import NamedValues
 from pytest_torchcompile.results import Difference
+from pytest_torchcompile.runtime.isolation import quietly
 from pytest_torchcompile.specs.invalid_inputs import Wrong, wrong_inputs
 from pytest_torchcompile.texts import first_line, some
 

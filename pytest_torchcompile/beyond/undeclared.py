@@ -13,12 +13,12 @@ from torch import nn
 from pytest_torchcompile import internals
 from pytest_torchcompile.checking.pair import Pair
 from pytest_torchcompile.checking.stops import Stop
-from pytest_torchcompile.checking.trial import quietly
 from pytest_torchcompile.generation import recipes
 from pytest_torchcompile.lifecycle.sides import LifecycleSides
 from pytest_torchcompile.lifecycle.stories import Kind, Manner, Move
 from pytest_torchcompile.lifecycle.trial import StoryTrial
 from pytest_torchcompile.options import CheckOptions
+from pytest_torchcompile.runtime.isolation import quietly
 
 SEED = 2
 """The seed of the inputs, which differ from those of the first calls."""

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
-import logging
 from collections.abc import Collection, Iterator
 
 import torch
@@ -36,6 +34,7 @@ from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.policies.backward import Learning
 from pytest_torchcompile.policies.calls import Outcome, Rerun
 from pytest_torchcompile.results import Deviation, Difference, Sensitivity, Verdict
+from pytest_torchcompile.runtime.isolation import quietly
 from pytest_torchcompile.texts import first_line
 
 MOST_WITH_FLOAT64 = 4
@@ -349,15 +348,3 @@ def _is_finite(gradient: torch.Tensor | None) -> bool:
 def _finite_gradients(outcome: Outcome) -> bool:
     """Whether all gradients of a call are finite."""
     return all(map(_is_finite, outcome.gradients.values()))
-
-
-@contextlib.contextmanager
-def quietly() -> Iterator[None]:
-    """Run the body without the output and log records of torch about exceptions in compiled code."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.disable(disabled)

@@ -19,6 +19,7 @@ from pytest_torchcompile.errors import CompileFailed, UsageError
 from pytest_torchcompile.generation import recipes
 from pytest_torchcompile.generation.recipes import Recipe
 from pytest_torchcompile.generation.search import examples_of_profile, search
+from pytest_torchcompile.lifecycle.likeness import likeness
 from pytest_torchcompile.lifecycle.side import WRAPPER, layers_with_modes
 from pytest_torchcompile.lifecycle.sides import LifecycleSides
 from pytest_torchcompile.lifecycle.stories import (
@@ -253,7 +254,7 @@ class LifecycleProtocol:
                 self._trial.rerun(failure.story),
             )
         differences = self._trial.differences(failure)
-        reasons = list(self._trial.likeness(failure))
+        reasons = list(likeness(failure, self._trial.rerun, self._trial.tolerance))
         if not failure.replayed:
             number = failure.move
             reasons.insert(0, f"depends on what ran before: differed on move {number}, not when tried again")

@@ -24,7 +24,7 @@ from pytest_torchcompile.compiling.capture import failure_text
 from pytest_torchcompile.compiling.recompiling import Recompiling
 from pytest_torchcompile.lifecycle.side import LifecycleSide
 from pytest_torchcompile.lifecycle.sides import LifecycleSides
-from pytest_torchcompile.lifecycle.stories import MAY_COMPILE, Change, Kind, Manner, Move, Story, story_text
+from pytest_torchcompile.lifecycle.stories import MAY_COMPILE, Change, Kind, Move, Story, story_text
 from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.policies.calls import Around, Outcome, Rerun
 from pytest_torchcompile.policies.state import Counters
@@ -79,7 +79,7 @@ class StoryTrial:
         self._recompiling = Recompiling(RECOMPILES_IN_A_ROW)
         self._sides = sides
         self._options = options
-        self._tolerance = Tolerance(atol=options.atol, rtol=options.rtol)
+        self.tolerance = Tolerance(atol=options.atol, rtol=options.rtol)
         self._moves = 0
         self._repeats = False
         self._disturbed = False
@@ -217,7 +217,7 @@ class StoryTrial:
 
     def _compare(self, story: Story, eager: Outcome, compiled: Outcome) -> tuple[Difference, ...]:
         asked = None if self._options.reference == "eager" else self._references(story, eager)
-        judgement = judge(eager, compiled, self._tolerance, asked)
+        judgement = judge(eager, compiled, self.tolerance, asked)
         state = self._sides.eager.side.state
         changed = not eager.outputs.tensors and state is not None and state.changed()
         self.evidence.add(eager, judgement, degenerate=False, changed=changed)
@@ -263,7 +263,7 @@ class StoryTrial:
         def floors(paths: Collection[str]) -> Iterator[Floor]:
             self._disturbed = True
             if not self._repeats:
-                require_repeated(eager, rerun(), self._tolerance)
+                require_repeated(eager, rerun(), self.tolerance)
                 self._repeats = True
             yield from asked.floors(paths)
 
@@ -277,47 +277,6 @@ class StoryTrial:
             return failure.differences
         rerun = self.rerun(failure.story, learnt=[difference.path for difference in failure.differences])
         return with_float64(failure.differences, self._sides.eager.side, rerun)
-
-    def likeness(self, failure: StoryFailure) -> Iterator[str]:
-        """Yield what compiled computes instead in the failing move, if eager can compute the same outputs."""
-        answered = [d for d in failure.differences if d.path.startswith("output") and d.problem == "values"]
-        if not answered:
-            return
-        for sentence, outcome in self._alternatives(failure.story):
-            if (
-                outcome.error is None
-                and not judge(
-                    _only_outputs(outcome), _only_outputs(failure.compiled), self._tolerance, None
-                ).differences
-            ):
-                yield sentence
-                return
-
-    def _alternatives(self, story: Story) -> Iterator[tuple[str, Outcome]]:
-        """Yield other outcomes of eager's last move, each with what it means if compiled has the same."""
-        *before, last = story
-        changes = [i for i, m in enumerate(before) if m.changes_weights or m.change not in NO_VALUES]
-        for place in reversed(changes):
-            move = story[place]
-            what = "weights" if move.changes_weights else move.change.what
-            what = what.removesuffix("s") if move.name else what
-            before_what = "the change" if move.change else story_text([move])
-            sentence = f"the last move uses the {what} from before {before_what}"
-            yield sentence, self.rerun(story, rewind_to=place)()
-        others: list[tuple[str, Move]] = [
-            ("returns the result for the inputs of an earlier call", dataclasses.replace(last, seed=seed))
-            for seed in _other_seeds(story)
-        ]
-        plain = dataclasses.replace(last, manner=Manner.PLAIN)
-        if last.manner is Manner.SETTLED:
-            others.insert(0, ("computes as in training mode", plain))
-        elif last.manner is Manner.TRAINING:
-            others.insert(0, ("computes as in evaluation mode", plain))
-        elif last.kind is Kind.ACT and last.manner is Manner.PLAIN:
-            trains = dataclasses.replace(last, manner=Manner.TRAINING)
-            others.insert(0, ("computes as in training mode", trains))
-        for what, other in others:
-            yield f"the last move {what}", self.rerun((*before, other))()
 
 
 def _unchanged(story: Iterable[Move]) -> bool:
@@ -344,13 +303,3 @@ def _overwritten(changed: set[tuple[int, str]], number: int) -> Iterator[Differe
             eager="unchanged",
             compiled=f"changed by move {number}",
         )
-
-
-def _other_seeds(story: Story) -> set[int]:
-    """Return the seeds of earlier calls of the method that the last move calls."""
-    *before, last = story
-    return {move.seed for move in before if move.method == last.method} - {last.seed}
-
-
-def _only_outputs(outcome: Outcome) -> Outcome:
-    return Outcome(outputs=outcome.outputs, seed=outcome.seed)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import io
+import logging
 import random
 import warnings
 from collections.abc import Callable, Iterator
@@ -186,3 +188,15 @@ def _emit_again(caught: list[warnings.WarningMessage]) -> None:
     }
     for warning in distinct.values():
         warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Run the body without the output and log records of torch about exceptions in compiled code."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(disabled)
