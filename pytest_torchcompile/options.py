@@ -24,7 +24,7 @@ BEYOND = ("remark", "fail", "off")
 AUTOCAST = ("bfloat16", "float16")
 
 PROFILES: dict[str, dict[str, Any]] = {
-    "quick": {"examples": 10, "layouts": False, "steps": 1},
+    "quick": {"examples": 10, "layouts": False, "beyond": "off", "steps": 1},
     "default": {},
     "thorough": {"examples": 500, "steps": 20, "samples": 10_000, "sensitivity": True},
 }

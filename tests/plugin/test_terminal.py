@@ -328,7 +328,7 @@ def test_the_header_shows_what_a_profile_sets(project, monkeypatch):
     result = project.pytest(
         "--compile-check", "--compile-profile=quick", "--compile-steps=3", "--collect-only"
     )
-    result.stdout.fnmatch_lines(["compile check: *; profile quick (examples=10, layouts=false)*"])
+    result.stdout.fnmatch_lines(["compile check: *; profile quick (examples=10, layouts=false, beyond=off)*"])
 
 
 # --- plain data -----------------------------------------------------------------------------------
