@@ -751,11 +751,13 @@ def test_a_registered_backend_as_a_function() -> None:
 
 def test_which_files_are_the_users() -> None:
     from pytest_torchcompile.policies import backward
+    from pytest_torchcompile.texts import line_of
 
     assert internals.is_users_code(__file__)
     assert not internals.is_users_code(torch.nn.functional.__file__)
     assert not internals.is_users_code(internals.__file__)
     assert not internals.is_users_code(backward.__file__), "the whole package, not one folder"
+    assert internals.running_users_line().startswith(line_of(__file__, 1).rpartition(":")[0])
 
 
 # --- operators ------------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import collections
 import math
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,7 +20,7 @@ from torch import fx, nn
 from torch.utils.flop_counter import flop_registry
 
 from pytest_torchcompile import internals
-from pytest_torchcompile.texts import first_line, line_of
+from pytest_torchcompile.texts import first_line
 
 Operations = collections.Counter[str]
 """Floating-point operations by place: the module whose parameters they take, or else the user's line."""
@@ -45,10 +44,7 @@ class Work(internals.DispatchMode):
 
     def line(self) -> str:
         """Return the innermost running line of the user's code, ``file:line``."""
-        frame = sys._getframe()
-        while frame is not None and not internals.is_users_code(frame.f_code.co_filename):
-            frame = frame.f_back  # type: ignore[assignment]  # None at the end
-        return "" if frame is None else line_of(frame.f_code.co_filename, frame.f_lineno)
+        return internals.running_users_line()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -7,7 +7,6 @@ backward computes another value, and the gradients are wrong (pytorch pull reque
 from __future__ import annotations
 
 import operator
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -19,7 +18,6 @@ from pytest_torchcompile.explaining.stages import up_to
 from pytest_torchcompile.explaining.subjects import WholeCase
 from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.policies.reachable import Reachable
-from pytest_torchcompile.texts import line_of
 
 _OUT_OF_PLACE: dict[Any, Callable[..., Any]] = {
     operator.iadd: operator.add,
@@ -39,7 +37,9 @@ class Write(NamedTuple):
 def find_writes(case: WholeCase) -> tuple[Write, ...]:
     """Return the in-place writes to buffers of one eager call, in their order."""
     buffers = Reachable(case.pair.twins.eager).buffers
-    noting = _Writes({internals.storage_key(buffer): name for name, buffer in buffers.items()})
+    keys = {internals.storage_key(buffer): name for name, buffer in buffers.items()}
+    # A buffer without a storage, as on the meta device, has no key of its own.
+    noting = _Writes({key: name for key, name in keys.items() if key})
     case.pair.run(case.pair.eager, case.recipe, under=lambda: noting)
     return tuple(dict.fromkeys(noting.found))
 
@@ -59,17 +59,10 @@ class _Writes(internals.DispatchMode):
         for position in positions:
             written = args[position] if position < len(args) else None
             key = internals.storage_key(written) if isinstance(written, torch.Tensor) else 0
-            line = _users_line() if key in self._buffers else ""
+            line = internals.running_users_line() if key in self._buffers else ""
             if line:
                 self.found.append(Write(self._buffers[key], line))
         return func(*args, **(kwargs or {}))
-
-
-def _users_line() -> str:
-    frame = sys._getframe()
-    while frame is not None and not internals.is_users_code(frame.f_code.co_filename):
-        frame = frame.f_back  # type: ignore[assignment]  # None at the end
-    return "" if frame is None else line_of(frame.f_code.co_filename, frame.f_lineno)
 
 
 def assigning_agrees(case: WholeCase, options: CheckOptions, paths: Sequence[str]) -> bool:

@@ -32,6 +32,7 @@ from pytest_torchcompile.internals.failures import (
     is_compilers_code,
     is_configuration_error,
     is_users_code,
+    running_users_line,
 )
 from pytest_torchcompile.internals.graphs import GraphCall, compiled_code_run, graphs_run, user_line
 from pytest_torchcompile.internals.operators import (
@@ -122,6 +123,7 @@ __all__ = [
     "recompile_limit",
     "recompile_reasons",
     "returns_view",
+    "running_users_line",
     "set_argument_validation",
     "set_compiled_call",
     "storage_key",

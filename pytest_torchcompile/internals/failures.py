@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
+import types
 
 import torch
 
-from pytest_torchcompile.texts import PACKAGE
+from pytest_torchcompile.texts import PACKAGE, line_of
 
 
 def inner_error(error: BaseException) -> BaseException:
@@ -43,3 +45,11 @@ _NOT_USERS = (os.path.dirname(os.path.abspath(torch.__file__)) + os.sep, PACKAGE
 def is_users_code(filename: str) -> bool:
     """Whether a file belongs neither to torch nor to this package."""
     return not filename.startswith(_NOT_USERS)
+
+
+def running_users_line() -> str:
+    """Return the innermost running line of the user's code, ``file:line``; empty if none is running."""
+    frame: types.FrameType | None = sys._getframe()
+    while frame is not None and not is_users_code(frame.f_code.co_filename):
+        frame = frame.f_back
+    return "" if frame is None else line_of(frame.f_code.co_filename, frame.f_lineno)
