@@ -77,7 +77,7 @@ def test_what_torch_compile_sets_on_the_module_that_it_wraps_is_known() -> None:
     model = Policy()
     before = set(vars(model))
     torch.compile(model, backend="eager")
-    assert set(vars(model)) - before == internals.COMPILED_MARKS
+    assert set(vars(model)) - before <= internals.COMPILED_MARKS, "and nothing before torch 2.13"
 
 
 def test_code_that_was_compiled_before_is_seen_to_run() -> None:
@@ -141,6 +141,29 @@ def test_a_compile_starts_and_ends() -> None:
     assert log.events[0].error is None
     assert not log.events[0].backward
     assert re.fullmatch(r"\d+/0", log.events[0].compile_id)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+def test_policies_of_one_class_are_compiled_apart(backend: str) -> None:
+    log = Log()
+    with log.listening():
+        first, second = (internals.isolated_compile(Policy(), backend=backend) for _ in range(2))
+        for batch in (3, 3, 5, 7):
+            first(torch.ones(batch, 8))
+        of_first = len(log.events)
+        second(torch.ones(3, 8))
+        second(torch.ones(3, 8))
+    assert of_first == 2, "one for a single size, one for all others"
+    assert len(log.events) - of_first == 1, "it has a graph of its own and compiles it once"
+
+
+def test_without_isolation_they_share_graphs() -> None:
+    """The control: it is what `isolated_compile` prevents."""
+    log = Log()
+    with log.listening():
+        for _ in range(2):
+            torch.compile(Policy(), backend="eager")(torch.ones(3, 8))
+    assert len(log.events) == 1
 
 
 def test_a_recompile_is_a_second_event_of_the_same_frame() -> None:

@@ -33,10 +33,6 @@ from pytest_torchcompile.texts import at, first_line, some, suggestion
 _BROKEN_CODE = (AssertionError, AttributeError, NameError, SyntaxError, TypeError)
 
 
-# Prevents torch from reusing graphs compiled for another module of the class. Missing in torch's stubs.
-_ISOLATED: dict[str, Any] = {"isolate_recompiles": True}
-
-
 def require_known(options: CheckOptions) -> None:
     """Return if torch knows the backend, the mode and inductor's options.
 
@@ -77,18 +73,16 @@ def compile_method(method: Method, model: nn.Module, options: CheckOptions) -> C
 def compile_function(function: Callable[..., Any], options: CheckOptions) -> Callable[..., Any]:
     """Return a function or module under torch.compile; see `compile_method`."""
     try:
-        compiled: Callable[..., Any] = torch.compile(
+        return internals.isolated_compile(
             function,
             backend=options.backend,
             mode=options.mode,
             dynamic=options.dynamic,
             fullgraph=options.fullgraph,
             options=options.options,
-            **_ISOLATED,
         )
     except Exception as error:
         raise UsageError(f"torch.compile rejects the module or the options: {first_line(error)}") from error
-    return compiled
 
 
 class Recorder:

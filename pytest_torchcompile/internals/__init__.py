@@ -4,7 +4,7 @@ Torch has no public way to see which tensors a captured graph takes, why a graph
 exception comes from the compiler. If a torch release changes one of these names, ``tests/test_internals.py``
 fails and only this folder has to change.
 
-Written for torch 2.13. Other folders import this package and not its modules.
+Written for torch 2.9 to 2.15. Other folders import this package and not its modules.
 """
 
 from pytest_torchcompile.internals.compiled import (
@@ -35,6 +35,7 @@ from pytest_torchcompile.internals.failures import (
     running_users_line,
 )
 from pytest_torchcompile.internals.graphs import GraphCall, compiled_code_run, graphs_run, user_line
+from pytest_torchcompile.internals.isolated import isolated_compile
 from pytest_torchcompile.internals.operators import (
     aliased_arguments,
     argument,
@@ -113,6 +114,7 @@ __all__ = [
     "is_configuration_error",
     "is_pointwise",
     "is_users_code",
+    "isolated_compile",
     "kernels_for_one_thread",
     "known_inductor_options",
     "known_modes",
