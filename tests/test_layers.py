@@ -26,7 +26,7 @@ HEAVY = ("hypothesis", "numpy", "torch")
 FRONT = PACKAGE
 # From the bottom: each folder, and each module beside them, imports what stands before it.
 ORDER = (
-    *("errors", "texts", "values", "options", "results"),
+    *("backports", "errors", "texts", "values", "options", "results"),
     *("internals", "specs", "runtime", "generation", "policies", "comparing", "compiling"),
     *("checking", "lifecycle", "beyond", "explaining", "reports"),
     *("direct", "timing", "check", "deploy", "__main__", "plugin"),

@@ -84,8 +84,10 @@ def places(spec: Spec, value: float, row: tuple[int, ...]) -> list[int]:
         for bound, beside in ((spec.low, -math.inf), (spec.high, math.inf))
     )
     if math.isnan(value):
-        return np.flatnonzero(np.isinf(low) & np.isinf(high)).tolist()
-    return np.flatnonzero((low <= value) & (value <= high)).tolist()
+        fitting = np.isinf(low) & np.isinf(high)
+    else:
+        fitting = (low <= value) & (value <= high)
+    return [int(index) for index in np.flatnonzero(fitting)]
 
 
 def in_groups(values: Iterable[int]) -> list[list[int]]:

@@ -7,17 +7,17 @@ can be run on either side any number of times.
 from __future__ import annotations
 
 import dataclasses
-import enum
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from hypothesis import strategies as st
 
+from pytest_torchcompile.backports import StrEnum
 from pytest_torchcompile.generation import recipes
 from pytest_torchcompile.generation.recipes import TIMES, Fill, Recipe
 
 
-class Kind(enum.StrEnum):
+class Kind(StrEnum):
     """The kind of a move."""
 
     ACT = "act"
@@ -27,7 +27,7 @@ class Kind(enum.StrEnum):
     CHANGE = "change"
 
 
-class Manner(enum.StrEnum):
+class Manner(StrEnum):
     """How a policy acts or learns. Most of these, but not the first, add graphs to those of the phases."""
 
     PLAIN = ""
@@ -43,7 +43,7 @@ ACTING = (Manner.TRAINING, Manner.LAYOUT, Manner.INFERENCE)
 """How a policy acts at the end of a story. Inference mode is last because no other move can follow it."""
 
 
-class Change(enum.StrEnum):
+class Change(StrEnum):
     """What is changed between two calls, and how."""
 
     NOTHING = ""

@@ -26,6 +26,7 @@ from pytest_torchcompile.plugin import (
     reporting,
     selection,
     steps,
+    torch_version,
     turns,
 )
 from pytest_torchcompile.plugin.fixtures import (
@@ -53,7 +54,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(_CompileFailures(), "torchcompile-failures")
     config.pluginmanager.register(_Entries(config), "torchcompile-entries")
     try:
-        options.enabled(config)
+        if options.enabled(config):
+            torch_version.require_supported()
         options.merged(config, "", {})
         reporting.configure(config)
     except UsageError as error:
@@ -111,6 +113,8 @@ def pytest_report_header(config: pytest.Config) -> str | None:
         parts.append(f"its code is kept in {shortest(os.environ[options.CACHE])}")
     if unrecorded:
         parts.append(f"speedups are measured but not recorded: {unrecorded}")
+    if torch_version.note():
+        parts.append(torch_version.note())
     return f"compile check: {'; '.join(parts)}"
 
 

@@ -10,12 +10,12 @@ import contextlib
 import functools
 import importlib
 import sys
-import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import pytest
 
+from pytest_torchcompile.backports import tomllib
 from pytest_torchcompile.errors import UsageError
 from pytest_torchcompile.options import OPTIONS, unknown_name
 from pytest_torchcompile.plugin import cases

@@ -8,12 +8,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-import tomllib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
 
+from pytest_torchcompile.backports import tomllib
 from pytest_torchcompile.errors import UsageError
 from pytest_torchcompile.options import OPTIONS, PROFILES, CheckOptions, boolean, unknown_name, validated
 from pytest_torchcompile.policies.declaration import ARGUMENTS, Declaration

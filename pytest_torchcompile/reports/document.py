@@ -141,7 +141,7 @@ def empty() -> Plain:
     """Return a document without cases."""
     from pytest_torchcompile import __version__
 
-    created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     head = {"format": FORMAT, "version": VERSION, "created": created, "plugin": __version__}
     return {**head, "machines": {}, "cases": [], "unchecked": []}
 

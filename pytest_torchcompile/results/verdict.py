@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import enum
+from pytest_torchcompile.backports import StrEnum
 
 
-class Verdict(enum.StrEnum):
+class Verdict(StrEnum):
     """The conclusion of a case, as written in the report."""
 
     EQUAL = "equal"
