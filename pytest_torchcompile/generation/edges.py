@@ -83,10 +83,8 @@ def places(spec: Spec, value: float, row: tuple[int, ...]) -> list[int]:
         np.broadcast_to(np.asarray(beside if bound is None else bound, np.float64), row).reshape(-1)
         for bound, beside in ((spec.low, -math.inf), (spec.high, math.inf))
     )
-    if math.isnan(value):
-        fitting = np.isinf(low) & np.isinf(high)
-    else:
-        fitting = (low <= value) & (value <= high)
+    unbounded = np.isinf(low) & np.isinf(high)
+    fitting = unbounded if math.isnan(value) else (low <= value) & (value <= high)
     return [int(index) for index in np.flatnonzero(fitting)]
 
 

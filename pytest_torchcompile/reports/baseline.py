@@ -138,7 +138,7 @@ def _allowed(metric: str, threshold: float) -> str:
 
 
 _MACHINE = ("processor", "cpus", "accelerator", "system", "threads")
-_VERSIONS = ("torch", "python")
+VERSIONS = ("torch", "python")
 
 
 def compare_case(base: Case, head: Case) -> Comparison:
@@ -149,7 +149,7 @@ def compare_case(base: Case, head: Case) -> Comparison:
     backend = [_change_text("backend", base.result.backend, head.result.backend)]
     backend = backend if base.result.backend != head.result.backend else []
     versions = [
-        _change_text(name, *_pair(name, base, head)) for name in _VERSIONS if _differs(name, base, head)
+        _change_text(name, *_pair(name, base, head)) for name in VERSIONS if _differs(name, base, head)
     ]
     changes: dict[str, Change] = {}
     reasons: dict[str, str] = {}

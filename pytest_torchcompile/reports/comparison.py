@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 
-from pytest_torchcompile.reports.baseline import DEFAULT_RULES, Comparison, Reports, Rules
+from pytest_torchcompile.reports.baseline import DEFAULT_RULES, VERSIONS, Comparison, Reports, Rules
+from pytest_torchcompile.reports.document import Case
 from pytest_torchcompile.reports.markdown import SIGNS, code, escaped, fitted, row
 from pytest_torchcompile.reports.metrics import METRICS
 from pytest_torchcompile.texts import some
@@ -31,6 +33,8 @@ def _lines(reports: Reports, rules: Rules) -> Iterator[str]:
         if c.base.result.verdict is not c.head.result.verdict and not c.verdict_got_worse
     ]
     yield from ("## Compiled against eager, compared with the baseline", "")
+    if reports.comparisons:
+        yield from (escaped(_versions(reports)), "")
     yield f"**{_count(reports, worse, unequal)}**"
     yield ""
     for comparison in unequal:
@@ -40,6 +44,7 @@ def _lines(reports: Reports, rules: Rules) -> Iterator[str]:
         for sentence in sentences:
             yield f"* ❌ {code(name)}: {escaped(sentence)}"
     yield ""
+    yield from _gained_and_lost(reports)
     for sentence in _circumstances(reports):
         yield f"* {escaped(sentence)}"
     for kind, names in (("Only here", reports.added), ("Only in the baseline", reports.gone)):
@@ -60,11 +65,39 @@ def _count(reports: Reports, worse: dict[str, list[str]], unequal: list[Comparis
     return ", ".join(texts)
 
 
+def _versions(reports: Reports) -> str:
+    """Return which versions ran which report: ``torch 2.13.0 -> 2.15.0, python 3.11.7``."""
+    texts = []
+    for name in VERSIONS:
+        then = _values(name, (comparison.base for comparison in reports.comparisons))
+        now = _values(name, (comparison.head for comparison in reports.comparisons))
+        texts.append(f"{name} {then}" if then == now else f"{name} {then} -> {now}")
+    return ", ".join(texts)
+
+
+def _values(name: str, cases: Iterable[Case]) -> str:
+    return " and ".join(dict.fromkeys(str(case.machine[name]) for case in cases))
+
+
+def _gained_and_lost(reports: Reports) -> Iterator[str]:
+    """Return the graph breaks and the recompiles that only one of the reports has, a line each."""
+    for comparison, (name, what) in itertools.product(
+        reports.comparisons, (("breaks", "graph breaks"), ("recompiles", "recompiles"))
+    ):
+        then, now = (getattr(case.result.capture, name) for case in (comparison.base, comparison.head))
+        for change, here, there in (("gained", now, then), ("lost", then, now)):
+            texts = [text for text in here if text not in there]
+            if texts:
+                yield f"* {code(comparison.id)}: {escaped(f'{what} {change}: {some(texts)}')}"
+
+
 def _circumstances(reports: Reports) -> list[str]:
     """Return what else changed and what was therefore not compared, each with the number of cases."""
     counts: dict[str, int] = {}
     for comparison in reports.comparisons:
         for text in comparison.circumstances:
+            if text.partition(" ")[0] in VERSIONS:
+                continue  # stands at the top
             counts[f"changed: {text}"] = counts.get(f"changed: {text}", 0) + 1
         for metric, reason in comparison.reasons.items():
             if any(circumstance in reason for circumstance in comparison.circumstances):
@@ -91,6 +124,6 @@ def _table(reports: Reports) -> Iterator[str]:
 def _cell(comparison: Comparison, name: str) -> str:
     if name not in comparison.changes:
         return "-"
-    change, show = comparison.changes[name], METRICS[name].show
-    then, now = show(change.base.value), show(change.head.value)
+    change, text = comparison.changes[name], METRICS[name].text
+    then, now = text(change.base), text(change.head)
     return escaped(now if then == now else f"{then} -> {now}")

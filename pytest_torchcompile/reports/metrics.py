@@ -91,6 +91,7 @@ class Metric(NamedTuple):
         least: smaller growth than this never counts.
         timed: whether the figure is comparable only on the same processor, accelerator and number of threads.
         show: formats the figure for reports.
+        interval: whether reports show its interval beside it.
     """
 
     measure: Callable[[Case], Estimate | str]
@@ -100,6 +101,12 @@ class Metric(NamedTuple):
     least: float = 0.0
     timed: bool = False
     show: Callable[[float], str] = "{:.2f}".format
+    interval: bool = False
+
+    def text(self, estimate: Estimate) -> str:
+        """Format an estimate: ``1.50``, or ``1.50 [1.42, 1.58]`` with its interval."""
+        ends = f" [{self.show(estimate.low)}, {self.show(estimate.high)}]" if self.interval else ""
+        return self.show(estimate.value) + ends
 
 
 def _counts(count: Callable[[Case], int]) -> Metric:
@@ -107,7 +114,7 @@ def _counts(count: Callable[[Case], int]) -> Metric:
 
 
 METRICS = {
-    "speedup": Metric(_speedup, 0.1, higher_is_better=True, timed=True),
+    "speedup": Metric(_speedup, 0.1, higher_is_better=True, timed=True, interval=True),
     "difference": Metric(_difference, 1.0, show="{:.2g} of the tolerance".format),
     "graphs": _counts(lambda case: case.result.capture.graphs),
     "breaks": _counts(lambda case: len(case.result.capture.breaks)),

@@ -287,26 +287,49 @@ def test_the_comment_word_for_word():
     case = "<code>test&#95;policy.py::test&#95;{}&#91;forward-rollout&#93;</code>"
     lines = comparison_markdown(compare(base, head), {}).splitlines()
     assert lines[0] == "## Compiled against eager, compared with the baseline"
-    assert lines[2] == "**2 compared, 2 worse**"
+    assert lines[2] == "torch 2.13.0 -&#62; 2.14.0, python 3.11.7"
+    assert lines[4] == "**2 compared, 2 worse**"
     changed = "also changed: torch 2.13.0 -&#62; 2.14.0"
     assert f"* ❌ {case.format('b')}: verdict equal -&#62; differs; {changed}" in lines
     assert (
         f"* ❌ {case.format('a')}: speedup 1.50 -&#62; 1.00, 50% worse, allowed 10%; "
         "also changed: torch 2.13.0 -&#62; 2.14.0"
     ) in lines
-    assert "* changed: torch 2.13.0 -&#62; 2.14.0 (2 cases)" in lines
+    assert "changed: torch" not in "".join(line for line in lines if "❌" not in line), "it stands at the top"
     assert "* Only here: test&#95;policy.py::test&#95;new&#91;forward-rollout&#93;" in lines
     assert "* Only in the baseline: test&#95;policy.py::test&#95;gone&#91;forward-rollout&#93;" in lines
     assert (
-        f"| {case.format('a')} | ✅ equal | 1.50 -&#62; 1.00 | 0.1 of the tolerance | 2 | 0 | 0 | 3.0 s |"
+        f"| {case.format('a')} | ✅ equal | 1.50 &#91;1.48, 1.52&#93; -&#62; 1.00 &#91;0.98, 1.02&#93; | 0.1 of the tolerance | 2 | 0 | 0 | 3.0 s |"
     ) in lines
 
 
 def test_the_comment_of_what_is_the_same():
     found = document(test_a=result(speedup=speedup()))
     lines = comparison_markdown(compare(found, found), {}).splitlines()
-    assert lines[2] == "**1 compared, 0 worse**"
+    assert lines[2].startswith("torch ")
+    assert "->" not in lines[2]
+    assert lines[4] == "**1 compared, 0 worse**"
     assert "❌" not in "".join(lines)
+
+
+def test_breaks_and_recompiles_that_only_one_report_has_are_told():
+    then = captured(breaks=("print (at a.py:3)", "item (at a.py:9)"), recompiles=("x.size() == 4",))
+    now = captured(breaks=("item (at a.py:9)",), recompiles=("x.size() == 4", "mode == 1"))
+    lines = comparison_markdown(compare(document(test_a=then), document(test_a=now)), {}).splitlines()
+    told = [line.partition("</code>: ")[2] for line in lines if "gained" in line or "lost" in line]
+    assert told == ["graph breaks lost: print (at a.py:3)", "recompiles gained: mode == 1"]
+
+
+def test_versions_of_merged_reports_are_all_told():
+    base, head = (
+        document({"torch": "2.13.0"}, test_a=result(), test_b=result()),
+        document({"torch": "2.15.0"}, test_a=result(), test_b=result()),
+    )
+    other = next(iter(base["machines"].values())) | {"torch": "2.12.1"}
+    base["machines"]["other"] = other
+    base["cases"][1]["machine"] = "other"
+    lines = comparison_markdown(compare(base, head), {}).splitlines()
+    assert lines[2].startswith("torch 2.13.0 and 2.12.1 -&#62; 2.15.0, ")
 
 
 def test_a_comment_is_no_longer_than_github_takes():
