@@ -111,7 +111,11 @@ class TwoHot(nn.Module):
 
 
 class PopArt(nn.Module):
-    """A value in the units of returns whose running statistics it keeps."""
+    """A value in the units of returns whose running statistics it keeps.
+
+    It assigns them. Written in place they are read again in backward after they have moved, which AOTAutograd
+    gets wrong (pytorch 197039) and a check reports under some weights.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,8 +125,8 @@ class PopArt(nn.Module):
 
     def track(self, returns: torch.Tensor) -> None:
         if self.training:
-            self.mean.lerp_(returns.mean(), 0.1)
-            self.square.lerp_(returns.square().mean(), 0.1)
+            self.mean = self.mean.lerp(returns.mean(), 0.1)
+            self.square = self.square.lerp(returns.square().mean(), 0.1)
 
     def forward(self, x: torch.Tensor, returns: torch.Tensor) -> Any:
         self.track(returns)
