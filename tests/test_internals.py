@@ -6,6 +6,7 @@ function of ``internals/`` or ``search.py`` has to be fixed.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import copy
 import cProfile
@@ -155,6 +156,23 @@ def test_policies_of_one_class_are_compiled_apart(backend: str) -> None:
         second(torch.ones(3, 8))
     assert of_first == 2, "one for a single size, one for all others"
     assert len(log.events) - of_first == 1, "it has a graph of its own and compiles it once"
+
+
+def test_what_was_compiled_apart_does_not_count_towards_the_limit_once_it_has_ended() -> None:
+    def policy(x: torch.Tensor, size: int) -> torch.Tensor:
+        return x * size
+
+    log = Log()
+    with internals.raised_recompile_limit():
+        apart = internals.isolated_compile(policy, backend="eager", dynamic=False)
+        for size in range(12):
+            apart(torch.ones(3), size)
+    internals.end_isolation()
+    with log.listening(), torch._dynamo.config.patch(recompile_limit=4):
+        torch.compile(policy, backend="eager", dynamic=False, fullgraph=True)(torch.ones(3), 1)
+        assert len(log.events) == 1, "it is compiled, and not refused for the twelve before"
+        apart(torch.ones(3), 1)
+    assert len(log.events) <= 2, "what is still in use may compile once more"
 
 
 def test_without_isolation_they_share_graphs() -> None:
@@ -1083,3 +1101,18 @@ def test_recurrent_modules_are_captured_where_they_are_allowed() -> None:
             torch.compile(rnn, backend="eager")(x)
     assert not before
     assert runs.took(rnn.weight_ih_l0)
+
+
+def test_what_an_older_torch_can_not_do_is_listed() -> None:
+    """Each mark that skips a test on an older torch, so that none hides a failure."""
+    tests = os.path.dirname(__file__)
+    marks = []
+    for folder, _, files in os.walk(tests):
+        for name in files:
+            if name.endswith(".py") and name not in ("torch_versions.py", os.path.basename(__file__)):
+                with open(os.path.join(folder, name), encoding="utf-8") as file:
+                    marks += re.findall(r'needs_torch\("([\d.]+)"|RELEASE < \((\d, \d+)\)', file.read())
+    assert collections.Counter(one or other.replace(", ", ".") for one, other in marks) == {
+        "2.12": 4,
+        "2.13": 2,
+    }

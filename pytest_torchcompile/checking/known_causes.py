@@ -54,7 +54,8 @@ def rounding_cause(rerun: Rerun) -> str:
     dtype = " and ".join(sorted(low.found))
     where = (
         f"Eager rounds to {dtype} after each operator; by design inductor keeps float32 inside a fused loop. "
-        f"Compile with options={{'emulate_precision_casts': True}}, or accept the difference with "
+        f"Compile with options={{'emulate_precision_casts': True}} (on CPU since torch 2.13), or accept the "
+        f"difference with "
         if dtype
         else "The difference is no larger than another order of sums explains; accept it with "
     )

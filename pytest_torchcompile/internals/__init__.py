@@ -35,7 +35,7 @@ from pytest_torchcompile.internals.failures import (
     running_users_line,
 )
 from pytest_torchcompile.internals.graphs import GraphCall, compiled_code_run, graphs_run, user_line
-from pytest_torchcompile.internals.isolated import isolated_compile
+from pytest_torchcompile.internals.isolated import end_isolation, isolated_compile
 from pytest_torchcompile.internals.operators import (
     aliased_arguments,
     argument,
@@ -96,6 +96,7 @@ __all__ = [
     "draws_random_numbers",
     "eager_call",
     "eager_random_numbers",
+    "end_isolation",
     "fake_tensors",
     "fresh_compile_cache",
     "graph_break_count",

@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import types
+import weakref
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
 import torch
+
+_compiled: list[weakref.ref[types.CodeType]] = []
+"""The code that was compiled for isolated functions, where torch can't isolate them itself."""
 
 
 def isolated_compile(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
@@ -20,7 +25,8 @@ def isolated_compile(function: Callable[..., Any], **options: Any) -> Callable[.
 
     torch 2.13 has an argument for it. Before that dynamo reuses a graph only for a backend that equals the
     one that the graph was compiled with, so each function gets a backend that equals nothing else. Dynamo
-    then still counts recompiles together, so calls have to be made under `raised_recompile_limit`.
+    then still counts recompiles together, so calls have to be made under `raised_recompile_limit`, and
+    `end_isolation` has to follow.
     """
     if _torch_isolates():
         return _torch_compile(function, **options, isolate_recompiles=True)
@@ -28,6 +34,19 @@ def isolated_compile(function: Callable[..., Any], **options: Any) -> Callable[.
         for name in ("_TorchCompileInductorWrapper", "_TorchCompileWrapper"):
             stack.enter_context(mock.patch.object(torch, name, _equals_nothing_else(getattr(torch, name))))
         return _torch_compile(function, **options)
+
+
+def end_isolation() -> None:
+    """Forget what was compiled for isolated functions, so that it counts no more towards anybody's limit.
+
+    Nothing to do since torch 2.13. A function that is still in use is compiled again by its next call.
+    """
+    from torch._C._dynamo.eval_frame import reset_code
+
+    while _compiled:
+        code = _compiled.pop()()
+        if code is not None:
+            reset_code(code)
 
 
 def _torch_compile(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
@@ -42,5 +61,16 @@ def _torch_isolates() -> bool:
 
 
 def _equals_nothing_else(backend: type) -> type:
-    """Return a subclass of torch's wrapper of a backend whose objects equal themselves only."""
-    return type(backend.__name__, (backend,), {"__eq__": object.__eq__, "__hash__": object.__hash__})
+    """Return a subclass of torch's wrapper of a backend whose objects equal themselves only.
+
+    They keep the code that they compile for `end_isolation`.
+    """
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        from torch._dynamo.symbolic_convert import InstructionTranslator
+
+        _compiled.append(weakref.ref(InstructionTranslator.current_tx().output.root_tx.f_code))
+        return backend.__call__(self, *args, **kwargs)
+
+    methods = {"__call__": call, "__eq__": object.__eq__, "__hash__": object.__hash__}
+    return type(backend.__name__, (backend,), methods)

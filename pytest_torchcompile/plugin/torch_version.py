@@ -12,6 +12,8 @@ from pytest_torchcompile.errors import UsageError
 
 OLDEST = (2, 9)
 NEWEST_TESTED = (2, 15)
+DRAWS_IN_ORDER = (2, 13)
+"""The first release whose inductor keeps the order of random draws under ``fallback_random``."""
 
 
 def require_supported() -> None:
@@ -30,12 +32,21 @@ def require_supported() -> None:
 
 
 def note() -> str:
-    """Return that the installed torch is newer than those that the check was tested on; empty otherwise."""
+    """Return what the check can't do with the installed torch, or that it was not tested with it; or nothing."""
     version = _installed()
     release = None if version is None else _release(version)
-    if release is None or release <= NEWEST_TESTED:
+    if release is None:
         return ""
-    return f"torch {version} is newer than {_text(NEWEST_TESTED)}, the newest that the check was tested on"
+    if release > NEWEST_TESTED:
+        return (
+            f"torch {version} is newer than {_text(NEWEST_TESTED)}, the newest that the check was tested on"
+        )
+    if release < DRAWS_IN_ORDER:
+        return (
+            f"before torch {_text(DRAWS_IN_ORDER)} inductor may change the order of random draws, so a correct "
+            f"policy that draws twice in a call may differ"
+        )
+    return ""
 
 
 def _installed() -> str | None:

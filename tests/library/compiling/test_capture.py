@@ -10,6 +10,7 @@ import pytest
 import torch
 from small_checks import assert_passes, check
 from torch import nn
+from torch_versions import RELEASE, needs_torch
 
 from pytest_torchcompile import (
     Box,
@@ -310,7 +311,13 @@ class Counting(nn.Module):
         return y
 
 
-@pytest.mark.parametrize(("where", "named"), [("inside", "calls"), ("outside", "taken")])
+@pytest.mark.parametrize(
+    ("where", "named"),
+    [
+        ("inside", "calls"),
+        pytest.param("outside", "taken", marks=needs_torch("2.12", "captures writes to a class")),
+    ],
+)
 def test_a_module_that_compiles_again_on_every_call(where: str, named: str) -> None:
     """In use, torch gives up after the limit and runs eager, so equality would prove nothing."""
     result = check(lambda: Counting(where), observation=Box((8,)))
@@ -538,10 +545,11 @@ def test_the_backend_is_given_what_torch_compile_gives_it() -> None:
         seen.append((type(graph).__name__, len(inputs), options))
         return graph
 
-    assert_passes(check(Lookup, observation=Discrete(5), backend=backend, batch=4, threads=2))
+    assert_passes(check(Lookup, observation=Discrete(5), backend=backend, batch=4, threads=2, layouts=False))
     # Once for the case, once more on one thread to see whether an index out of range is rejected, and once
-    # for an empty batch.
-    assert seen == [("GraphModule", 2, {})] * 3
+    # for an empty batch. Before torch 2.13 the second compiles once for each of two wrong inputs.
+    assert set(map(repr, seen)) == {repr(("GraphModule", 2, {}))}
+    assert len(seen) in ({3} if RELEASE >= (2, 13) else {3, 4})
 
 
 def test_the_limit_is_the_users_own_again_after_the_check() -> None:

@@ -14,6 +14,7 @@ import torch
 from small_checks import assert_differs, assert_passes, check
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from torch_versions import RELEASE
 
 from pytest_torchcompile import Box, Verdict
 from pytest_torchcompile.policies.ordinary import equal_values
@@ -305,6 +306,8 @@ class LoggedView(Base):
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.parametrize("phase", ["update", "lifecycle"])
 def test_an_output_without_history_is_not_learnt_from(phase: str, backend: str) -> None:
+    if (phase, backend) == ("update", "aot_eager") and RELEASE < (2, 12):
+        pytest.skip("torch 2.12 is the first whose AOTAutograd compiles a view that was made under no_grad")
     options: dict[str, Any] = {"observation": OBSERVATION, "backend": backend, "examples": 2}
     result = check(lambda: LoggedView(False), phase, **options)
     assert result.verdict is Verdict.EQUAL, result
