@@ -1,0 +1,48 @@
+"""The record of one report of a wrong result under torch.compile, with the policy that meets it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+ISSUES = "https://github.com/pytorch/pytorch"
+
+Call = dict[str, Any]
+"""The arguments of one call, by name."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+    """A report of PyTorch's issue tracker, and a policy of ours that does what it describes.
+
+    Args:
+        number: of the issue or pull request.
+        title: what goes wrong, in a few words.
+        kind: of the fault; the kinds are in `reports.KINDS`.
+        policy: the class of the policy; its `forward` takes the observation first.
+        calls: returns the arguments of each call of the plain reproduction: the report's own inputs, or
+            inputs that have the property it describes.
+        observation: spec of the first argument, for the check.
+        inputs: specs of further arguments by name, for the check.
+        change: called with the policy and its outputs after each call of the plain reproduction, on both
+            sides, to do what the report's caller does between calls.
+        pull: whether the number is of a pull request.
+    """
+
+    number: int
+    title: str
+    kind: str
+    policy: type[nn.Module]
+    calls: Callable[[], list[Call]]
+    observation: Any
+    inputs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    change: Callable[[Any, Any], None] | None = None
+    pull: bool = False
+
+    @property
+    def link(self) -> str:
+        """The address of the report."""
+        return f"{ISSUES}/{'pull' if self.pull else 'issues'}/{self.number}"
