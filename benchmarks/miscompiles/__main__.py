@@ -1,10 +1,10 @@
 """The command line: measure the installed torch, render the page, or show what plain code says.
 
-    python -m benchmarks.miscompiles measure              # the column of the installed torch: about half an hour
-    python -m benchmarks.miscompiles measure --missing    # only cells that it does not have yet
-    python -m benchmarks.miscompiles measure --only 198119 pooling
-    python -m benchmarks.miscompiles table                # docs/miscompiles.md from docs/miscompiles.json
-    python -m benchmarks.miscompiles plain --only 198119  # eager and compiled on the report's inputs, no check
+python -m benchmarks.miscompiles measure              # the column of the installed torch: about half an hour
+python -m benchmarks.miscompiles measure --missing    # only cells that it does not have yet
+python -m benchmarks.miscompiles measure --only 198119 pooling
+python -m benchmarks.miscompiles table                # docs/miscompiles.md from docs/miscompiles.json
+python -m benchmarks.miscompiles plain --only 198119  # eager and compiled on the report's inputs, no check
 """
 
 from __future__ import annotations
@@ -69,7 +69,9 @@ def plain(arguments: argparse.Namespace) -> None:
 
     for report in chosen(arguments.only):
         said = reproduce(report)
-        print(f"{report.number} {said['outcome']:14} {report.title}\n    {said['detail']}".rstrip(), flush=True)
+        print(
+            f"{report.number} {said['outcome']:14} {report.title}\n    {said['detail']}".rstrip(), flush=True
+        )
 
 
 def cell(arguments: argparse.Namespace) -> None:

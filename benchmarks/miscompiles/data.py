@@ -51,5 +51,7 @@ def keep(column: Column, number: int, cell: Cell) -> None:
 
 def cell_of(path: pathlib.Path) -> Cell:
     """The cell that a process wrote, as far as it came."""
-    cell: Cell = json.loads(path.read_text()) if path.exists() and path.stat().st_size else {"word": "crashed"}
+    cell: Cell = (
+        json.loads(path.read_text()) if path.exists() and path.stat().st_size else {"word": "crashed"}
+    )
     return cell

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from . import reports_gradients, reports_memory, reports_numbers, reports_python, reports_types, reports_values
+from . import (
+    reports_gradients,
+    reports_memory,
+    reports_numbers,
+    reports_python,
+    reports_types,
+    reports_values,
+)
 from .record import Report
 
 REPORTS: tuple[Report, ...] = (

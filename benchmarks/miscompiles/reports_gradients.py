@@ -57,67 +57,32 @@ class Averaging(nn.Module):
 
 
 class Related(nn.Module):
-    """Scores eight units in pairs; the score of a unit with itself is learnt apart."""
+    """Learns a score for each pair of eight units; that of a unit with itself is learnt apart."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.left = nn.Linear(8, 8)
+        self.actor = nn.Linear(8, 4)
+        self.pairs = nn.Parameter(torch.zeros(8, 8))
         self.own = nn.Parameter(torch.zeros(8))
 
     def forward(self, observation: Any) -> Any:
-        """Return the sum of all scores."""
-        scores = self.left(observation).unsqueeze(2) * observation.unsqueeze(1)
-        own = self.own.expand(len(observation), 8)
-        return torch.diagonal_scatter(scores, own, dim1=1, dim2=2).sum((1, 2))
+        """Return logits and the sum of all scores."""
+        return self.actor(observation), torch.diagonal_scatter(self.pairs, self.own).sum()
 
 
 class Overwritten(nn.Module):
-    """Replaces the first of thirteen tokens by learnt ones and adds all up."""
+    """Learns thirteen tokens, of which the first six are shared with another policy."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.body = nn.Linear(8, 8)
-        self.learnt = nn.Parameter(torch.zeros(6, 8))
-
-    def forward(self, tokens: Any) -> Any:
-        """Return the sum over the tokens."""
-        learnt = self.learnt.expand(len(tokens), 6, 8)
-        return torch.slice_scatter(self.body(tokens), learnt, dim=1, start=0, end=6).sum(1)
-
-
-class InnerGradient(nn.Module):
-    """Sees the gradient of a potential beside its observation."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.actor = nn.Linear(3, 4)
+        self.actor = nn.Linear(8, 4)
+        self.tokens = nn.Parameter(torch.zeros(13, 8))
+        self.shared = nn.Parameter(torch.zeros(6, 8))
 
     def forward(self, observation: Any) -> Any:
-        """Return the logits and the gradient of the potential."""
-
-        def potential(x: Any) -> Any:
-            y = torch.zeros_like(x)
-            y[:, 0] += x[:, 2].abs()
-            y[:, 0] += x[:, 2].abs()
-            return y.sum()
-
-        force = torch.func.grad(potential)(observation)
-        return self.actor(observation + force), force
-
-
-class Grouped(nn.Module):
-    """Keeps the strongest of its units in each of two groups."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.units = nn.Linear(8, 6)
-        self.register_buffer("group", torch.tensor([0, 1, 0, 1, 0, 1]))
-
-    def forward(self, observation: Any) -> Any:
-        """Return the strongest of each group."""
-        units = self.units(observation)
-        none = torch.full((len(observation), 2), float("-inf"))
-        return none.index_reduce(1, self.group, units, "amax", include_self=False)
+        """Return logits of the observation beside the sum of the tokens."""
+        tokens = torch.slice_scatter(self.tokens, self.shared, dim=0, start=0, end=6)
+        return self.actor(observation), tokens.sum(0)
 
 
 class Nearest(nn.Module):
@@ -131,20 +96,6 @@ class Nearest(nn.Module):
     def forward(self, observation: Any) -> Any:
         """Return the smallest angle."""
         return torch.atan2(self.left(observation), self.right(observation)).amin(-1)
-
-
-class Bounded(nn.Module):
-    """Bounds its log standard deviation, which starts at the bound, in half precision."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.actor = nn.Linear(8, 3).bfloat16()
-        self.log_std = nn.Parameter(torch.full((3,), 0.7, dtype=torch.bfloat16))
-
-    def forward(self, observation: Any) -> Any:
-        """Return mean and standard deviation."""
-        mean = self.actor(observation.bfloat16())
-        return mean, F.hardtanh(self.log_std, -0.7, 0.7).exp().expand_as(mean)
 
 
 class Preferring(nn.Module):
@@ -190,20 +141,6 @@ REPORTS = (
         number=180164,
         title="gradients of slice_scatter under a sum are zero",
         policy=Overwritten,
-        calls=lambda: noise(4, 13, 8),
-        observation=Box((13, 8)),
-    ),
-    _report(
-        number=136662,
-        title="torch.func.grad forgets one of two in-place additions",
-        policy=InnerGradient,
-        calls=lambda: noise(2, 3),
-        observation=Box((3,)),
-    ),
-    _report(
-        number=168358,
-        title="gradients of index_reduce with amax are NaN",
-        policy=Grouped,
         calls=lambda: noise(4, 8),
         observation=Box((8,)),
     ),
@@ -213,13 +150,6 @@ REPORTS = (
         policy=Nearest,
         calls=lambda: noise(64, 3),
         observation=Box((3,)),
-    ),
-    _report(
-        number=185472,
-        title="hardtanh has no gradient at its bound, in bfloat16",
-        policy=Bounded,
-        calls=lambda: noise(4, 8),
-        observation=Box((8,)),
     ),
     _report(
         number=185517,

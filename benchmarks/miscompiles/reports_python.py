@@ -89,28 +89,6 @@ class Sized(Actor):
         return logits, torch.Tensor(logits.size()).zero_()
 
 
-class Detached(Actor):
-    """Detaches its target in place."""
-
-    def forward(self, observation: Any) -> Any:
-        """Return an advantage and the target."""
-        target = self.actor(observation) * 2
-        target.detach_()
-        return self.actor(observation) - target, target
-
-
-class Located(Actor):
-    """Tells where it is by whole numbers that its attributes hold."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.place = [1, 2, 3, 4]
-
-    def forward(self, observation: Any) -> Any:
-        """Return logits moved by the place."""
-        return self.actor(observation) + torch.Tensor(self.place)
-
-
 class Configured(Actor):
     """Reads its temperature from the class."""
 
@@ -159,11 +137,6 @@ def smaller(policy: Any, outputs: Any) -> None:
     policy.scale -= 0.2
 
 
-def moved(policy: Any, outputs: Any) -> None:
-    """Move on."""
-    policy.place = [number + 2 for number in policy.place]
-
-
 def hotter(policy: Any, outputs: Any) -> None:
     """Raise the temperature of the class."""
     Configured.temperature += 1.0
@@ -207,10 +180,10 @@ REPORTS = (
         change=smaller,
     ),
     _report(number=197085, title="random.shuffle gives one order for ever", policy=Shuffled),
-    _report(number=175855, title="what is appended to a list in a loop over it is not visited", policy=Growing),
+    _report(
+        number=175855, title="what is appended to a list in a loop over it is not visited", policy=Growing
+    ),
     _report(number=196467, title="torch.Tensor of a size holds the size", policy=Sized),
-    _report(number=176854, title="detach_() does not detach", policy=Detached),
-    _report(number=135432, title="torch.Tensor of whole numbers holds their bits", policy=Located, change=moved),
     _report(
         number=176851,
         title="a changed attribute of a class is not noticed",

@@ -70,20 +70,6 @@ class Attending(nn.Module):
         return (q @ keys).mul(8**-0.5).softmax(-1) @ v
 
 
-class Exploring(nn.Module):
-    """Draws where to look twice, and uses the first."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.actor = nn.Linear(8, 4)
-
-    def forward(self, observation: Any) -> Any:
-        """Return logits and the first draw."""
-        first = torch.randint(0, 100, (4, 1))
-        second = torch.randint(0, 100, (2, 1))
-        return self.actor(observation), first, second
-
-
 class Noisy(nn.Module):
     """Adds noise to its logits, which lie column by column."""
 
@@ -127,13 +113,6 @@ REPORTS = (
         policy=Attending,
         calls=lambda: ramp(4, 4, 8),
         observation=Box((4, 8)),
-    ),
-    _report(
-        number=175156,
-        title="two calls of randint draw in another order than eager's",
-        policy=Exploring,
-        calls=lambda: ramp(4, 8),
-        observation=Box((8,)),
     ),
     _report(
         number=177652,

@@ -1,3 +1,5 @@
 """Renders the page."""
+
+
 def page(data, reports):
     return ""
