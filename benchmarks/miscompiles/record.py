@@ -30,6 +30,7 @@ class Report:
         change: called with the policy and its outputs after each call of the plain reproduction, on both
             sides, to do what the report's caller does between calls.
         pull: whether the number is of a pull request.
+        blind: why the check does not find it, a sentence; for those that it misses on some torch.
     """
 
     number: int
@@ -41,6 +42,7 @@ class Report:
     inputs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     change: Callable[[Any, Any], None] | None = None
     pull: bool = False
+    blind: str = ""
 
     @property
     def link(self) -> str:

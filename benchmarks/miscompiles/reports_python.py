@@ -180,9 +180,7 @@ REPORTS = (
         change=smaller,
     ),
     _report(number=197085, title="random.shuffle gives one order for ever", policy=Shuffled),
-    _report(
-        number=175855, title="what is appended to a list in a loop over it is not visited", policy=Growing
-    ),
+    _report(number=175855, title="what a loop appends to its own list is not visited", policy=Growing),
     _report(number=196467, title="torch.Tensor of a size holds the size", policy=Sized),
     _report(
         number=176851,

@@ -121,7 +121,5 @@ REPORTS = (
         policy=Sampling,
     ),
     _report(number=176565, title="rounding to bfloat16 and back is left out", policy=Rounding),
-    _report(
-        number=182225, title="rotary embeddings in bfloat16 are rounded once, not twice", policy=RotaryHalf
-    ),
+    _report(number=182225, title="rotary embeddings in bfloat16 are rounded once", policy=RotaryHalf),
 )
