@@ -159,9 +159,13 @@ def scaled_gradients(policy: Any, outputs: Any) -> None:
 class Hooked(Actor):
     """Gets a hook on its gradients after its first call."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(8, 8)
+
     def forward(self, observation: Any) -> Any:
         """Return the logits."""
-        return self.actor(observation)
+        return self.actor(self.body(observation))
 
 
 _report = functools.partial(Report, kind="Python", calls=vectors, observation=Box((8,)))
