@@ -52,7 +52,7 @@ def measure(report: Report, to: pathlib.Path) -> None:
         keep()
         if any(result.verdict in FOUND for result in results):
             break
-    cell["word"] = word(cell)
+    cell["word"] = word(report, cell)
     keep()
 
 
@@ -61,13 +61,15 @@ def order(detail: str) -> tuple[str, ...]:
     return ("update", "rollout", "lifecycle") if detail.startswith("learning") else PHASES
 
 
-def word(cell: dict[str, Any]) -> str:
+def word(report: Report, cell: dict[str, Any]) -> str:
     """Return the word of a cell from what plain code and the check said."""
     verdicts = [Verdict(said["verdict"]) for said in cell["check"]]
     if any(verdict in FOUND for verdict in verdicts):
         return "finds"
     if cell["plain"] == "differs":
-        return "misses"
+        remarks = [remark for said in cell["check"] for remark in said.get("remarks", ())]
+        named = report.remark and any(report.remark in remark for remark in remarks)
+        return "remarks" if named else "misses"
     if cell["plain"] == "compile failed" or Verdict.COMPILE_FAILED in verdicts:
         return "compile failed"
     return "eager failed" if Verdict.EAGER_FAILED in verdicts else "equal"

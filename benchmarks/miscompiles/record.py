@@ -30,6 +30,7 @@ class Report:
         change: called with the policy and its outputs after each call of the plain reproduction, on both
             sides, to do what the report's caller does between calls.
         pull: whether the number is of a pull request.
+        remark: a part of the remark by which the check names this fault without failing, if it has one.
         blind: why the check does not find it, a sentence; for those that it misses on some torch.
     """
 
@@ -42,6 +43,7 @@ class Report:
     inputs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     change: Callable[[Any, Any], None] | None = None
     pull: bool = False
+    remark: str = ""
     blind: str = ""
 
     @property

@@ -204,5 +204,6 @@ REPORTS = (
         title="a hook on gradients is ignored that is added after the first call",
         policy=Hooked,
         change=scaled_gradients,
+        remark="ignores a hook",
     ),
 )
