@@ -36,7 +36,8 @@ def this_torch() -> Column:
         "version": torch.__version__.partition("+")[0],
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
+        "platform": f"{platform.system()} {platform.machine()}, {torch.backends.cpu.get_cpu_capability()}, "
+        f"threads: {torch.get_num_threads()}",
         "date": datetime.date.today().isoformat(),
     }
 

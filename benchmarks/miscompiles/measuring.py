@@ -16,7 +16,7 @@ from .record import Report
 
 PHASES = ("rollout", "update", "lifecycle")
 
-LIMITS = {"shrink_seconds": 2, "explain_seconds": 25}
+LIMITS: dict[str, Any] = {"shrink_seconds": 2, "explain_seconds": 25}
 """How long to look for a smaller example and for the stage: they do not decide whether something is found."""
 
 FOUND = (Verdict.DIFFERS, Verdict.NOT_COMPILED, Verdict.CRASHED)
