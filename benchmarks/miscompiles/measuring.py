@@ -46,7 +46,13 @@ def measure(report: Report, to: pathlib.Path) -> None:
     for phase in order(plain["detail"]):
         torch.compiler.reset()
         results = check_equivalence(
-            report.policy, observation=report.observation, inputs=report.inputs, phases=phase, **LIMITS
+            report.policy,
+            observation=report.observation,
+            inputs=report.inputs,
+            observe=report.observe,
+            reset=report.reset,
+            phases=phase,
+            **LIMITS,
         )
         cell["check"] += [summary(result) for result in results]
         keep()

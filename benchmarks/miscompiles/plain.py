@@ -57,6 +57,8 @@ def left_by(report: Report, mode: str, backend: Any) -> dict[str, Any]:
     options = {"fallback_random": True} if backend == "inductor" else None
     called: Any = policy if backend is None else torch.compile(policy, backend=backend, options=options)
     left: dict[str, Any] = {}
+    if report.reset is not None:
+        report.reset(policy)
     for number, arguments in enumerate(report.calls()):
         torch.manual_seed(number)
         random.seed(number)
@@ -71,6 +73,8 @@ def left_by(report: Report, mode: str, backend: Any) -> dict[str, Any]:
         if report.change is not None:
             with torch.no_grad():
                 report.change(policy, outputs)
+        if report.observe is not None:
+            left[f"observed after call {number}"] = copied(report.observe(policy))
         left |= {f"{name} after call {number}": copied(b) for name, b in policy.named_buffers()}
     left |= {f"gradient of {name}": copied(p.grad) for name, p in policy.named_parameters()}
     return left

@@ -29,6 +29,8 @@ class Report:
         inputs: specs of further arguments by name, for the check.
         change: called with the policy and its outputs after each call of the plain reproduction, on both
             sides, to do what the report's caller does between calls.
+        observe: returns what else to compare after a call, given the policy; see `check_equivalence`.
+        reset: restores before a call what the check can't restore; see `check_equivalence`.
         pull: whether the number is of a pull request.
         remark: a part of the remark by which the check names this fault without failing, if it has one.
         blind: why the check does not find it, a sentence; for those that it misses on some torch.
@@ -42,6 +44,8 @@ class Report:
     observation: Any
     inputs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     change: Callable[[Any, Any], None] | None = None
+    observe: Callable[[Any], Any] | None = None
+    reset: Callable[[Any], Any] | None = None
     pull: bool = False
     remark: str = ""
     blind: str = ""

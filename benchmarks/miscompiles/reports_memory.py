@@ -161,13 +161,22 @@ class Logged(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.actor = nn.Linear(8, 4)
-        Logged.log.clear()
 
     def forward(self, observation: Any) -> Any:
-        """Return the logits and how many were logged before."""
-        count = len(Logged.log)
-        Logged.log.append(count)
-        return self.actor(observation) * (1 + count)
+        """Return the logits, and log them."""
+        logits = self.actor(observation)
+        Logged.log.append(logits)
+        return logits
+
+
+def forget(policy: Any) -> None:
+    """Clear the log."""
+    policy.log.clear()
+
+
+def logged(policy: Any) -> Any:
+    """The number of entries in the log."""
+    return torch.tensor(len(policy.log))
 
 
 def scale_second(policy: Any, outputs: Any) -> None:
@@ -198,5 +207,11 @@ REPORTS = (
         change=scale_second,
     ),
     _report(number=174074, title="an index named twice is added twice", policy=Revisiting),
-    _report(number=169253, title="what is appended to a list of the class is lost", policy=Logged),
+    _report(
+        number=169253,
+        title="what is appended to a list of the class is lost",
+        policy=Logged,
+        observe=logged,
+        reset=forget,
+    ),
 )

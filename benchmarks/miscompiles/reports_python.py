@@ -191,12 +191,14 @@ REPORTS = (
         title="a changed attribute of a class is not noticed",
         policy=Configured,
         change=hotter,
+        blind="the check changes attributes of modules between calls, and none of classes.",
     ),
     _report(
         number=197859,
         title="a module that __dict__ hides is called",
         policy=Replaced,
         change=another_head,
+        blind="the check replaces no modules between calls.",
     ),
     _report(number=196211, title="iter() of a reversed list that was begun starts anew", policy=Backwards),
     _report(
