@@ -14,12 +14,11 @@ from pytest_torchcompile import CheckResult, Verdict, check_equivalence
 from .plain import reproduce
 from .record import Report
 
-PHASES = ("rollout", "update", "lifecycle")
-
 LIMITS: dict[str, Any] = {"shrink_seconds": 2, "explain_seconds": 25}
 """How long to look for a smaller example and for the stage: they do not decide whether something is found."""
 
-FOUND = (Verdict.DIFFERS, Verdict.NOT_COMPILED, Verdict.CRASHED)
+FAILED = (Verdict.DIFFERS, Verdict.NOT_COMPILED, Verdict.CRASHED)
+"""After one of these no further phase is checked."""
 
 MISSING = ("has no attribute", "is not a registered", "unexpected keyword argument")
 """What an exception says if this torch does not have an operator yet, or not with these arguments."""
@@ -43,7 +42,7 @@ def measure(report: Report, to: pathlib.Path) -> None:
         cell["word"] = "not applicable" if absent else "eager failed"
         keep()
         return
-    for phase in order(plain["detail"]):
+    for phase in order(report, plain["detail"]):
         torch.compiler.reset()
         results = check_equivalence(
             report.policy,
@@ -56,22 +55,24 @@ def measure(report: Report, to: pathlib.Path) -> None:
         )
         cell["check"] += [summary(result) for result in results]
         keep()
-        if any(result.verdict in FOUND for result in results):
+        if any(result.verdict in FAILED for result in results):
             break
     cell["word"] = word(report, cell)
     keep()
 
 
-def order(detail: str) -> tuple[str, ...]:
+def order(report: Report, detail: str) -> list[str]:
     """The phases; if plain code differs only where it learns, that comes first, as one finding is enough."""
-    return ("update", "rollout", "lifecycle") if detail.startswith("learning") else PHASES
+    return sorted(report.phases, key=lambda phase: phase != "update" if detail.startswith("learning") else 0)
 
 
 def word(report: Report, cell: dict[str, Any]) -> str:
     """Return the word of a cell from what plain code and the check said."""
     verdicts = [Verdict(said["verdict"]) for said in cell["check"]]
-    if any(verdict in FOUND for verdict in verdicts):
+    if Verdict.DIFFERS in verdicts:
         return "finds"
+    if Verdict.NOT_COMPILED in verdicts:
+        return "not compiled"
     if cell["plain"] == "differs":
         remarks = [remark for said in cell["check"] for remark in said.get("remarks", ())]
         named = report.remark and any(report.remark in remark for remark in remarks)

@@ -10,6 +10,8 @@ from torch import nn
 
 ISSUES = "https://github.com/pytorch/pytorch"
 
+PHASES = ("rollout", "update", "lifecycle")
+
 Call = dict[str, Any]
 """The arguments of one call, by name."""
 
@@ -31,6 +33,7 @@ class Report:
             sides, to do what the report's caller does between calls.
         observe: returns what else to compare after a call, given the policy; see `check_equivalence`.
         reset: restores before a call what the check can't restore; see `check_equivalence`.
+        phases: those to check; a lifecycle has no place where both sides share state outside of the policy.
         pull: whether the number is of a pull request.
         remark: a part of the remark by which the check names this fault without failing, if it has one.
         blind: why the check does not find it, a sentence; for those that it misses on some torch.
@@ -46,6 +49,7 @@ class Report:
     change: Callable[[Any, Any], None] | None = None
     observe: Callable[[Any], Any] | None = None
     reset: Callable[[Any], Any] | None = None
+    phases: tuple[str, ...] = PHASES
     pull: bool = False
     remark: str = ""
     blind: str = ""

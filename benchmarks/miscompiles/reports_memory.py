@@ -213,5 +213,6 @@ REPORTS = (
         policy=Logged,
         observe=logged,
         reset=forget,
+        phases=("rollout", "update"),
     ),
 )

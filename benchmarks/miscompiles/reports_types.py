@@ -121,5 +121,10 @@ REPORTS = (
         policy=Sampling,
     ),
     _report(number=176565, title="rounding to bfloat16 and back is left out", policy=Rounding),
-    _report(number=182225, title="rotary embeddings in bfloat16 are rounded once", policy=RotaryHalf),
+    _report(
+        number=182225,
+        title="rotary embeddings in bfloat16 are rounded once",
+        policy=RotaryHalf,
+        blind="compiled rounds less often than eager, and the rounding floor allows what rounding moves.",
+    ),
 )

@@ -10,6 +10,7 @@ from .record import Report
 
 WORDS = {
     "finds": "the check reports that compiled differs from eager",
+    "not compiled": "the check fails, because torch compiles anew for each call or compiles nothing",
     "remarks": "the check does not fail, and names the fault in a remark",
     "misses": "plain code shows the difference on the report's inputs, and the check does not",
     "equal": "plain code and the check both say that compiled agrees with eager: this torch is not wrong "
