@@ -35,7 +35,7 @@ def test_a_cell_says_what_was_measured():
                 assert cell["word"] == word(one, cell)
 
 
-def test_each_report_shows_somewhere_or_is_no_report_of_ours():
+def test_most_reports_show_on_a_torch_of_the_table():
     shown = {
         number
         for column in COLUMNS.values()
@@ -63,8 +63,6 @@ def test_each_policy_runs_and_its_specs_can_be_read(report):
     as_spec(report.observation)
     for spec in report.inputs.values():
         as_spec(spec)
-    if not hasattr(torch.compiler, "set_stance"):
-        pytest.skip("the policies are for newer torch")
     for mode in plain.MODES:
         first, again = (plain.left_by(report, mode, None) for _ in range(2))
         assert plain.compare(first, again) == ""
