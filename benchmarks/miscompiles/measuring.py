@@ -70,7 +70,7 @@ def word(report: Report, cell: dict[str, Any]) -> str:
     """Return the word of a cell from what plain code and the check said."""
     verdicts = [Verdict(said["verdict"]) for said in cell["check"]]
     if Verdict.DIFFERS in verdicts:
-        return "finds"
+        return "finds" if cell["plain"] == "differs" else "differs"
     if Verdict.NOT_COMPILED in verdicts:
         return "not compiled"
     if cell["plain"] == "differs":

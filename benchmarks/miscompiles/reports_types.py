@@ -66,15 +66,15 @@ class Sampling(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.actor = nn.Linear(8, 3)
+        self.actor = nn.Linear(8, 3).half()
         self.std = nn.Parameter(torch.full((3,), 0.5))
 
     def forward(self, observation: Any) -> Any:
         """Return the actions and what their density grows with."""
-        mean = self.actor(observation).half()
-        choices = Normal(mean, self.std.expand_as(mean), validate_args=False)
-        action = choices.sample()
-        return action, -(((action - mean) / self.std) ** 2).sum(-1) / 2
+        mean = self.actor(observation.half())
+        action = Normal(mean, self.std.expand_as(mean), validate_args=False).sample()
+        away = (action.float() - mean.float()) / self.std
+        return action, -away.square().sum(-1) / 2
 
 
 class Rounding(nn.Module):

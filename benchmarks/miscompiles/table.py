@@ -9,7 +9,8 @@ from .data import Cell, Column
 from .record import Report
 
 WORDS = {
-    "finds": "the check reports that compiled differs from eager",
+    "finds": "plain code shows the difference, and the check reports that compiled differs from eager",
+    "differs": "the check reports a difference, and plain code shows none on the report's inputs",
     "not compiled": "the check fails, because torch compiles anew for each call or compiles nothing",
     "remarks": "the check does not fail, and names the fault in a remark",
     "misses": "plain code shows the difference on the report's inputs, and the check does not",
@@ -56,7 +57,7 @@ def page(data: dict[str, Column], reports: Sequence[Report]) -> str:
         "\n".join(columns(data)),
         "## What the check said",
         "The phase in which it failed, the worst difference, and the stage of the compiler that it names,\n"
-        "on the newest torch on which it finds the fault.",
+        "on the newest torch on which it failed.",
         "\n".join(sayings(data, reports)),
         "## Where the check is blind",
         "\n".join(blind_spots(data, reports)),
@@ -100,7 +101,7 @@ def rows(data: dict[str, Column], reports: Sequence[Report]) -> list[str]:
 def shown(cell: Cell) -> str:
     """A cell in the table."""
     word: str = cell.get("word", "")
-    return f"**{word}**" if word in ("finds", "misses") else word
+    return f"**{word}**" if word in ("finds", "differs", "misses") else word
 
 
 def link(report: Report) -> str:
@@ -124,7 +125,8 @@ def sayings(data: dict[str, Column], reports: Iterable[Report]) -> list[str]:
             (version, said)
             for version, column in data.items()
             for said in cell_of(column, one).get("check", [])
-            if cell_of(column, one)["word"] == "finds" and said["verdict"] in ("differs", "not compiled")
+            if cell_of(column, one)["word"] in ("finds", "not compiled", "differs")
+            and said["verdict"] in ("differs", "not compiled")
         ]
         if finding:
             version, said = finding[-1]
