@@ -125,8 +125,7 @@ def sayings(data: dict[str, Column], reports: Iterable[Report]) -> list[str]:
             (version, said)
             for version, column in data.items()
             for said in cell_of(column, one).get("check", [])
-            if cell_of(column, one)["word"] in ("finds", "not compiled", "differs")
-            and said["verdict"] in ("differs", "not compiled")
+            if said["verdict"] in ("differs", "not compiled")
         ]
         if finding:
             version, said = finding[-1]
