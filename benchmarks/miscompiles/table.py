@@ -86,7 +86,7 @@ def rows(data: dict[str, Column], reports: Sequence[Report]) -> list[str]:
     ]
     for one in reports:
         cells = " | ".join(shown(cell_of(column, one)) for column in data.values())
-        lines.append(f"| {link(one)} | {one.kind} | {one.title} | {cells} |")
+        lines.append(f"| {link(one)} | {one.kind} | {escaped(one.title)} | {cells} |")
     counts = [
         collections.Counter(cell_of(column, one).get("word", "not measured") for one in reports)
         for column in data.values()
@@ -130,6 +130,8 @@ def sayings(data: dict[str, Column], reports: Iterable[Report]) -> list[str]:
         if finding:
             version, said = finding[-1]
             worst = escaped(said.get("worst") or said["reason"])
+            if said.get("worst"):
+                worst += f", {said['eager']} became {said['compiled']}"
             stage = said.get("stage") or "not told"
             lines.append(f"| {link(one)} | {version} | {said['phase']} | {worst} | {stage} |")
     return lines
@@ -146,5 +148,5 @@ def blind_spots(data: dict[str, Column], reports: Iterable[Report]) -> list[str]
     for one in reports:
         missing = [v for v, column in data.items() if cell_of(column, one).get("word") == "misses"]
         if missing:
-            lines.append(f"* {link(one)}, {one.title} (torch {', '.join(missing)}): {one.blind}")
+            lines.append(f"* {link(one)}, {escaped(one.title)} (torch {', '.join(missing)}): {one.blind}")
     return lines or ["Nothing that plain code shows is missed."]
