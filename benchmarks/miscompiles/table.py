@@ -26,8 +26,8 @@ WORDS = {
 INTRODUCTION = """\
 # Reported miscompiles, and what the check says
 
-Each row is a report of results that `torch.compile` gets wrong on CPU, from PyTorch's issue tracker. Most of
-them raise no exception and no warning. Each became a small policy of our own, in
+Each row is a report of results that `torch.compile` gets wrong, from PyTorch's issue tracker, and that shows on
+CPU with some torch since 2.9. None of them raises an exception or a warning. Each became a small policy of our own, in
 [benchmarks/miscompiles](../benchmarks/miscompiles), that does what the report describes. Each cell was
 measured by a command, none is written by hand:
 
