@@ -27,9 +27,9 @@ INTRODUCTION = """\
 # Reported miscompiles, and what the check says
 
 Each row is a report of results that `torch.compile` gets wrong, from PyTorch's issue tracker, that shows on
-CPU with some torch since 2.9. None of them raises an exception or a warning. Each became a small policy of our
-own, in [benchmarks/miscompiles](../benchmarks/miscompiles), that does what the report describes. Each cell
-was measured by a command, none is written by hand:
+CPU with some torch since 2.9. None of them raises an exception or a warning. Each became a small policy of
+our own, in [benchmarks/miscompiles](../benchmarks/miscompiles), that does what the report describes. Each
+cell was measured by a command, none is written by hand:
 
 ```console
 $ python -m benchmarks.miscompiles measure   # the column of the torch that is installed
