@@ -257,7 +257,7 @@ def test_what_the_benchmarks_import_is_there():
     """No test runs them, and the scripts inside them are text."""
     lines = {
         line.strip()
-        for path in (REPOSITORY / "benchmarks").glob("*.py")
+        for path in (REPOSITORY / "benchmarks").rglob("*.py")
         for line in path.read_text().splitlines()
         if line.strip().startswith(f"from {PACKAGE}")
     }
