@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 from torch import nn
 
-from pytest_torchcompile.checking.callables import InPhase
+from pytest_torchcompile.checking.callables import InPhase, require_inputs
 from pytest_torchcompile.checking.pair import Pair
 from pytest_torchcompile.checking.single_call import SingleCall
 from pytest_torchcompile.checking.stops import Stop, require_repeated
@@ -15,7 +15,7 @@ from pytest_torchcompile.comparing.measure import Tolerance
 from pytest_torchcompile.compiling.capture import failure_text, why_not_compiled
 from pytest_torchcompile.errors import CompileFailed, NotEquivalent, UsageError
 from pytest_torchcompile.generation.recipes import random_recipe
-from pytest_torchcompile.options import PHASES, REFERENCES, CheckOptions
+from pytest_torchcompile.options import PHASES, REFERENCES, CheckOptions, validated
 from pytest_torchcompile.policies.calls import Side
 from pytest_torchcompile.policies.declaration import Declaration
 from pytest_torchcompile.policies.methods import as_methods
@@ -199,6 +199,7 @@ def assert_equivalent(
             and the allowed difference. Also if the comparison proves nothing: eager returns different results
             for the same inputs, compiled ran no compiled code, or no value was finite.
         CompileFailed: if the call compiles and that fails.
+        UsageError: if the inputs do not fit the parameters of `eager`, or an argument is not accepted.
 
     Example:
         >>> import torch
@@ -210,13 +211,20 @@ def assert_equivalent(
         raise UsageError(f"phase={phase!r}; accepted: {', '.join(PHASES)}")
     if reference not in REFERENCES:
         raise UsageError(f"reference={reference!r}; accepted: {', '.join(REFERENCES)}")
+    tolerance = Tolerance(
+        atol=validated("atol", atol, "assert_equivalent()"),
+        rtol=validated("rtol", rtol, "assert_equivalent()"),
+    )
     once = SingleCall(eager, compiled, args, kwargs, phase, seed)
     with isolated():
         try:
-            judgement, notes = once.judged(Tolerance(atol=atol, rtol=rtol), reference)
+            judgement, notes = once.judged(tolerance, reference)
             nothing = once.nothing_shown(judgement)
         except Stop as stop:
             raise NotEquivalent(f"{_name(compiled)}-{phase}: {stop.reason}") from None
+        except TypeError:
+            require_inputs("assert_equivalent", eager, args, kwargs)
+            raise
         finally:
             once.restore()
     if not judgement.differences and nothing:

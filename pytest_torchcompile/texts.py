@@ -35,12 +35,17 @@ def is_of_ours(filename: str) -> bool:
     return filename.startswith(PACKAGE)
 
 
+def is_of_torch(filename: str) -> bool:
+    """Return whether a source file belongs to torch."""
+    return f"{os.sep}torch{os.sep}" in filename
+
+
 def raised_text(error: BaseException) -> str:
     """Return `first_line` of an exception, with its last frame outside torch and this package."""
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith(PACKAGE) and f"{os.sep}torch{os.sep}" not in frame.filename
+        if not is_of_ours(frame.filename) and not is_of_torch(frame.filename)
     ]
     return first_line(error) + (at(frames[-1].filename, frames[-1].lineno) if frames else "")
 

@@ -43,9 +43,29 @@ def require_known(options: CheckOptions) -> None:
     Raises:
         UsageError: otherwise; it lists the known values.
     """
+    require_known_backend(options)
+    require_known_settings(options)
+
+
+def require_known_backend(options: CheckOptions) -> None:
+    """Return if torch knows the backend; see `require_known`."""
     if isinstance(options.backend, str):
         known = torch.compiler.list_backends(exclude_tags=())
-        _require(options, "backend", options.backend, known, ", ".join(known))
+        # The others are for debugging torch itself.
+        shown = sorted(
+            {*torch.compiler.list_backends(), "aot_eager", "aot_eager_decomp_partition", "eager"} & {*known}
+        )
+        _require(options, "backend", options.backend, known, ", ".join(shown))
+
+
+def is_misspelt_backend(backend: str) -> bool:
+    """Whether torch has no such backend but a similar one. Any other name may be registered later."""
+    known = torch.compiler.list_backends(exclude_tags=())
+    return backend not in known and bool(suggestion(backend, known))
+
+
+def require_known_settings(options: CheckOptions) -> None:
+    """Return if torch knows the mode and inductor's options; see `require_known`."""
     if options.mode is not None:
         known = internals.known_modes()
         _require(options, "mode", options.mode, known, ", ".join(known))

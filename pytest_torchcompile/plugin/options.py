@@ -17,6 +17,7 @@ import pytest
 from pytest_torchcompile.errors import UsageError
 from pytest_torchcompile.options import OPTIONS, PROFILES, CheckOptions, boolean, unknown_name, validated
 from pytest_torchcompile.policies.declaration import ARGUMENTS, Declaration
+from pytest_torchcompile.specs.spaces import require_made
 
 PROOFS = ".compile-failures"
 """The folder of the scripts that show failures, in pytest's root."""
@@ -288,6 +289,11 @@ class Marked:
         for name in values:
             if name not in (*ARGUMENTS, *OPTIONS):
                 raise UsageError(unknown_name(source, "argument", name, [*ARGUMENTS, *OPTIONS]))
+        for name in ("observation", "inputs"):
+            try:
+                require_made(values.get(name))
+            except UsageError as error:
+                raise UsageError(f"{source}: {error}") from None
         declared = {"methods": project_methods(config)}
         declared |= {name: value for name, value in values.items() if name in ARGUMENTS}
         try:

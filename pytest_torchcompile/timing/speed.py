@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from pytest_torchcompile import internals
-from pytest_torchcompile.checking.callables import side_of
+from pytest_torchcompile.checking.callables import require_inputs, side_of
 from pytest_torchcompile.checking.pair import Pair
 from pytest_torchcompile.compiling.capture import Recorder
 from pytest_torchcompile.direct import CompiledPolicy
@@ -129,7 +129,7 @@ def measure_speedup(
         The speedup with its interval and its conclusion.
 
     Raises:
-        UsageError: if a side can't be called, or the phase is unknown.
+        UsageError: if a side can't be called, the inputs do not fit its parameters, or the phase is unknown.
         NotTimed: if compiled still compiles after 50 calls.
 
     Example:
@@ -157,6 +157,9 @@ def measure_speedup(
                 seed=0,
                 seconds=seconds,
             )
+        except TypeError:
+            require_inputs("measure_speedup", eager, args, kwargs)
+            raise
         finally:
             for side in (one, other):
                 side.restore()
