@@ -13,6 +13,7 @@ from pytest_torchcompile.checking.single_call import SingleCall
 from pytest_torchcompile.checking.stops import Stop, require_repeated
 from pytest_torchcompile.comparing.measure import Tolerance
 from pytest_torchcompile.compiling.capture import failure_text, why_not_compiled
+from pytest_torchcompile.compiling.toolchain import remove_broken
 from pytest_torchcompile.errors import CompileFailed, NotEquivalent, UsageError
 from pytest_torchcompile.generation.recipes import random_recipe
 from pytest_torchcompile.options import PHASES, REFERENCES, CheckOptions, validated
@@ -26,6 +27,9 @@ from pytest_torchcompile.results import Capture, CheckResult, Verdict
 from pytest_torchcompile.runtime.isolation import isolated
 from pytest_torchcompile.specs.trees import declared
 from pytest_torchcompile.texts import raised_text
+
+_MOST_BROKEN = 8
+"""How often a call is compiled again after a broken file was removed from inductor's cache."""
 
 
 class CompiledPolicy(InPhase):
@@ -159,6 +163,10 @@ def compile_policy(
         except Stop as stop:
             raise UsageError(stop.reason) from None
         error = pair.run(pair.compiled, recipe).error
+        for _ in range(_MOST_BROKEN):
+            if error is None or not remove_broken(pair.recorder.failures):
+                break
+            error = pair.run(pair.compiled, recipe).error
         pair.restore()
     policy = CompiledPolicy(pair, merged)
     if error is not None:

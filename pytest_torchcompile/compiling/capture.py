@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from pytest_torchcompile import internals
+from pytest_torchcompile.compiling.toolchain import advice, compilers_own_error
 from pytest_torchcompile.compiling.work import CountedWork, Work
 from pytest_torchcompile.errors import UsageError
 from pytest_torchcompile.generation.recipes import Recipe
@@ -239,6 +240,11 @@ class Recorder:
         """Return why the share of compiled work is unknown; empty if it is known."""
         return self._work.unknown if self._work else ""
 
+    @property
+    def failures(self) -> tuple[BaseException, ...]:
+        """The exceptions that compiles raised."""
+        return tuple(self._errors)
+
     def suppressed(self) -> str:
         """Return a sentence on an exception of the compiler that dynamo suppressed; empty if it did not."""
         return f"the compiler raised {failure_text(self._errors[0])}" if self._errors else ""
@@ -312,7 +318,10 @@ def failure_text(error: BaseException) -> str:
     if place is None:
         frames = traceback.extract_tb(inner.__traceback__)
         place = (frames[-1].filename, frames[-1].lineno) if frames else None
-    return first_line(inner) + (at(*place) if place else "")
+    printed = compilers_own_error(inner) if "compile error" in first_line(inner) else ""
+    said = first_line(inner) + (f": {printed}" if printed else "") + (at(*place) if place else "")
+    remedy = advice(inner)
+    return f"{remedy} ({first_line(inner)})" if remedy else said
 
 
 def _parameters_of(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -38,6 +38,7 @@ from pytest_torchcompile.plugin.fixtures import (
     observations,
     record_speedup,
 )
+from pytest_torchcompile.runtime.code_cache import removed_text
 from pytest_torchcompile.specs.deferral import errors_deferred
 from pytest_torchcompile.texts import shortest
 
@@ -65,6 +66,10 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(isolate.OnlyCase(), "torchcompile-only-case")
     models.add_tables_to_testpaths(config)
     options.set_compile_cache(config)
+    try:
+        options.prepare_cache(config)
+    except UsageError as error:
+        raise pytest.UsageError(str(error)) from None
     if not benchmark.why_not_timed(config):
         turns.begin(config)
 
@@ -119,6 +124,9 @@ def pytest_report_header(config: pytest.Config) -> str | None:
         parts.append(f"its code is kept in {shortest(os.environ[options.CACHE])}")
     if unrecorded:
         parts.append(f"speedups are measured but not recorded: {unrecorded}")
+    removed = config.stash.get(options.REMOVED, None)
+    if removed:
+        parts.append(removed_text(removed))
     return f"compile check: {'; '.join(parts)}"
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import tempfile
 import tomllib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 from pytest_torchcompile.errors import UsageError
 from pytest_torchcompile.options import OPTIONS, PROFILES, CheckOptions, boolean, unknown_name, validated
 from pytest_torchcompile.policies.declaration import ARGUMENTS, Declaration
+from pytest_torchcompile.runtime.code_cache import remove_broken
 from pytest_torchcompile.specs.spaces import require_made
 
 PROOFS = ".compile-failures"
@@ -138,6 +140,31 @@ def set_compile_cache(config: pytest.Config) -> None:
             os.environ[CACHE] = before
 
     config.add_cleanup(restore)
+
+
+REMOVED = pytest.StashKey[tuple[str, ...]]()
+"""The broken files that were removed from inductor's cache at the start."""
+
+
+def prepare_cache(config: pytest.Config) -> None:
+    """Make inductor's cache, remove broken files from it, and return if files can be written to it.
+
+    Raises:
+        UsageError: otherwise; every case would fail on it.
+    """
+    folder = os.environ.get(CACHE)
+    if not folder or not enabled(config):
+        return
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            config.stash[REMOVED] = remove_broken(folder)
+    except OSError as error:
+        source = "--compile-cache" if session_option(config, "cache") else CACHE
+        raise UsageError(
+            f"{source}={folder} can't be written ({error.strerror or error}); set {CACHE}, or "
+            f"--compile-cache, to a folder that can be"
+        ) from None
 
 
 def _action(field: dataclasses.Field[Any]) -> dict[str, Any]:

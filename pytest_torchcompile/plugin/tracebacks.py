@@ -16,7 +16,8 @@ from pytest_torchcompile.texts import is_of_ours, is_of_torch
 
 def concerns_us(excinfo: pytest.ExceptionInfo[BaseException], config: pytest.Config) -> bool:
     """Return whether the traceback of an exception has frames to leave out."""
-    if config.getoption("fulltrace", False):
+    # Skips and failures of pytest are no `Exception`; their place is set elsewhere.
+    if config.getoption("fulltrace", False) or not isinstance(excinfo.value, Exception):
         return False
     entries = list(_entries(excinfo.tb))
     through_us = [entry for entry in entries if is_of_ours(_file(entry))]
