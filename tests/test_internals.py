@@ -1058,3 +1058,22 @@ def test_recurrent_modules_are_captured_where_they_are_allowed() -> None:
             torch.compile(rnn, backend="eager")(x)
     assert not before
     assert runs.took(rnn.weight_ih_l0)
+
+
+def test_a_missing_compiler_is_known_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import config
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    assert internals.is_missing_compiler(InvalidCxxCompiler())
+    assert not internals.is_missing_compiler(RuntimeError("no kernel"))
+    monkeypatch.setattr(config.cpp, "cxx", (None, "no-such-compiler"))
+    assert internals.cxx_compiler() == "no-such-compiler"
+
+
+def test_the_folder_of_inductors_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    assert internals.code_cache() == cache_dir() == str(tmp_path)
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    assert internals.code_cache() == cache_dir()

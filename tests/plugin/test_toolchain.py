@@ -8,7 +8,7 @@ from .project import verdicts
 
 MARKED = """
 class Smooth(Agent):
-    def forward(self, x): return super().forward(x).tanh()
+    def forward(self, x): return self.actor(x).tanh()
 
 @pytest.mark.compiled_equivalence(observation=Box((2,)), phases="rollout")
 def test_agent(): return Smooth()
@@ -78,11 +78,11 @@ def test_a_file_of_a_killed_run_is_removed_and_compiled_again(project, cache):
     os.truncate(broken, 0)
     result = run(project)
     assert verdicts(result) == {"test_policy.py::test_agent[forward-rollout]": "equal"}
-    (told,) = [line for line in result.outlines if "removed" in line]
+    (told,) = [line for line in result.outlines if "removed 1" in line]
     assert "removed 1 shared object of 0 bytes from inductor's cache" in told
     assert broken.name in told
     assert broken.stat().st_size > 0
-    assert "removed" not in run(project).stdout.str()
+    assert "removed 1" not in run(project).stdout.str()
 
 
 def test_old_broken_files_are_removed_at_the_start_and_fresh_ones_are_left(project, cache):
