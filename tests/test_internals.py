@@ -1077,3 +1077,24 @@ def test_the_folder_of_inductors_code(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert internals.code_cache() == cache_dir() == str(tmp_path)
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
     assert internals.code_cache() == cache_dir()
+
+
+@torch._dynamo.assume_constant_result
+def constant(x: int) -> int:
+    return x + 1
+
+
+def test_a_result_taken_for_a_constant_is_known_and_can_be_traced() -> None:
+    assert internals.constant_results({constant.__code__: globals()}) == [constant]
+    assert internals.constant_results({test_the_folder_of_inductors_code.__code__: globals()}) == []
+
+    def run(x: torch.Tensor, times: int) -> torch.Tensor:
+        return x * constant(times)
+
+    for takes_it_out in (False, True):
+        torch.compiler.reset()
+        compiled = torch.compile(run, backend="eager", dynamic=False)
+        under = internals.without_constant_results([constant]) if takes_it_out else contextlib.nullcontext()
+        with under:
+            assert compiled(torch.ones(2), 2).tolist() == [3, 3]
+    assert internals.constant_results({constant.__code__: globals()}) == [constant]

@@ -10,12 +10,14 @@ Written for torch 2.13. Other folders import this package and not its modules.
 from pytest_torchcompile.internals.compiled import (
     COMPILED_MARKS,
     compiled_owner,
+    constant_results,
     eager_call,
     is_compiled,
     module_of,
     owner_of,
     set_compiled_call,
     uncompiled,
+    without_constant_results,
 )
 from pytest_torchcompile.internals.events import (
     CompileEvent,
@@ -95,6 +97,7 @@ __all__ = [
     "compiled_owner",
     "compiler_stack",
     "compiler_steps",
+    "constant_results",
     "cxx_compiler",
     "decomposition",
     "draws_random_numbers",
@@ -136,5 +139,6 @@ __all__ = [
     "uncompiled",
     "user_line",
     "why_disabled",
+    "without_constant_results",
     "written_arguments",
 ]
