@@ -159,7 +159,9 @@ def compile_policy(
                 f"eager raises {raised_text(expected.error)} on inputs declared as {declared(pair.tree)}"
             ) from expected.error
         try:
-            require_repeated(expected, pair.eager_again(recipe), Tolerance())
+            require_repeated(
+                expected, pair.eager_again(recipe), Tolerance(), lambda: pair.eager_again(recipe)
+            )
         except Stop as stop:
             raise UsageError(stop.reason) from None
         error = pair.run(pair.compiled, recipe).error

@@ -263,7 +263,7 @@ class StoryTrial:
         def floors(paths: Collection[str]) -> Iterator[Floor]:
             self._disturbed = True
             if not self._repeats:
-                require_repeated(eager, rerun(), self.tolerance)
+                require_repeated(eager, rerun(), self.tolerance, rerun)
                 self._repeats = True
             yield from asked.floors(paths)
 
