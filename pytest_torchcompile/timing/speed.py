@@ -187,10 +187,12 @@ def _time_sides(
     ]
     memory = [watch.warm_up() for watch in watches]
     blocks = interleaved(*(watch.timed() for watch in watches), seconds=seconds, min_rounds=min_rounds)
+    (low, high), quiet = blocks.interval(), blocks.quiet_ratio()
     return Speedup(
         ratio=blocks.ratio(),
-        interval=blocks.interval(),
-        quiet=blocks.quiet_ratio(),
+        # With the quiet ratio inside, interval and conclusion agree.
+        interval=(min(low, quiet), max(high, quiet)),
+        quiet=quiet,
         eager_s=tuple(itertools.chain(*blocks.first)),
         compiled_s=tuple(itertools.chain(*blocks.second)),
         pairs=len(blocks.first),
