@@ -40,19 +40,26 @@ def cells(name: str, values: Mapping[str, Any], *, timed: bool) -> tuple[str, ..
         values: its `CheckResult.row`.
         timed: whether any case of the table was timed.
     """
-    share = values["coverage"]
     found = (
         name,
         verdict_text(values),
         str(values["examples"]),
         _worst(values),
-        share if isinstance(share, str) else f"{share:.0%}",
+        _coverage(values),
         _graphs(values),
         str(values["breaks"]),
         str(values["recompiles"]),
         f"{float(values['compile_s']):.1f}",
     )
     return (*found, speedup_text(values)) if timed else found
+
+
+def _coverage(values: Mapping[str, Any]) -> str:
+    """Return the share of the parameters in graphs; ``each call`` if all are, but compiled on each call."""
+    share = values["coverage"]
+    if share == 1 and values["verdict"] == Verdict.NOT_COMPILED and values["recompiles"]:
+        return "each call"
+    return share if isinstance(share, str) else f"{share:.0%}"
 
 
 def verdict_text(values: Mapping[str, Any]) -> str:

@@ -136,8 +136,8 @@ def measure_speedup(
         >>> import torch
         >>> from torch import nn
         >>> policy = compile_policy(lambda: nn.Linear(8, 2), observation=Box((8,)), backend="eager")
-        >>> speedup = measure_speedup(policy.eager, policy, torch.zeros(5, 8), seconds=0.1)
-        >>> speedup.conclusion in ("faster", "slower", "no clear difference")
+        >>> speedup = measure_speedup(policy.eager, policy, torch.zeros(5, 8), seconds=0.5)
+        >>> speedup.conclusion in ("faster", "slower", "no clear difference", "too few rounds")
         True
     """
     if phase not in PHASES:
