@@ -93,7 +93,8 @@ def _table(cases: list[Case]) -> Iterator[str]:
     for case in cases:
         name, verdict, *others = table.cells(case.id, case.values, timed=timed)
         expected = " (expected)" if case.outcome == "xfailed" else ""
-        sign = SIGNS[Verdict.DIFFERS if case.result.regressions else case.result.verdict]
+        fails = case.result.verdict.passed and not table.is_passing(case.values)
+        sign = SIGNS[Verdict.DIFFERS if fails else case.result.verdict]
         verdict = f"{sign} {verdict}{expected}"
         yield row((code(name), escaped(verdict), *map(escaped, others)))
 

@@ -63,9 +63,22 @@ def _coverage(values: Mapping[str, Any]) -> str:
 
 
 def verdict_text(values: Mapping[str, Any]) -> str:
-    """Return the verdict; if the case passed but is worse than its baseline, say that too."""
-    is_worse = values.get("regressions") and Verdict(values["verdict"]).passed
-    return f"{values['verdict']}, worse" if is_worse else str(values["verdict"])
+    """Return the verdict; if the case passed but its test fails for another reason, say that too."""
+    verdict = str(values["verdict"])
+    if not Verdict(verdict).passed:
+        return verdict
+    too_slow = "min_speedup" in values and float(values["speedup_high"]) < float(values["min_speedup"])
+    failings = {
+        "worse": values.get("regressions"),
+        "too slow": too_slow,
+        "over budget": values.get("exceeded"),
+    }
+    return ", ".join([verdict, *(what for what, fails in failings.items() if fails)])
+
+
+def is_passing(values: Mapping[str, Any]) -> bool:
+    """Return whether the case passed and nothing else fails its test."""
+    return verdict_text(values) in (Verdict.EQUAL, Verdict.WITHIN_ROUNDING)
 
 
 def held_text(rows: Iterable[Mapping[str, Any]]) -> str:

@@ -108,8 +108,9 @@ def lines(cases: Sequence[Case], width: int) -> Iterator[Line]:
         if grid.grouped and test != before:
             yield Line(shortened(test, max(width, _LEAST_NAME)), {})
         before = test
-        color = {} if case.result.regressions else _COLORS
-        yield Line(grid.line(cells), color.get(case.result.verdict, {"red": True}))
+        verdict = case.result.verdict
+        colors = _COLORS if table.is_passing(case.values) or not verdict.passed else {}
+        yield Line(grid.line(cells), colors.get(verdict, {"red": True}))
 
 
 def _grids(cases: Sequence[Case]) -> Iterator[_Grid]:

@@ -189,7 +189,19 @@ def test_an_option_that_torch_does_not_know_is_one_error_at_the_start(project, o
     assert len(told) == 1
     assert told[0].startswith("ERROR: ")
     assert project.lines("ran") == []
+    assert "nothing was checked" not in result.stdout.str()
     project.pytest(option).assert_outcomes(skipped=2)
+
+
+def test_an_earlier_report_survives_a_misspelt_backend(project):
+    project.write(FINE)
+    report = project.path / "report.json"
+    project.check(f"--compile-report={report}")
+    before = report.read_text()
+    assert (
+        project.pytest("--compile-check", "--compile-backend=inductr", f"--compile-report={report}").ret == 4
+    )
+    assert report.read_text() == before
 
 
 @pytest.mark.parametrize(
