@@ -16,6 +16,7 @@ from pytest_torchcompile.checking.freshness import frozen
 from pytest_torchcompile.checking.pair import Pair
 from pytest_torchcompile.checking.sampling import compare_samples
 from pytest_torchcompile.compiling.budgets import exceeded
+from pytest_torchcompile.compiling.toolchain import remove_broken
 from pytest_torchcompile.explaining.explanation import explain, explain_draws, explain_story
 from pytest_torchcompile.lifecycle.protocol import LifecycleProtocol
 from pytest_torchcompile.lifecycle.sides import LifecycleSides
@@ -23,7 +24,8 @@ from pytest_torchcompile.options import LIFECYCLE, PHASES, CheckOptions
 from pytest_torchcompile.policies.declaration import Declaration
 from pytest_torchcompile.policies.methods import Method, as_methods
 from pytest_torchcompile.policies.twins import Factory
-from pytest_torchcompile.results import CheckResult, Difference, Explanation, Speedup
+from pytest_torchcompile.results import CheckResult, Difference, Explanation, Speedup, Verdict
+from pytest_torchcompile.runtime.code_cache import removed_text
 from pytest_torchcompile.runtime.isolation import isolated
 from pytest_torchcompile.runtime.progress import Progress, silent
 from pytest_torchcompile.texts import raised_text
@@ -147,6 +149,34 @@ def check_case(
         progress: notified of each step, such as a compile.
         time: times the two sides if the case passed.
     """
+
+    def once() -> tuple[CheckResult, tuple[BaseException, ...]]:
+        return _check_case(
+            factory,
+            method,
+            phase,
+            declaration=declaration,
+            options=options,
+            name=name,
+            progress=progress,
+            time=time,
+        )
+
+    return _mended(once)
+
+
+def _check_case(
+    factory: Factory,
+    method: Method,
+    phase: str,
+    *,
+    declaration: Declaration,
+    options: CheckOptions,
+    name: str,
+    progress: Progress,
+    time: Callable[[Pair], Speedup] | None,
+) -> tuple[CheckResult, tuple[BaseException, ...]]:
+    """Return the result of `check_case`, and the exceptions of the compiler."""
     with isolated(options.threads):
         progress.step(MAKING)
         pair = Pair(factory, method, phase, declaration=declaration, options=options, progress=progress)
@@ -160,7 +190,28 @@ def check_case(
             explanation = _why(pair, protocol, options, name or found.case)
         finally:
             pair.restore()
-    return _result(concluded(found, beyond, options), options, timed, explanation)
+    result = _result(concluded(found, beyond, options), options, timed, explanation)
+    return result, pair.recorder.failures
+
+
+def _mended(once: Callable[[], tuple[CheckResult, tuple[BaseException, ...]]]) -> CheckResult:
+    """Return the result of a check; if it failed on broken files of inductor's cache, that without them.
+
+    Args:
+        once: runs the check; returns its result and the exceptions of the compiler.
+    """
+    removed: list[str] = []
+    while True:
+        result, failures = once()
+        broken = remove_broken(failures) if result.verdict is Verdict.COMPILE_FAILED else ()
+        # Each file once: a compiler that writes empty files would never end.
+        if set(broken) <= set(removed):
+            break
+        removed += broken
+    if not removed:
+        return result
+    note = f"{removed_text(removed)}; compiled again"
+    return dataclasses.replace(result, notes=(*result.notes, note))
 
 
 def check_lifecycle(
@@ -172,6 +223,16 @@ def check_lifecycle(
     progress: Progress = silent,
 ) -> CheckResult:
     """Check one compiled policy that acts, learns and loads; the arguments are those of `check_case`."""
+
+    def once() -> tuple[CheckResult, tuple[BaseException, ...]]:
+        return _check_lifecycle(factory, declaration, options, name, progress)
+
+    return _mended(once)
+
+
+def _check_lifecycle(
+    factory: Factory, declaration: Declaration, options: CheckOptions, name: str, progress: Progress
+) -> tuple[CheckResult, tuple[BaseException, ...]]:
     with isolated(options.threads):
         progress.step(MAKING)
         sides = LifecycleSides(factory, declaration, options, progress)
@@ -184,9 +245,11 @@ def check_lifecycle(
             explanation = _why_lifecycle(sides, protocol, options, name or found.case)
         finally:
             sides.end()
-    return dataclasses.replace(
+    failures = [error for pair in sides.by_name.values() for error in pair.recorder.failures]
+    result = dataclasses.replace(
         concluded(found, beyond, options), settings=options.settings(), explanation=explanation
     )
+    return result, tuple(failures)
 
 
 def _why(pair: Pair, protocol: CheckProtocol, options: CheckOptions, name: str) -> Explanation | None:

@@ -7,15 +7,16 @@ from typing import Any, NoReturn
 
 from torch import nn
 
-from pytest_torchcompile.checking.callables import InPhase
+from pytest_torchcompile.checking.callables import InPhase, require_inputs
 from pytest_torchcompile.checking.pair import Pair
 from pytest_torchcompile.checking.single_call import SingleCall
 from pytest_torchcompile.checking.stops import Stop, require_repeated
 from pytest_torchcompile.comparing.measure import Tolerance
 from pytest_torchcompile.compiling.capture import failure_text, why_not_compiled
+from pytest_torchcompile.compiling.toolchain import remove_broken
 from pytest_torchcompile.errors import CompileFailed, NotEquivalent, UsageError
 from pytest_torchcompile.generation.recipes import random_recipe
-from pytest_torchcompile.options import PHASES, REFERENCES, CheckOptions
+from pytest_torchcompile.options import PHASES, REFERENCES, CheckOptions, validated
 from pytest_torchcompile.policies.calls import Side
 from pytest_torchcompile.policies.declaration import Declaration
 from pytest_torchcompile.policies.methods import as_methods
@@ -26,6 +27,9 @@ from pytest_torchcompile.results import Capture, CheckResult, Verdict
 from pytest_torchcompile.runtime.isolation import isolated
 from pytest_torchcompile.specs.trees import declared
 from pytest_torchcompile.texts import raised_text
+
+_MOST_BROKEN = 8
+"""How often a call is compiled again after a broken file was removed from inductor's cache."""
 
 
 class CompiledPolicy(InPhase):
@@ -155,10 +159,16 @@ def compile_policy(
                 f"eager raises {raised_text(expected.error)} on inputs declared as {declared(pair.tree)}"
             ) from expected.error
         try:
-            require_repeated(expected, pair.eager_again(recipe), Tolerance())
+            require_repeated(
+                expected, pair.eager_again(recipe), Tolerance(), lambda: pair.eager_again(recipe)
+            )
         except Stop as stop:
             raise UsageError(stop.reason) from None
         error = pair.run(pair.compiled, recipe).error
+        for _ in range(_MOST_BROKEN):
+            if error is None or not remove_broken(pair.recorder.failures):
+                break
+            error = pair.run(pair.compiled, recipe).error
         pair.restore()
     policy = CompiledPolicy(pair, merged)
     if error is not None:
@@ -199,6 +209,7 @@ def assert_equivalent(
             and the allowed difference. Also if the comparison proves nothing: eager returns different results
             for the same inputs, compiled ran no compiled code, or no value was finite.
         CompileFailed: if the call compiles and that fails.
+        UsageError: if the inputs do not fit the parameters of `eager`, or an argument is not accepted.
 
     Example:
         >>> import torch
@@ -210,13 +221,20 @@ def assert_equivalent(
         raise UsageError(f"phase={phase!r}; accepted: {', '.join(PHASES)}")
     if reference not in REFERENCES:
         raise UsageError(f"reference={reference!r}; accepted: {', '.join(REFERENCES)}")
+    tolerance = Tolerance(
+        atol=validated("atol", atol, "assert_equivalent()"),
+        rtol=validated("rtol", rtol, "assert_equivalent()"),
+    )
     once = SingleCall(eager, compiled, args, kwargs, phase, seed)
     with isolated():
         try:
-            judgement, notes = once.judged(Tolerance(atol=atol, rtol=rtol), reference)
+            judgement, notes = once.judged(tolerance, reference)
             nothing = once.nothing_shown(judgement)
         except Stop as stop:
             raise NotEquivalent(f"{_name(compiled)}-{phase}: {stop.reason}") from None
+        except TypeError:
+            require_inputs("assert_equivalent", eager, args, kwargs)
+            raise
         finally:
             once.restore()
     if not judgement.differences and nothing:

@@ -25,9 +25,17 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Return ``Type: first line`` of an exception."""
+    """Return ``Type: first line`` of an exception.
+
+    A first line that only announces others, as that of ``load_state_dict`` does, is followed by the next one.
+
+    Example:
+        >>> first_line(RuntimeError("Error(s) in loading state_dict for A:\\n\\tMissing key(s): 'log_std'."))
+        "RuntimeError: Error(s) in loading state_dict for A: Missing key(s): 'log_std'."
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]:.300}" if lines else type(error).__name__
+    said = " ".join(lines[:2]) if lines and lines[0].endswith(":") else "".join(lines[:1])
+    return f"{type(error).__name__}: {said:.300}" if lines else type(error).__name__
 
 
 def is_of_ours(filename: str) -> bool:
@@ -35,12 +43,17 @@ def is_of_ours(filename: str) -> bool:
     return filename.startswith(PACKAGE)
 
 
+def is_of_torch(filename: str) -> bool:
+    """Return whether a source file belongs to torch."""
+    return f"{os.sep}torch{os.sep}" in filename
+
+
 def raised_text(error: BaseException) -> str:
     """Return `first_line` of an exception, with its last frame outside torch and this package."""
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith(PACKAGE) and f"{os.sep}torch{os.sep}" not in frame.filename
+        if not is_of_ours(frame.filename) and not is_of_torch(frame.filename)
     ]
     return first_line(error) + (at(frames[-1].filename, frames[-1].lineno) if frames else "")
 

@@ -1103,6 +1103,46 @@ def test_recurrent_modules_are_captured_where_they_are_allowed() -> None:
     assert runs.took(rnn.weight_ih_l0)
 
 
+def test_a_missing_compiler_is_known_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import config
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    assert internals.is_missing_compiler(InvalidCxxCompiler())
+    assert not internals.is_missing_compiler(RuntimeError("no kernel"))
+    monkeypatch.setattr(config.cpp, "cxx", (None, "no-such-compiler"))
+    assert internals.cxx_compiler() == "no-such-compiler"
+
+
+def test_the_folder_of_inductors_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    assert internals.code_cache() == cache_dir() == str(tmp_path)
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    assert internals.code_cache() == cache_dir()
+
+
+@torch._dynamo.assume_constant_result
+def constant(x: int) -> int:
+    return x + 1
+
+
+def test_a_result_taken_for_a_constant_is_known_and_can_be_traced() -> None:
+    assert internals.constant_results({constant.__code__: globals()}) == [constant]
+    assert internals.constant_results({test_the_folder_of_inductors_code.__code__: globals()}) == []
+
+    def run(x: torch.Tensor, times: int) -> torch.Tensor:
+        return x * constant(times)
+
+    for takes_it_out in (False, True):
+        torch.compiler.reset()
+        compiled = torch.compile(run, backend="eager", dynamic=False)
+        under = internals.without_constant_results([constant]) if takes_it_out else contextlib.nullcontext()
+        with under:
+            assert compiled(torch.ones(2), 2).tolist() == [3, 3]
+    assert internals.constant_results({constant.__code__: globals()}) == [constant]
+
+
 def test_what_an_older_torch_can_not_do_is_listed() -> None:
     """Each mark that skips a test on an older torch, so that none hides a failure."""
     tests = os.path.dirname(__file__)

@@ -229,6 +229,8 @@ def test_the_fields_of_a_result() -> None:
         "settings",
         "sensitivity",
         "regressions",
+        "baseline",
+        "held",
         "deviations",
     ]
 

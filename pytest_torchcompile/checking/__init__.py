@@ -2,6 +2,6 @@
 
 In: a `Pair` of sides and the options. Out: a `CheckResult`.
 
-Other folders use `callables`, `case`, `compiling_branches`, `contracts`, `evidence`, `freshness`,
+Other folders use `callables`, `case`, `compiling_branches`, `contracts`, `evidence`, `executed`, `freshness`,
 `known_causes`, `pair`, `repeating`, `sampling`, `single_call`, `stops`, `trial`.
 """

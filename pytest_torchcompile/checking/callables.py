@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from pytest_torchcompile import internals
 from pytest_torchcompile.errors import UsageError
@@ -48,6 +51,39 @@ def side_of(function: Any, around: Around) -> Side:
     # The module is the caller's, so its parameters are restored too.
     state = None if model is None else ModuleState(model, parameters=True)
     return Side(function, model, around=around, state=state)
+
+
+def require_inputs(caller: str, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """After a `TypeError`, return if the inputs fit the parameters of a callable, or these are unknown.
+
+    Args:
+        caller: the function of this package that the user called, for the message.
+        function: see `side_of`.
+        args: positional inputs.
+        kwargs: keyword inputs.
+
+    Raises:
+        UsageError: if they do not; it shows the signature.
+    """
+    called = function._side.function if isinstance(function, InPhase) else function
+    called = internals.uncompiled(called) if isinstance(called, nn.Module) else called
+    called = called.forward if isinstance(called, nn.Module) else called
+    try:
+        signature = inspect.signature(called)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        name = getattr(called, "__name__", type(called).__name__)
+        given = f"got {len(args) + len(kwargs)} inputs" if args or kwargs else "got no inputs"
+        needed = ", ".join(
+            str(p).partition("=")[0] for p in signature.parameters.values() if p.default is p.empty
+        )
+        raise UsageError(
+            f"{caller}(eager, compiled) {given}, but {name}{signature} can't be called with them: {error}; "
+            f"give the inputs of one call: {caller}(eager, compiled, {needed})"
+        ) from None
 
 
 def _holder_of(function: Any) -> Holder | None:

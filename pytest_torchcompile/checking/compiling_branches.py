@@ -6,16 +6,14 @@ compiler stage is then at fault for a difference, and the user has to look at th
 
 from __future__ import annotations
 
-import contextlib
 import dis
-import sys
 import types
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from pytest_torchcompile import internals
+from pytest_torchcompile.checking.executed import functions_run
 from pytest_torchcompile.checking.pair import Pair
 from pytest_torchcompile.generation.recipes import Recipe
 from pytest_torchcompile.texts import line_of
@@ -30,25 +28,9 @@ def compiling_branches(pair: Pair, recipe: Recipe) -> tuple[str, ...]:
         pair: the two sides.
         recipe: the example to call eager on.
     """
-    frames: dict[types.CodeType, dict[str, Any]] = {}
-
-    @contextlib.contextmanager
-    def recording() -> Iterator[None]:
-        before = sys.getprofile()
-        sys.setprofile(lambda frame, event, argument: _record(frames, frame))
-        try:
-            yield
-        finally:
-            sys.setprofile(before)
-
-    pair.run(pair.eager, recipe, under=recording)
+    frames = functions_run(pair, recipe)
     lines = (line for code, scope in frames.items() for line in _lines(code, scope))
     return tuple(dict.fromkeys(lines))
-
-
-def _record(frames: dict[types.CodeType, dict[str, Any]], frame: types.FrameType) -> None:
-    if internals.is_users_code(frame.f_code.co_filename):
-        frames.setdefault(frame.f_code, frame.f_globals)
 
 
 def _lines(code: types.CodeType, scope: dict[str, Any]) -> Iterator[str]:

@@ -115,7 +115,7 @@ class SingleCall:
         again = self._rerun()
         left_out = unrepeatable.leave_out((self._eager, self._compiled), expected, again)
         self._expected = self._rerun() if left_out else expected
-        require_repeated(self._expected, self._rerun() if left_out else again, tolerance)
+        require_repeated(self._expected, self._rerun() if left_out else again, tolerance, self._rerun)
         return self._expected
 
     @contextlib.contextmanager

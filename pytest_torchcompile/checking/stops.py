@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from pytest_torchcompile.checking.kept_state import kept_state
 from pytest_torchcompile.checking.pair import Pair
 from pytest_torchcompile.comparing.measure import Tolerance
 from pytest_torchcompile.comparing.tolerance import judge
@@ -14,7 +15,7 @@ from pytest_torchcompile.policies.calls import Outcome
 from pytest_torchcompile.policies.copies import why_stale
 from pytest_torchcompile.policies.holders import policy_of
 from pytest_torchcompile.results import Verdict
-from pytest_torchcompile.texts import raised_text
+from pytest_torchcompile.texts import raised_text, some
 
 T = TypeVar("T")
 
@@ -61,8 +62,16 @@ def compiles_again(in_a_row: int, limit: int, recompiles: Sequence[str]) -> Stop
     )
 
 
-def require_repeated(eager: Outcome, again: Outcome, tolerance: Tolerance) -> None:
+def require_repeated(
+    eager: Outcome, again: Outcome, tolerance: Tolerance, rerun: Callable[[], object] | None = None
+) -> None:
     """Return if a repeated call of eager on the same example has the same outcome.
+
+    Args:
+        eager: the outcome of a call.
+        again: the outcome of the repeated call.
+        tolerance: what counts as the same.
+        rerun: calls eager once more, to find the state that it keeps; None to leave that out.
 
     Raises:
         Stop: if the outcomes differ, because a difference from compiled would then prove nothing.
@@ -74,11 +83,13 @@ def require_repeated(eager: Outcome, again: Outcome, tolerance: Tolerance) -> No
         if not differences:
             return
         moved = f"{differences[0].place} is {differences[0].eager}, then {differences[0].compiled}"
+    found = kept_state(rerun) if rerun is not None else []
+    kept = f": {some(found)}" if found else ""
     raise Stop(
         Verdict.EAGER_FAILED,
         f"eager does not repeat itself on one example under one seed: {moved}; it keeps state that the "
-        f"check can't restore. Keep that state in buffers or in attributes that are tensors, and draw random "
-        f"numbers from torch's, numpy's or python's global generators",
+        f"check can't restore{kept}. Keep that state in buffers or in attributes that are tensors, and draw "
+        f"random numbers from torch's, numpy's or python's global generators",
     )
 
 

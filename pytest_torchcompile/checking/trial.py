@@ -313,13 +313,16 @@ class Trial:
         rerun = self._rerun(recipe, learning)
         asked = references(eager, self._pair.eager, rerun, scale)
 
+        def once() -> Outcome:
+            return rerun(contextlib.nullcontext)
+
         def floors(paths: Collection[str]) -> Iterator[Floor]:
             # Checked before the first floor of the case, and whenever no floor explains the difference.
             if not self._repeats:
-                require_repeated(eager, rerun(contextlib.nullcontext), self._tolerance)
+                require_repeated(eager, once(), self._tolerance, once)
                 self._repeats = True
             yield from asked.floors(paths)
-            require_repeated(eager, rerun(contextlib.nullcontext), self._tolerance)
+            require_repeated(eager, once(), self._tolerance, once)
 
         return dataclasses.replace(asked, floors=floors)
 

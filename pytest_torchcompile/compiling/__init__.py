@@ -2,5 +2,5 @@
 
 In: a method and the options of `torch.compile`. Out: the compiled method and its `Capture`.
 
-Other folders use `budgets`, `capture`, `recompiling`, `recurrent`, `work`.
+Other folders use `budgets`, `capture`, `recompiling`, `recurrent`, `toolchain`, `work`.
 """

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from pytest_torchcompile import internals
+from pytest_torchcompile.compiling.toolchain import advice, compilers_own_error
 from pytest_torchcompile.compiling.work import CountedWork, Work
 from pytest_torchcompile.errors import UsageError
 from pytest_torchcompile.generation.recipes import Recipe
@@ -39,9 +40,29 @@ def require_known(options: CheckOptions) -> None:
     Raises:
         UsageError: otherwise; it lists the known values.
     """
+    require_known_backend(options)
+    require_known_settings(options)
+
+
+def require_known_backend(options: CheckOptions) -> None:
+    """Return if torch knows the backend; see `require_known`."""
     if isinstance(options.backend, str):
         known = torch.compiler.list_backends(exclude_tags=())
-        _require(options, "backend", options.backend, known, ", ".join(known))
+        # The others are for debugging torch itself.
+        shown = sorted(
+            {*torch.compiler.list_backends(), "aot_eager", "aot_eager_decomp_partition", "eager"} & {*known}
+        )
+        _require(options, "backend", options.backend, known, ", ".join(shown))
+
+
+def is_misspelt_backend(backend: str) -> bool:
+    """Whether torch has no such backend but a similar one. Any other name may be registered later."""
+    known = torch.compiler.list_backends(exclude_tags=())
+    return backend not in known and bool(suggestion(backend, known))
+
+
+def require_known_settings(options: CheckOptions) -> None:
+    """Return if torch knows the mode and inductor's options; see `require_known`."""
     if options.mode is not None:
         known = internals.known_modes()
         _require(options, "mode", options.mode, known, ", ".join(known))
@@ -213,6 +234,11 @@ class Recorder:
         """Return why the share of compiled work is unknown; empty if it is known."""
         return self._work.unknown if self._work else ""
 
+    @property
+    def failures(self) -> tuple[BaseException, ...]:
+        """The exceptions that compiles raised."""
+        return tuple(self._errors)
+
     def suppressed(self) -> str:
         """Return a sentence on an exception of the compiler that dynamo suppressed; empty if it did not."""
         return f"the compiler raised {failure_text(self._errors[0])}" if self._errors else ""
@@ -286,7 +312,10 @@ def failure_text(error: BaseException) -> str:
     if place is None:
         frames = traceback.extract_tb(inner.__traceback__)
         place = (frames[-1].filename, frames[-1].lineno) if frames else None
-    return first_line(inner) + (at(*place) if place else "")
+    printed = compilers_own_error(inner) if "compile error" in first_line(inner) else ""
+    said = first_line(inner) + (f": {printed}" if printed else "") + (at(*place) if place else "")
+    remedy = advice(inner)
+    return f"{remedy} ({first_line(inner)})" if remedy else said
 
 
 def _parameters_of(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -22,6 +22,7 @@ from pytest_torchcompile.explaining.in_place import assigning_agrees, find_write
 from pytest_torchcompile.explaining.place import Graph, capture_graphs, find_graph, find_module
 from pytest_torchcompile.explaining.policy_script import case_script, story_script
 from pytest_torchcompile.explaining.proof import CantWrite, Proof, Script, write_proof
+from pytest_torchcompile.explaining.python_code import constant_results, foreign_numbers
 from pytest_torchcompile.explaining.stages import PARTITIONER, STAGES, Stage, first_stage, narrow, up_to
 from pytest_torchcompile.explaining.subjects import (
     Budget,
@@ -68,6 +69,7 @@ def explain(pair: Pair, failure: Failure, options: CheckOptions, name: str) -> E
     if found is not None:
         explainer.locate(case, *found, script, failure.judgement.differences)
         explainer.find_branches(pair, failure.recipe)
+        explainer.find_python_code(case, found[1], pair, failure.recipe, failure.judgement.differences)
     return explainer.explanation()
 
 
@@ -93,11 +95,14 @@ def explain_story(
     if sides.first.twins.deployed:
         explainer.prove([lambda: script(options)])
         return explainer.explanation_of_deployed()
-    found = explainer.find_stage(WholeStory(sides, failure.story, explainer.budget))
+    story = WholeStory(sides, failure.story, explainer.budget)
+    found = explainer.find_stage(story)
     if found is not None:
         explainer.prove([lambda: script(found[1])])
         pair = sides.by_name.get(failure.story[-1].method, sides.first)
-        explainer.find_branches(pair, random_recipe(pair.tree, options.batch[0], options.seed))
+        recipe = random_recipe(pair.tree, options.batch[0], options.seed)
+        explainer.find_branches(pair, recipe)
+        explainer.find_python_code(story, found[1], pair, recipe, failure.differences)
     return explainer.explanation()
 
 
@@ -160,6 +165,24 @@ class _Explainer:
         if lines:
             asks = f"{some(lines)}, where the policy's own code asks whether it is being compiled"
             self._note(place=asks, lines=lines)
+
+    def find_python_code(
+        self,
+        case: Subject,
+        options: CheckOptions,
+        pair: Pair,
+        recipe: Recipe,
+        differences: Sequence[Difference],
+    ) -> None:
+        """If the stage is dynamo, find what in the policy's Python code makes compiled another program."""
+        if self._found.stage != STAGES["eager"]:
+            return
+        what = "the Python code at fault"
+        found = self._try(what, lambda: foreign_numbers(pair, recipe, differences)) or self._try(
+            what, lambda: constant_results(case, options, pair, recipe)
+        )
+        if found is not None:
+            self._note(place=found.place, lines=found.lines, advice=found.advice)
 
     def _reproducing_options(self, case: Subject) -> CheckOptions:
         """Return options under which the case differs when it is compiled for its example alone.

@@ -58,6 +58,11 @@ def observations(
         ...     assert x.shape[1:] == (4,)
     """
     tree = conversion.as_spec(spec)
+    if not conversion.describes(tree):
+        raise UsageError(
+            f"observations({spec!r}) describes no tensor; accepted: a spec such as Box((8,)), a shape "
+            f"such as (8,), a gymnasium space, or a dict or tuple of these"
+        )
     tensors.require_drawable(tree)
     unknown = set(layouts) - set(LAYOUTS)
     if unknown or not layouts:

@@ -10,12 +10,14 @@ Written for torch 2.9 to 2.15. Other folders import this package and not its mod
 from pytest_torchcompile.internals.compiled import (
     COMPILED_MARKS,
     compiled_owner,
+    constant_results,
     eager_call,
     is_compiled,
     module_of,
     owner_of,
     set_compiled_call,
     uncompiled,
+    without_constant_results,
 )
 from pytest_torchcompile.internals.events import (
     CompileEvent,
@@ -27,10 +29,13 @@ from pytest_torchcompile.internals.events import (
     recompile_reasons,
 )
 from pytest_torchcompile.internals.failures import (
+    code_cache,
     compiler_stack,
+    cxx_compiler,
     inner_error,
     is_compilers_code,
     is_configuration_error,
+    is_missing_compiler,
     is_users_code,
     running_users_line,
 )
@@ -86,12 +91,15 @@ __all__ = [
     "argument_validation",
     "backend_function",
     "cached_graph_count",
+    "code_cache",
     "compile_events",
     "compile_seconds",
     "compiled_code_run",
     "compiled_owner",
     "compiler_stack",
     "compiler_steps",
+    "constant_results",
+    "cxx_compiler",
     "decomposition",
     "draws_random_numbers",
     "eager_call",
@@ -113,6 +121,7 @@ __all__ = [
     "is_compiled",
     "is_compilers_code",
     "is_configuration_error",
+    "is_missing_compiler",
     "is_pointwise",
     "is_users_code",
     "isolated_compile",
@@ -133,5 +142,6 @@ __all__ = [
     "uncompiled",
     "user_line",
     "why_disabled",
+    "without_constant_results",
     "written_arguments",
 ]

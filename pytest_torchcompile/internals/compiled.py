@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -42,6 +43,36 @@ def _original_callable(value: Any) -> Any:
     return (
         held.get("_torchdynamo_orig_callable") if isinstance(held, (dict, types.MappingProxyType)) else None
     )
+
+
+def constant_results(codes: Mapping[types.CodeType, Mapping[str, Any]]) -> list[types.FunctionType]:
+    """Return the functions with one of these codes whose result dynamo takes for a constant.
+
+    ``torch._dynamo.assume_constant_result`` marks them. They are looked for among the globals that belong to
+    each code, and in the classes there.
+    """
+    found: dict[types.FunctionType, None] = {}
+    for scope in {id(scope): scope for scope in codes.values()}.values():
+        for value in list(scope.values()):
+            for one in list(vars(value).values()) if isinstance(value, type) else [value]:
+                if type(one) is types.FunctionType and one.__code__ in codes and vars(one).get(_CONSTANT):
+                    found[one] = None
+    return list(found)
+
+
+@contextlib.contextmanager
+def without_constant_results(functions: Iterable[types.FunctionType]) -> Iterator[None]:
+    """In the body, dynamo traces these functions."""
+    for function in functions:
+        setattr(function, _CONSTANT, False)
+    try:
+        yield
+    finally:
+        for function in functions:
+            setattr(function, _CONSTANT, True)
+
+
+_CONSTANT = "_dynamo_marked_constant"
 
 
 def uncompiled(module: torch.nn.Module) -> torch.nn.Module:

@@ -76,7 +76,8 @@ class StoryTrial:
         self.uncompiled: list[str] = []
         self.added = 0
         self._recompile_limit = internals.recompile_limit()
-        self._recompiling = Recompiling(RECOMPILES_IN_A_ROW)
+        # One for each method: the calls of another method in between must not end the row.
+        self._recompiling = {name: Recompiling(RECOMPILES_IN_A_ROW) for name in sides.by_name}
         self._sides = sides
         self._options = options
         self.tolerance = Tolerance(atol=options.atol, rtol=options.rtol)
@@ -180,10 +181,9 @@ class StoryTrial:
         if not move.method:
             return
         here = (move.template, move.batch, _seen_by_guards(story))
-        if self._recompiling.add(here, self._sides.by_name[move.method].recorder.compiled_in_last_call):
-            raise compiles_again(
-                self._recompiling.in_a_row, self._recompile_limit, self._sides.capture.recompiles
-            )
+        recompiling = self._recompiling[move.method]
+        if recompiling.add(here, self._sides.by_name[move.method].recorder.compiled_in_last_call):
+            raise compiles_again(recompiling.in_a_row, self._recompile_limit, self._sides.capture.recompiles)
 
     def _reject(self, story: Story, why: str) -> None:
         """Store a move as impossible. Later stories are run without it.
@@ -263,7 +263,7 @@ class StoryTrial:
         def floors(paths: Collection[str]) -> Iterator[Floor]:
             self._disturbed = True
             if not self._repeats:
-                require_repeated(eager, rerun(), self.tolerance)
+                require_repeated(eager, rerun(), self.tolerance, rerun)
                 self._repeats = True
             yield from asked.floors(paths)
 

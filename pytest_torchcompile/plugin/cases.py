@@ -17,7 +17,7 @@ import pytest
 
 from pytest_torchcompile.errors import CompileFailed, UsageError
 from pytest_torchcompile.options import LIFECYCLE
-from pytest_torchcompile.plugin import benchmark, gate, isolate, reporting
+from pytest_torchcompile.plugin import benchmark, gate, isolate, reporting, start
 from pytest_torchcompile.plugin.options import MARKER, Marked, merged, takes_value
 from pytest_torchcompile.plugin.progress import watched
 from pytest_torchcompile.policies.declaration import listed
@@ -64,19 +64,22 @@ class Case:
 
 def cases_of(node: Any, config: pytest.Config) -> list[Case]:
     """Return the cases of a marked test. If a marker is wrong, return a single case that holds the error."""
-    return cases_from(lambda: Marked.of(node, config), markers=len(list(node.iter_markers(MARKER))))
+    markers = len(list(node.iter_markers(MARKER)))
+    return cases_from(lambda: Marked.of(node, config), config, markers=markers)
 
 
-def cases_from(read: Callable[[], Marked], *, markers: int) -> list[Case]:
+def cases_from(read: Callable[[], Marked], config: pytest.Config, *, markers: int) -> list[Case]:
     """Return the cases that the arguments ask for.
 
     Args:
         read: returns the arguments. If it raises a `UsageError`, the one case returned holds its message.
+        config: pytest's config.
         markers: the number of markers on the test.
     """
     try:
         marked = read()
         methods = _checked_methods(marked)
+        start.require_known_in(marked.source, marked.options, config)
     except UsageError as error:
         return [Case(markers=markers, error=str(error))]
     single = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -32,11 +33,13 @@ class Gate:
         document: the baseline's document, which is sent to workers.
         baseline: its cases.
         rules: the allowed change of each metric.
+        path: the baseline's file, for messages.
     """
 
     document: Plain
     baseline: Baseline
     rules: Rules
+    path: str
 
     def compared(
         self, nodeid: str, case: str, result: CheckResult, config: pytest.Config
@@ -68,8 +71,10 @@ def open_gate(config: pytest.Config) -> None:
         rules |= rules_of([text], source)
     path, source = baselines[-1]
     sent = getattr(config, "workerinput", {}).get(_SENT)
-    document = sent or read(benchmark.latest_saved(config, source) if path == LATEST else path)
-    config.stash[_GATE] = Gate(document, Baseline(document), rules)
+    # In a worker the file may not exist.
+    file = path if sent or path != LATEST else benchmark.latest_saved(config, source)
+    document = sent or read(file)
+    config.stash[_GATE] = Gate(document, Baseline(document), rules, os.path.basename(str(file)))
 
 
 def send(config: pytest.Config, workerinput: dict[str, Any]) -> None:
@@ -94,6 +99,20 @@ def compare_with_baseline(
     gate = item.config.stash.get(_GATE, None)
     if gate is None:
         return result
+    compared = _compared(item, case, result, again, gate)
+    if not gate.rules:
+        return compared
+    last = gate.compared(item.nodeid, case, compared, item.config)
+    from pytest_torchcompile.reports.baseline import held
+
+    return dataclasses.replace(
+        compared, baseline=gate.path, held=held(last, gate.rules, compared.regressions)
+    )
+
+
+def _compared(
+    item: pytest.Item, case: str, result: CheckResult, again: Callable[[], CheckResult], gate: Gate
+) -> CheckResult:
     if not result.verdict.passed:
         return _compare_verdict(item, case, result, gate)
     first = gate.compared(item.nodeid, case, result, item.config)

@@ -25,8 +25,10 @@ from pytest_torchcompile.plugin import (
     options,
     reporting,
     selection,
+    start,
     steps,
     torch_version,
+    tracebacks,
     turns,
 )
 from pytest_torchcompile.plugin.fixtures import (
@@ -37,6 +39,8 @@ from pytest_torchcompile.plugin.fixtures import (
     observations,
     record_speedup,
 )
+from pytest_torchcompile.runtime.code_cache import removed_text
+from pytest_torchcompile.specs.deferral import errors_deferred
 from pytest_torchcompile.texts import shortest
 
 __all__ = ["assert_equivalent", "compile_check", "compile_policy", "observations", "record_speedup"]
@@ -64,6 +68,10 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(isolate.OnlyCase(), "torchcompile-only-case")
     models.add_tables_to_testpaths(config)
     options.set_compile_cache(config)
+    try:
+        options.prepare_cache(config)
+    except UsageError as error:
+        raise pytest.UsageError(str(error)) from None
     if not benchmark.why_not_timed(config):
         turns.begin(config)
 
@@ -74,9 +82,14 @@ def pytest_collect_file(file_path: pathlib.Path, parent: pytest.Collector) -> py
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Read the baseline, after pytest-benchmark has its storage and before pytest-xdist starts workers."""
+    """Read the baseline, after pytest-benchmark has its storage and before pytest-xdist starts workers.
+
+    The settings that torch does not know are reported here too: a worker can't end the session.
+    """
     try:
         gate.open_gate(session.config)
+        if not hasattr(session.config, "workerinput") and not isolate.is_single_case():
+            start.require_known_settings(session.config)
     except UsageError as error:
         raise pytest.UsageError(str(error)) from None
     died.begin(session.config)
@@ -115,7 +128,25 @@ def pytest_report_header(config: pytest.Config) -> str | None:
         parts.append(f"speedups are measured but not recorded: {unrecorded}")
     if torch_version.note():
         parts.append(torch_version.note())
+    removed = config.stash.get(options.REMOVED, None)
+    if removed:
+        parts.append(removed_text(removed))
     return f"compile check: {'; '.join(parts)}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Keep the error of a wrong spec for the test that uses it, and shorten tracebacks of other errors."""
+    with errors_deferred():
+        report = yield
+    excinfo = getattr(getattr(report, "call", None), "excinfo", None)
+    if report.failed and excinfo is not None and tracebacks.concerns_us(excinfo, collector.config):
+        shown = collector.repr_failure(tracebacks.shortened(excinfo))
+        if not isinstance(shown, str):
+            report.longrepr = shown
+    return report
 
 
 @pytest.hookimpl(trylast=True)
@@ -142,7 +173,19 @@ def pytest_collection_modifyitems(
         result = yield
     if options.enabled(config):
         selection.record(config, before, items)
+        _require_known_backend(config, items)
     return result
+
+
+def _require_known_backend(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Return unless the session's backend is misspelt. By now test files have registered their own."""
+    if hasattr(config, "workerinput") or isolate.is_single_case():
+        return
+    if any(item.get_closest_marker(options.MARKER) is not None for item in items):
+        try:
+            start.require_known_backend(config)
+        except UsageError as error:
+            raise pytest.UsageError(str(error)) from None
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
@@ -202,15 +245,19 @@ class _Entries:
 
 
 class _CompileFailures:
-    """Turns a `CompileFailed` raised by a test or fixture into a skip.
+    """Turns a `CompileFailed` raised by a test or fixture into a skip, and shortens other tracebacks.
 
     A plugin of its own, because the wrapper below is too early: pytest's unittest plugin puts the exception
     of a TestCase into `call` only after wrappers have begun.
     """
 
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> None:
-        if call.excinfo is not None and isinstance(call.excinfo.value, CompileFailed):
+        if call.excinfo is None:
+            return
+        if isinstance(call.excinfo.value, CompileFailed):
             cases.conclude_compile_failure(item, call, call.excinfo.value)
+        elif tracebacks.concerns_us(call.excinfo, item.config):
+            call.excinfo = tracebacks.shortened(call.excinfo)
 
 
 @pytest.hookimpl(wrapper=True)

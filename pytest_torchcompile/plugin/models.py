@@ -18,8 +18,8 @@ import pytest
 from pytest_torchcompile.backports import tomllib
 from pytest_torchcompile.errors import UsageError
 from pytest_torchcompile.options import OPTIONS, unknown_name
-from pytest_torchcompile.plugin import cases
-from pytest_torchcompile.plugin.options import MARKER, Marked, session_option
+from pytest_torchcompile.plugin import cases, start
+from pytest_torchcompile.plugin.options import MARKER, Marked, enabled, session_option
 from pytest_torchcompile.specs.notation import read_spec
 from pytest_torchcompile.texts import raised_text, suggestion
 
@@ -105,7 +105,8 @@ def _items(
     parent: pytest.Collector, name: str, source: str, settings: Any, *, line: int = 0, has_file: bool = True
 ) -> Iterator[ModelItem]:
     """Yield the items of one model. Without a file, the name of an item is its whole id."""
-    found = cases.cases_from(lambda: _marked(source, settings, parent.config), markers=1)
+    config = parent.config
+    found = cases.cases_from(lambda: _marked(source, settings, config), config, markers=1)
     factory = settings.get("factory", "") if isinstance(settings, Mapping) else ""
     for case in found:
         item = f"{name}[{case.id}]"
@@ -126,6 +127,11 @@ def _marked(source: str, settings: Any, config: pytest.Config) -> Marked:
         raise UsageError(f"{source} got factory={factory!r}; accepted: 'package.module:function'")
     values = {name: value for name, value in settings.items() if name != "factory"}
     try:
+        if enabled(config):
+            start.require_found(factory, _places(config))
+    except UsageError as error:
+        raise UsageError(f"{source}: {error}") from None
+    try:
         if "observation" in settings:
             values["observation"] = read_spec(settings["observation"], "observation")
         if "inputs" in settings:
@@ -138,10 +144,14 @@ def _marked(source: str, settings: Any, config: pytest.Config) -> Marked:
 # --- importing ------------------------------------------------------------------------------------
 
 
+def _places(config: pytest.Config) -> list[str]:
+    return [str(path) for path in (config.rootpath / "src", config.rootpath) if path.is_dir()]
+
+
 @contextlib.contextmanager
 def _importable(config: pytest.Config) -> Iterator[None]:
     """In the body, put the project's root and its ``src`` folder on `sys.path`."""
-    added = [str(path) for path in (config.rootpath / "src", config.rootpath) if path.is_dir()]
+    added = _places(config)
     sys.path[:0] = added
     try:
         yield

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,6 +18,8 @@ from pytest_torchcompile.backports import tomllib
 from pytest_torchcompile.errors import UsageError
 from pytest_torchcompile.options import OPTIONS, PROFILES, CheckOptions, boolean, unknown_name, validated
 from pytest_torchcompile.policies.declaration import ARGUMENTS, Declaration
+from pytest_torchcompile.runtime.code_cache import remove_broken
+from pytest_torchcompile.specs.spaces import require_made
 
 PROOFS = ".compile-failures"
 """The folder of the scripts that show failures, in pytest's root."""
@@ -137,6 +140,31 @@ def set_compile_cache(config: pytest.Config) -> None:
             os.environ[CACHE] = before
 
     config.add_cleanup(restore)
+
+
+REMOVED = pytest.StashKey[tuple[str, ...]]()
+"""The broken files that were removed from inductor's cache at the start."""
+
+
+def prepare_cache(config: pytest.Config) -> None:
+    """Make inductor's cache, remove broken files from it, and return if files can be written to it.
+
+    Raises:
+        UsageError: otherwise; every case would fail on it.
+    """
+    folder = os.environ.get(CACHE)
+    if not folder or not enabled(config):
+        return
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            config.stash[REMOVED] = remove_broken(folder)
+    except OSError as error:
+        source = "--compile-cache" if session_option(config, "cache") else CACHE
+        raise UsageError(
+            f"{source}={folder} can't be written ({error.strerror or error}); set {CACHE}, or "
+            f"--compile-cache, to a folder that can be"
+        ) from None
 
 
 def _action(field: dataclasses.Field[Any]) -> dict[str, Any]:
@@ -288,6 +316,11 @@ class Marked:
         for name in values:
             if name not in (*ARGUMENTS, *OPTIONS):
                 raise UsageError(unknown_name(source, "argument", name, [*ARGUMENTS, *OPTIONS]))
+        for name in ("observation", "inputs"):
+            try:
+                require_made(values.get(name))
+            except UsageError as error:
+                raise UsageError(f"{source}: {error}") from None
         declared = {"methods": project_methods(config)}
         declared |= {name: value for name, value in values.items() if name in ARGUMENTS}
         try:

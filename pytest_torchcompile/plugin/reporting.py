@@ -132,6 +132,7 @@ class Reporting:
         self._tests: dict[tuple[str, str], _Test] = {}
         self._document: Plain = {}
         self._unwritten: list[str] = []
+        self._is_misused = False
 
     def add_interrupted(self, item: pytest.Item, record: Plain) -> None:
         """Add the record of the item during which the session was interrupted."""
@@ -162,6 +163,7 @@ class Reporting:
                 if test.is_ours and not test.records and test.outcome in ("failed", "error")
             ),
         )
+        self._is_misused = session.exitstatus == pytest.ExitCode.USAGE_ERROR
         if not self._is_worth_writing():
             self._paths = []
         for path, source in self._paths:
@@ -189,7 +191,7 @@ class Reporting:
 
     def _is_worth_writing(self) -> bool:
         """Return whether this session checks. If not, its empty report must not replace an earlier one."""
-        asked = enabled(self._config) and not self._config.option.collectonly
+        asked = enabled(self._config) and not self._config.option.collectonly and not self._is_misused
         return asked or bool(self._document["cases"])
 
     def _write_why_nothing_was_checked(self, terminalreporter: Any) -> None:

@@ -32,7 +32,7 @@ def require_supported() -> None:
 
 
 def note() -> str:
-    """Return what the check can't do with the installed torch, or that it was not tested with it; or nothing."""
+    """Return what the installed torch can't do, or that the check was not tested with it; empty otherwise."""
     version = _installed()
     release = None if version is None else _release(version)
     if release is None:
@@ -43,8 +43,8 @@ def note() -> str:
         )
     if release < DRAWS_IN_ORDER:
         return (
-            f"before torch {_text(DRAWS_IN_ORDER)} inductor may change the order of random draws, so a correct "
-            f"policy that draws twice in a call may differ"
+            f"before torch {_text(DRAWS_IN_ORDER)} inductor may change the order of random draws, so a "
+            f"correct policy that draws twice in a call may differ"
         )
     return ""
 

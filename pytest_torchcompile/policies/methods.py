@@ -65,6 +65,8 @@ class Method:
     def signature(self, model: nn.Module) -> inspect.Signature | None:
         """Return the signature without ``self`` or the adapter's model; None if there is none."""
         inner = internals.uncompiled(model)
+        if self._is_call(inner) and self.adapter is None and _lacks_forward(inner):
+            raise UsageError(_without_forward(inner))
         function = self.adapter or (inner.forward if self._is_call(inner) else self._attribute(inner))
         if isinstance(function, nn.Module):
             function = internals.uncompiled(function).forward
@@ -80,9 +82,29 @@ class Method:
 _MOST_METHODS = 12
 
 
-def _suggestion(owner: Any, name: str) -> str:
+def _own_methods(owner: Any) -> list[str]:
     names = [n for n in dir(type(owner)) if not n.startswith("_") and n not in dir(nn.Module)]
-    public = [n for n in (*names, "forward") if callable(getattr(owner, n, None))]
+    return [n for n in names if callable(getattr(owner, n, None))]
+
+
+def _lacks_forward(model: Any) -> bool:
+    """Whether `model` is a module that does not define ``forward``."""
+    return (
+        isinstance(model, nn.Module)
+        and type(model).forward is nn.Module.forward
+        and "forward" not in vars(model)
+    )
+
+
+def _without_forward(model: nn.Module) -> str:
+    named = _own_methods(model)[:_MOST_METHODS]
+    example = f"methods={named!r}" if named else "an adapter, methods=lambda model, x: ..."
+    return f"{type(model).__name__} has no forward; name what to check: {example}"
+
+
+def _suggestion(owner: Any, name: str) -> str:
+    has_forward = callable(getattr(owner, "forward", None)) and not _lacks_forward(owner)
+    public = [*_own_methods(owner), *(["forward"] if has_forward else [])]
     # The closest first, and the others too: 'get_vaule' may be meant for either of two methods.
     near = difflib.get_close_matches(name, public, n=3)
     shown = list(dict.fromkeys([*near, *public]))[:_MOST_METHODS]

@@ -44,6 +44,10 @@ class Change:
             return self.worse > threshold
         return self.at_least > 1 + threshold
 
+    def may_exceed(self, threshold: float) -> bool:
+        """Whether the figure itself got worse by more than `threshold`, certainly or not."""
+        return self.worse > threshold if METRICS[self.metric].counted else self.worse > 1 + threshold
+
     def __str__(self) -> str:
         show = METRICS[self.metric].show
         text = f"{self.metric} {show(self.base.value)} -> {show(self.head.value)}"
@@ -131,6 +135,31 @@ class Comparison:
             then, now = (case.result.verdict for case in (self.base, self.head))
             found = {VERDICT: f"verdict {then} -> {now}{also}"} | found
         return found
+
+
+def _undecided(comparison: Comparison, rules: Rules) -> bool:
+    """Whether some rule could not be applied, or the figure is beyond it but not certainly."""
+    return any(
+        metric in comparison.reasons
+        or (metric in comparison.changes and comparison.changes[metric].may_exceed(threshold))
+        for metric, threshold in rules.items()
+    )
+
+
+def held(comparison: Comparison | None, rules: Rules, regressions: Iterable[str]) -> str:
+    """Return what holding a case against the baseline showed: ``kept``, ``undecided``, ``worse`` or ``new``.
+
+    Args:
+        comparison: the case beside its baseline; None if the baseline has no such case.
+        rules: the allowed changes.
+        regressions: the confirmed regressions of the case.
+    """
+    if comparison is None:
+        return "new"
+    if list(regressions):
+        return "worse"
+    failed = not comparison.head.result.verdict.passed
+    return "undecided" if not failed and _undecided(comparison, rules) else "kept"
 
 
 def _allowed(metric: str, threshold: float) -> str:

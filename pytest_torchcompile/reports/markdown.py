@@ -62,7 +62,7 @@ def _lines(document: Plain) -> Iterator[str]:
     yield from (
         "## Compiled against eager",
         "",
-        f"**{escaped(table.count(verdicts, remarks_of(cases)))}**",
+        f"**{escaped(table.count(verdicts, remarks_of(cases), table.held_text(c.values for c in cases)))}**",
         "",
     )
     failed = [case for case in cases if case.failed]
@@ -93,7 +93,9 @@ def _table(cases: list[Case]) -> Iterator[str]:
     for case in cases:
         name, verdict, *others = table.cells(case.id, case.values, timed=timed)
         expected = " (expected)" if case.outcome == "xfailed" else ""
-        verdict = f"{SIGNS[case.result.verdict]} {verdict}{expected}"
+        fails = case.result.verdict.passed and not table.is_passing(case.values)
+        sign = SIGNS[Verdict.DIFFERS if fails else case.result.verdict]
+        verdict = f"{sign} {verdict}{expected}"
         yield row((code(name), escaped(verdict), *map(escaped, others)))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from pytest_torchcompile.reports.document import Case
-from pytest_torchcompile.results import Deviation
+from pytest_torchcompile.results import TOO_FEW, Deviation
 
 QUANTILE = 0.9
 """The quantile of the examples' differences that is compared; the maximum depends on a single example."""
@@ -40,6 +40,8 @@ def _speedup(case: Case) -> Estimate | str:
     figures = case.speedup
     if "speedup" not in figures:
         return "it was not timed"
+    if figures.get("conclusion") == TOO_FEW:
+        return "it was timed in too few rounds"
     return Estimate(*(float(figures[f"speedup{end}"]) for end in ("", "_low", "_high")))
 
 

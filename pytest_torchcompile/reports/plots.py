@@ -24,7 +24,7 @@ class Interval:
         high: that of the upper end.
         ratio: that of the speedup itself.
         quiet: that of the ratio of the quietest calls.
-        conclusion: ``faster``, ``slower`` or ``no clear difference``.
+        conclusion: ``faster``, ``slower``, ``no clear difference`` or ``too few rounds``.
     """
 
     case: int

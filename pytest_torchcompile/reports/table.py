@@ -40,19 +40,56 @@ def cells(name: str, values: Mapping[str, Any], *, timed: bool) -> tuple[str, ..
         values: its `CheckResult.row`.
         timed: whether any case of the table was timed.
     """
-    share = values["coverage"]
     found = (
         name,
-        str(values["verdict"]),
+        verdict_text(values),
         str(values["examples"]),
         _worst(values),
-        share if isinstance(share, str) else f"{share:.0%}",
+        _coverage(values),
         _graphs(values),
         str(values["breaks"]),
         str(values["recompiles"]),
         f"{float(values['compile_s']):.1f}",
     )
     return (*found, speedup_text(values)) if timed else found
+
+
+def _coverage(values: Mapping[str, Any]) -> str:
+    """Return the share of the parameters in graphs; ``each call`` if all are, but compiled on each call."""
+    share = values["coverage"]
+    if share == 1 and values["verdict"] == Verdict.NOT_COMPILED and values["recompiles"]:
+        return "each call"
+    return share if isinstance(share, str) else f"{share:.0%}"
+
+
+def verdict_text(values: Mapping[str, Any]) -> str:
+    """Return the verdict; if the case passed but its test fails for another reason, say that too."""
+    verdict = str(values["verdict"])
+    if not Verdict(verdict).passed:
+        return verdict
+    too_slow = "min_speedup" in values and float(values["speedup_high"]) < float(values["min_speedup"])
+    failings = {
+        "worse": values.get("regressions"),
+        "too slow": too_slow,
+        "over budget": values.get("exceeded"),
+    }
+    return ", ".join([verdict, *(what for what, fails in failings.items() if fails)])
+
+
+def is_passing(values: Mapping[str, Any]) -> bool:
+    """Return whether the case passed and nothing else fails its test."""
+    return verdict_text(values) in (Verdict.EQUAL, Verdict.WITHIN_ROUNDING)
+
+
+def held_text(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return ``held against main.json: 3 kept, 1 undecided, 0 worse``; empty without a gate."""
+    held = [(values["baseline"], values["held"]) for values in rows if values.get("held")]
+    if not held:
+        return ""
+    counts = collections.Counter(state for _, state in held)
+    new = f", {counts['new']} not in it" if counts["new"] else ""
+    states = ", ".join(f"{counts[state]} {state}" for state in ("kept", "undecided", "worse"))
+    return f"held against {held[0][0]}: {states}{new}"
 
 
 def _worst(values: Mapping[str, Any]) -> str:
@@ -109,6 +146,8 @@ def sentences(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> list[str]:
             found[f"{values['verdict']}: {values['reason']}"].append(name)
         if values.get("left_eager") and Verdict(values["verdict"]) not in _NOTHING_COMPILED:
             found[values["left_eager"]].append(name)
+        if values.get("advice"):
+            found[str(values["advice"])].append(name)
         if values.get("untimed"):
             found[f"not timed: {values['untimed']}"].append(name)
         if values.get("sensitivity"):
@@ -128,12 +167,13 @@ def nothing_was_checked(verdicts: Iterable[str]) -> bool:
     return set(verdicts) <= {Verdict.COMPILE_FAILED, Verdict.SKIPPED}
 
 
-def count(verdicts: Iterable[str], remarks: int = 0) -> str:
+def count(verdicts: Iterable[str], remarks: int = 0, held: str = "") -> str:
     """Return, for example, ``3 cases: 2 equal, 1 differs; 1 remark``, or a warning if nothing was checked.
 
     Args:
         verdicts: the verdicts of all cases.
         remarks: the number of different remarks of the cases.
+        held: what the gate found, see `held_text`.
     """
     counts = collections.Counter(verdicts)
     total = counts.total()
@@ -143,7 +183,7 @@ def count(verdicts: Iterable[str], remarks: int = 0) -> str:
         return "0 cases: nothing was checked"
     if nothing_was_checked(counts):
         return f"NOTHING WAS CHECKED: {text} of {cases}{_remarks(remarks)}"
-    return f"{cases}: {text}{_remarks(remarks)}"
+    return f"{cases}: {text}{_remarks(remarks)}{'; ' if held else ''}{held}"
 
 
 def _remarks(number: int) -> str:

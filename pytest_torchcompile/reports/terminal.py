@@ -108,7 +108,9 @@ def lines(cases: Sequence[Case], width: int) -> Iterator[Line]:
         if grid.grouped and test != before:
             yield Line(shortened(test, max(width, _LEAST_NAME)), {})
         before = test
-        yield Line(grid.line(cells), _COLORS.get(case.result.verdict, {"red": True}))
+        verdict = case.result.verdict
+        colors = _COLORS if table.is_passing(case.values) or not verdict.passed else {}
+        yield Line(grid.line(cells), colors.get(verdict, {"red": True}))
 
 
 def _grids(cases: Sequence[Case]) -> Iterator[_Grid]:
@@ -164,4 +166,5 @@ def _write_control(reporter: Any, control: Plain | None) -> None:
 def _write_count(reporter: Any, cases: list[Case]) -> None:
     verdicts = [case.result.verdict for case in cases]
     red = {"red": True} if table.nothing_was_checked(verdicts) else {}
-    reporter.write_line(table.count(verdicts, remarks_of(cases)), bold=True, **red)
+    held = table.held_text(case.values for case in cases)
+    reporter.write_line(table.count(verdicts, remarks_of(cases), held), bold=True, **red)

@@ -9,12 +9,13 @@ from pytest_torchcompile.results.capture import Capture
 from pytest_torchcompile.results.case import NOTE_SEPARATOR, CheckResult, versions
 from pytest_torchcompile.results.difference import Deviation, Difference
 from pytest_torchcompile.results.explanation import Explanation, Sensitivity
-from pytest_torchcompile.results.speedup import MARGIN, Speedup
+from pytest_torchcompile.results.speedup import MARGIN, TOO_FEW, Speedup
 from pytest_torchcompile.results.verdict import Verdict
 
 __all__ = [
     "MARGIN",
     "NOTE_SEPARATOR",
+    "TOO_FEW",
     "Capture",
     "CheckResult",
     "Deviation",

@@ -44,6 +44,8 @@ class CheckResult:
         settings: the options that affect what is compiled and what is allowed, `CheckOptions.settings`.
         sensitivity: how much of the policy the examples reached, if this was requested.
         regressions: sentences on figures that are certainly worse than the baseline's.
+        baseline: the file that the gate held the case against; empty without a gate.
+        held: what the gate found: ``kept``, ``undecided``, ``worse`` or ``new``; empty without a gate.
         deviations: the deviations of single examples, in their order; of many, those with the largest share.
     """
 
@@ -68,6 +70,8 @@ class CheckResult:
     settings: Mapping[str, str | int | float | None] = dataclasses.field(default_factory=dict)
     sensitivity: Sensitivity | None = None
     regressions: tuple[str, ...] = ()
+    baseline: str = ""
+    held: str = ""
     deviations: tuple[Deviation, ...] = ()
 
     @property
@@ -108,6 +112,7 @@ class CheckResult:
             "untimed": self.untimed,
             "sensitivity": str(self.sensitivity or ""),
             "regressions": NOTE_SEPARATOR.join(self.regressions),
+            **({"baseline": self.baseline, "held": self.held} if self.held else {}),
             **(self.speedup.figures() if self.speedup else {}),
             **(self.explanation.row() if self.explanation else {}),
             **({"exceeded": NOTE_SEPARATOR.join(self.exceeded)} if self.exceeded else {}),

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 
+FEWEST_PAIRS = 8
+"""Fewer pairs of blocks allow no conclusion: the range of 7 or fewer misses too often."""
+TOO_FEW = "too few rounds"
 MARGIN = 1.05
 """A speedup within 5 % of 1 is not conclusive, however narrow its interval."""
 
@@ -15,7 +19,7 @@ class Speedup:
 
     Args:
         ratio: eager's time over compiled's, the median over pairs of neighbouring blocks.
-        interval: bootstrap interval of `ratio`, 95 %.
+        interval: bootstrap interval of `ratio`, 95 %, widened so that it contains `quiet`.
         quiet: the ratio of the 5th percentiles, that is of the calls least disturbed by other processes.
         eager_s: seconds of each timed call of eager.
         compiled_s: seconds of each timed call of compiled.
@@ -45,12 +49,27 @@ class Speedup:
 
     @property
     def conclusion(self) -> str:
-        """``faster`` or ``slower`` if interval and quiet ratio exceed 5 %, else ``no clear difference``."""
+        """``faster`` or ``slower`` if interval and quiet ratio exceed 5 %, else ``no clear difference``.
+
+        It is ``too few rounds`` if fewer than `FEWEST_PAIRS` pairs of blocks were timed.
+        """
+        if 0 < self.pairs < FEWEST_PAIRS:
+            return TOO_FEW
         if self.interval[0] > MARGIN and self.quiet > MARGIN:
             return "faster"
         if self.interval[1] < 1 / MARGIN and self.quiet < 1 / MARGIN:
             return "slower"
         return "no clear difference"
+
+    @property
+    def advice(self) -> str:
+        """How many seconds to time for, if there were too few rounds; else empty."""
+        if self.conclusion != TOO_FEW:
+            return ""
+        # Calls after each switch are not timed, which about doubles the time.
+        spent = 2 * (sum(self.eager_s) + sum(self.compiled_s))
+        seconds = max(10, 5 * math.ceil(spent * 2 * FEWEST_PAIRS / self.pairs / 5))
+        return f"{TOO_FEW} ({self.pairs} of {FEWEST_PAIRS}): give --compile-benchmark-seconds={seconds}"
 
     @property
     def too_slow(self) -> bool:
@@ -65,11 +84,14 @@ class Speedup:
             "speedup_high": round(self.interval[1], 4),
             "speedup_quiet": round(self.quiet, 4),
             "conclusion": self.conclusion,
+            "pairs": self.pairs,
             "eager_median_s": statistics.median(self.eager_s),
             "compiled_median_s": statistics.median(self.compiled_s),
             "timed_calls": len(self.eager_s),
             "threads": self.threads,
         }
+        if self.advice:
+            figures["advice"] = self.advice
         if self.batch is not None:
             figures["batch"] = self.batch
         if self.break_even is not None:

@@ -3,5 +3,5 @@
 In: what the user declares, or the spaces of a library's policy. Out: a tree of specs, and trees of invalid
 inputs.
 
-Other folders use `conventions`, `conversion`, `invalid_inputs`, `notation`, `spaces`, `trees`.
+Other folders use `conventions`, `conversion`, `deferral`, `invalid_inputs`, `notation`, `spaces`, `trees`.
 """

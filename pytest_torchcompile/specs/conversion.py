@@ -19,6 +19,8 @@ from pytest_torchcompile.specs.spaces import (
     Spec,
     Wrapped,
     is_size,
+    require_made,
+    spec_names,
 )
 
 
@@ -38,6 +40,7 @@ def as_spec(value: Any, where: str = "observation") -> Any:
         >>> as_spec({"board": (46, 9, 9), "turn": Discrete(2)})["turn"]
         Discrete(2)
     """
+    _require_made(value, where)
     if isinstance(value, Spec):
         return value
     if isinstance(value, Wrapped):
@@ -60,7 +63,34 @@ def as_spec(value: Any, where: str = "observation") -> Any:
             f"{where} is a function; a function of the built module must return a spec such as "
             f"Box((8,)), and only a whole input may be one"
         )
+    return _constant(value, where)
+
+
+def _require_made(value: Any, where: str) -> None:
+    try:
+        require_made(value)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from None
+
+
+def _constant(value: Any, where: str) -> Constant:
+    """Return the value as a constant, unless it is the text of a spec, such as ``"Box"``."""
+    name = value.partition("(")[0].strip() if isinstance(value, str) else ""
+    if name in spec_names():
+        written = value if "(" in value else f"{name}(...)"
+        raise UsageError(f"{where}={value!r} is a string; write {where}={written}")
     return Constant(value)
+
+
+def describes(tree: Any) -> bool:
+    """Whether a tree of specs has a tensor: one that is drawn, or a constant one."""
+    if isinstance(tree, Constant):
+        return hasattr(tree.value, "shape")
+    if isinstance(tree, Wrapped):
+        return describes(tree.spec)
+    if isinstance(tree, Spec):
+        return True
+    return any(map(describes, tree.values() if isinstance(tree, Mapping) else tree))
 
 
 def _is_shape(value: Any) -> bool:

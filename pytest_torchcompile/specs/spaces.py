@@ -8,18 +8,37 @@ because test modules build specs during collection, which has to be fast.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from pytest_torchcompile.errors import UsageError
+from pytest_torchcompile.specs.deferral import Wrong, reported_once
 from pytest_torchcompile.texts import raised_text
 
 TIME = "T"
 """The name of the sequence dimension in a shape; its length is drawn per example."""
 
 
+class _Made(type):
+    """Ends the traceback of a wrong spec at the line that makes it, or keeps its error for later."""
+
+    if not TYPE_CHECKING:  # it would hide the specs' own signatures
+
+        def __call__(cls, *args, **kwargs):
+            __tracebackhide__ = True
+            return reported_once(functools.partial(super().__call__, *args, **kwargs))
+
+        @property
+        def __signature__(cls):
+            """The parameters of the class, which `inspect` would otherwise read from `__call__`."""
+            own = inspect.signature(cls.__init__)
+            return own.replace(parameters=list(own.parameters.values())[1:])
+
+
 @dataclasses.dataclass(frozen=True, repr=False)
-class Spec:
+class Spec(metaclass=_Made):
     """Base of all input specs. The repr of a spec is the expression that creates it.
 
     Args:
@@ -104,11 +123,28 @@ class Box(_Shaped):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._require_bound("low")
+        self._require_bound("high")
         if self.low is not None and self.high is not None:
             import numpy as np
 
             ordered = bool(np.all(np.asarray(self.low) <= np.asarray(self.high)))
             self._require(ordered, "low exceeds high")
+
+    def _require_bound(self, name: str) -> None:
+        """Return if a bound is None, a number, or an array that broadcasts to the shape."""
+        bound = getattr(self, name)
+        if bound is None or isinstance(bound, (int, float)):
+            return
+        import numpy as np
+
+        array = np.asarray(bound)
+        self._require(array.dtype.kind in "biuf", f"{name} must be a number or an array of numbers")
+        sizes = self.shape[len(self.shape) - array.ndim :]
+        fits = array.ndim <= len(self.shape) and all(
+            size in (1, declared) for size, declared in zip(array.shape, sizes, strict=True)
+        )
+        self._require(fits, f"{name} has the shape {array.shape}, which does not broadcast to {self.shape}")
 
     @property
     def is_float(self) -> bool:
@@ -145,7 +181,10 @@ class MultiDiscrete(Spec):
     dtype: Any = "int64"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "nvec", tuple(int(n) for n in self.nvec))
+        try:
+            object.__setattr__(self, "nvec", tuple(int(n) for n in self.nvec))
+        except (TypeError, ValueError):
+            self._require(False, "nvec must be a list of positive integers, such as [3, 2]")
         self._require(bool(self.nvec) and all(n > 0 for n in self.nvec), "nvec must hold positive integers")
 
 
@@ -246,7 +285,7 @@ class Constant(Spec):
 
 
 @dataclasses.dataclass(frozen=True)
-class Wrapped:
+class Wrapped(metaclass=_Made):
     """Tensors that are passed to the policy in a library's own container, created for each call.
 
     Args:
@@ -285,6 +324,28 @@ class Wrapped:
             return self.wrap(tensors)
         except Exception as error:
             raise UsageError(f"{self!r}: wrap raised {raised_text(error)}") from error
+
+
+def spec_names() -> list[str]:
+    """Return the names of the classes by which users describe inputs."""
+    kinds: list[type] = [*Spec.__subclasses__(), *_Shaped.__subclasses__(), Wrapped]
+    return [kind.__name__ for kind in kinds if not kind.__name__.startswith("_")]
+
+
+def require_made(value: Any) -> None:
+    """Return if no spec in `value`, a spec or a nest of them, is wrong.
+
+    Raises:
+        UsageError: with the error that was kept when the spec was made; see `deferral`.
+    """
+    if isinstance(value, Wrong):
+        raise UsageError(value.sentence)
+    inner = value.values() if isinstance(value, Mapping) else value
+    if isinstance(value, Wrapped):
+        require_made(value.spec)
+    elif isinstance(value, (Mapping, tuple, list)):
+        for item in inner:
+            require_made(item)
 
 
 def are_equal(one: Spec, other: Spec) -> bool:

@@ -20,6 +20,7 @@ import numpy as np
 
 PAIRS = (5, 100)
 """The fewest and the most pairs of blocks."""
+FEW = 12
 LONGEST_BLOCK = 24
 UNTIMED = 2
 """Calls after each switch that are not timed: caches, branch predictors and clock frequency must settle."""
@@ -59,8 +60,13 @@ class Blocks(NamedTuple):
         return statistics.median(self.ratios())
 
     def interval(self) -> tuple[float, float]:
-        """Return the 95 % bootstrap interval of `ratio` (percentile method, pairs are resampled)."""
+        """Return the 95 % bootstrap interval of `ratio` (percentile method, pairs are resampled).
+
+        Of fewer than `FEW` pairs it is the whole range: resampling few pairs yields too narrow an interval.
+        """
         ratios = np.asarray(self.ratios())
+        if len(ratios) < FEW:
+            return float(ratios.min()), float(ratios.max())
         drawn = np.random.default_rng(0).choice(ratios, size=(RESAMPLES, len(ratios)))
         low, high = np.percentile(np.median(drawn, axis=1), [2.5, 97.5])
         return float(low), float(high)

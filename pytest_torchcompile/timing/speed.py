@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from pytest_torchcompile import internals
-from pytest_torchcompile.checking.callables import side_of
+from pytest_torchcompile.checking.callables import require_inputs, side_of
 from pytest_torchcompile.checking.pair import Pair
 from pytest_torchcompile.compiling.capture import Recorder
 from pytest_torchcompile.direct import CompiledPolicy
@@ -129,15 +129,15 @@ def measure_speedup(
         The speedup with its interval and its conclusion.
 
     Raises:
-        UsageError: if a side can't be called, or the phase is unknown.
+        UsageError: if a side can't be called, the inputs do not fit its parameters, or the phase is unknown.
         NotTimed: if compiled still compiles after 50 calls.
 
     Example:
         >>> import torch
         >>> from torch import nn
         >>> policy = compile_policy(lambda: nn.Linear(8, 2), observation=Box((8,)), backend="eager")
-        >>> speedup = measure_speedup(policy.eager, policy, torch.zeros(5, 8), seconds=0.1)
-        >>> speedup.conclusion in ("faster", "slower", "no clear difference")
+        >>> speedup = measure_speedup(policy.eager, policy, torch.zeros(5, 8), seconds=0.5)
+        >>> speedup.conclusion in ("faster", "slower", "no clear difference", "too few rounds")
         True
     """
     if phase not in PHASES:
@@ -157,6 +157,9 @@ def measure_speedup(
                 seed=0,
                 seconds=seconds,
             )
+        except TypeError:
+            require_inputs("measure_speedup", eager, args, kwargs)
+            raise
         finally:
             for side in (one, other):
                 side.restore()
@@ -184,10 +187,12 @@ def _time_sides(
     ]
     memory = [watch.warm_up() for watch in watches]
     blocks = interleaved(*(watch.timed() for watch in watches), seconds=seconds, min_rounds=min_rounds)
+    (low, high), quiet = blocks.interval(), blocks.quiet_ratio()
     return Speedup(
         ratio=blocks.ratio(),
-        interval=blocks.interval(),
-        quiet=blocks.quiet_ratio(),
+        # With the quiet ratio inside, interval and conclusion agree.
+        interval=(min(low, quiet), max(high, quiet)),
+        quiet=quiet,
         eager_s=tuple(itertools.chain(*blocks.first)),
         compiled_s=tuple(itertools.chain(*blocks.second)),
         pairs=len(blocks.first),

@@ -335,13 +335,15 @@ def test_a_mask_that_may_have_no_legal_action(project):
     ],
 )
 def test_a_spec_that_can_not_be_is_told_at_its_line(project, spec, sentence):
-    project.write(agent(f"observation={spec}"))
+    """It is that test's error; the file's other tests run."""
+    project.write(
+        f"{agent(f'observation={spec}')}\n{agent('observation=Box((2,))').replace('_agent', '_fine')}"
+    )
     result = project.check()
-    result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines(["test_policy.py:2: in <module>"])
-    assert [line for line in result.outlines if line.startswith("E ")] == [
-        f"E   pytest_torchcompile.errors.UsageError: {sentence}"
-    ]
+    result.assert_outcomes(errors=1, passed=1)
+    assert failures(result) == {
+        "test_agent[usage-error]": f"{MARK} on test_policy.py::test_agent: {sentence} (at test_policy.py:2)"
+    }
 
 
 def test_a_marker_from_pytest_param_on_top_of_the_functions_own(project):

@@ -63,6 +63,11 @@ def speed_of(project):
     return case["speedup"]["speedup"]
 
 
+def held_of(project):
+    (case,) = json.loads((project.path / "now.json").read_text())["cases"]
+    return case["baseline"], case["held"]
+
+
 # --- speedups -------------------------------------------------------------------------------------
 
 GATE = (BASELINE, TIMED, "--compile-fail-on=speedup:10%", "--compile-report=now.json")
@@ -81,8 +86,36 @@ def test_what_is_slower_twice_fails(timed, speeds):
     assert lines[2] == "  speedup 1.50 -> 1.21, 24% worse, allowed 10%"
     assert "--compile-baseline=base.json" in lines[-1]
     assert "--compile-fail-on=speedup:10%" in lines[-1]
-    assert verdicts(result) == {ITEM: "equal"}
+    assert verdicts(result) == {ITEM: "equal, worse"}
     assert speed_of(timed) == 1.21
+    assert result.outlines[result.outlines.index("compile report: now.json") - 1] == (
+        "1 case: 1 equal; held against base.json: 0 kept, 0 undecided, 1 worse"
+    )
+    assert held_of(timed) == ("base.json", "worse")
+
+
+@pytest.mark.parametrize(
+    ("speed", "rule", "held"),
+    [(1.45, "speedup:10%", "kept"), (1.36, "speedup:10%", "undecided"), (1.5, "memory", "undecided")],
+)
+def test_what_was_held_against_what_is_told(timed, speeds, speed, rule, held):
+    """1.36 is 10.3 % slower, but not with its whole interval. Memory was not measured."""
+    speeds[:] = [speed]
+    options = (BASELINE, TIMED, f"--compile-fail-on={rule}", "--compile-report=now.json")
+    result = timed.check(*options, "--compile-report=now.md")
+    result.assert_outcomes(passed=1)
+    counts = {"kept": 0, "undecided": 0, "worse": 0} | {held: 1}
+    text = f"held against base.json: {', '.join(f'{number} {state}' for state, number in counts.items())}"
+    result.stdout.fnmatch_lines([f"1 case: 1 equal; {text}"])
+    assert text in (timed.path / "now.md").read_text()
+    assert held_of(timed) == ("base.json", held)
+    assert verdicts(result) == {ITEM: "equal"}
+
+
+def test_a_case_that_the_baseline_has_not_is_told_and_without_a_rule_nothing_is_held(timed):
+    edited(timed, lambda case: case.update(id="another"))
+    timed.check(*GATE).stdout.fnmatch_lines(["*: 0 kept, 0 undecided, 0 worse, 1 not in it"])
+    assert "held against" not in timed.check(BASELINE, TIMED).stdout.str()
 
 
 def test_what_is_slower_once_passes(timed, speeds):

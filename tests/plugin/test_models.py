@@ -156,7 +156,7 @@ def test_under_xdist(project, tables):
 
 SOURCE = "[tool.pytest-torchcompile.models.policy] in pyproject.toml"
 WRONG = {
-    "no module": ("agents:Agent", "nowhere:Agent", "factory='nowhere:Agent': importing nowhere raised Mod"),
+    "no module": ("agents:Agent", "nowhere:Agent", "factory='nowhere:Agent': there is no module 'nowhere'"),
     "no attribute": ("agents:Agent", "agents:Agnet", "agents has no 'Agnet' (did you mean 'Agent'?)"),
     "not callable": ("agents:Agent", "agents:__name__", "factory='agents:__name__' is a str, which can't be"),
     "raises": ("agents:Agent", "agents:raising", "the factory raised RuntimeError: no weights"),
@@ -184,8 +184,16 @@ def test_mistakes_name_the_table(project, tables, what):
 
 def test_mistakes_name_the_flag(project):
     result = project.check("--compile-model=nowhere:Agent", "--compile-phases=rollout")
-    assert failures(result)["nowhere:Agent[forward-rollout]"].startswith(
-        "--compile-model nowhere:Agent: factory='nowhere:Agent': importing nowhere raised ModuleNotFoundError"
+    assert failures(result)["nowhere:Agent[usage-error]"] == (
+        "--compile-model nowhere:Agent: factory='nowhere:Agent': there is no module 'nowhere'"
+    )
+
+
+def test_a_module_that_can_not_be_imported_is_told_when_it_is(project):
+    project.pytester.makepyfile(broken="import nowhere_else\nclass Agent: pass")
+    result = project.check("--compile-model=broken:Agent", "--compile-phases=rollout")
+    assert failures(result)["broken:Agent[forward-rollout]"].startswith(
+        "--compile-model broken:Agent: factory='broken:Agent': importing broken raised ModuleNotFoundError"
     )
 
 

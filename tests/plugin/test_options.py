@@ -451,7 +451,7 @@ def test_an_unknown_backend_in_a_marker(project):
         """
     )
     result = project.pytest("--compile-check")
-    result.assert_outcomes(failed=1)
+    result.assert_outcomes(errors=1)
     text = failure(result)
     assert text.startswith(
         "@pytest.mark.compiled_equivalence on test_policy.py::test_agent: backend='indcutor' is unknown to "
@@ -478,12 +478,11 @@ def test_an_unknown_backend_from_elsewhere_names_its_source(project, ini, argume
         """
     )
     result = project.pytest("--compile-check", *arguments)
-    result.assert_outcomes(failed=1)
-    text = failure(result)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    (text,) = [line for line in result.errlines if line.startswith("ERROR: ")]
     assert "backend='indcutor'" in text
     assert "did you mean 'inductor'?" in text
     assert source in text
-    assert "\n" not in text
 
 
 def test_an_unknown_mode_is_told_with_a_suggestion(project):
@@ -494,7 +493,7 @@ def test_an_unknown_mode_is_told_with_a_suggestion(project):
         """
     )
     result = project.pytest("--compile-check")
-    result.assert_outcomes(failed=1)
+    result.assert_outcomes(errors=1)
     assert failure(result) == (
         "@pytest.mark.compiled_equivalence on test_policy.py::test_agent: mode='max-autotun' is unknown to "
         "torch (did you mean 'max-autotune'?); accepted: default, lite, max-autotune, "
@@ -503,13 +502,13 @@ def test_an_unknown_mode_is_told_with_a_suggestion(project):
 
 
 @pytest.mark.parametrize(
-    ("options", "value", "fix"),
+    ("options", "value", "fix", "outcome"),
     [
-        ({"max_autotun": True}, "max_autotun", "max_autotune"),
-        ({"max_autotune": "very"}, "max_autotune", "bool"),
+        ({"max_autotun": True}, "max_autotun", "max_autotune", "errors"),
+        ({"max_autotune": "very"}, "max_autotune", "bool", "failed"),
     ],
 )
-def test_an_inductor_option_that_torch_rejects(project, options, value, fix):
+def test_an_inductor_option_that_torch_rejects(project, options, value, fix, outcome):
     project.write(
         f"""
         @pytest.mark.compiled_equivalence(observation=Box((2,)), phases="rollout", options={options})
@@ -517,13 +516,13 @@ def test_an_inductor_option_that_torch_rejects(project, options, value, fix):
         """
     )
     result = project.pytest("--compile-check")
-    result.assert_outcomes(failed=1)
+    result.assert_outcomes(**{outcome: 1})
     text = failure(result)
     assert text.startswith("@pytest.mark.compiled_equivalence on test_policy.py::test_agent: ")
     assert value in text
     assert fix in text
     assert "\n" not in text
-    assert list(verdicts(result).values()) == ["eager failed"], "nothing was compiled"
+    assert set(verdicts(result).values()) <= {"eager failed"}, "nothing was compiled"
 
 
 # --- what the options do --------------------------------------------------------------------------

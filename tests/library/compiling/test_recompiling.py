@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from small_checks import assert_passes, check
 from torch import nn
 
-from pytest_torchcompile import Box, Verdict
+from pytest_torchcompile import Box, Verdict, check_equivalence
 from pytest_torchcompile.compiling.recompiling import Recompiling
+from pytest_torchcompile.reports.table import HEADINGS, cells
 
 
 class Branching(nn.Module):
@@ -56,3 +58,45 @@ def test_a_call_that_compiles_nothing_ends_the_row() -> None:
     recompiling = Recompiling(2)
     compiled = [{"frame 0"}, {"frame 0"}, set(), {"frame 0"}, {"frame 0"}]
     assert [recompiling.add("batch 4", frames) for frames in compiled] == [False, False, False, False, True]
+
+
+class CountingBesideAnother(Counting):
+    """Another method is called in between, which compiles once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.critic = nn.Linear(4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return torch.as_tensor(self.layer(x) / self.calls)
+
+    def value(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.as_tensor(self.critic(x))
+
+
+@pytest.mark.parametrize("phase", ["rollout", "lifecycle"])
+@pytest.mark.parametrize("methods", ["forward", ["forward", "value"]])
+def test_a_counter_has_one_verdict_in_all_phases(methods: str | list[str], phase: str) -> None:
+    torch.compiler.reset()
+    results = check_equivalence(
+        CountingBesideAnother,
+        observation=Box((4,)),
+        methods=methods,
+        phases=phase,
+        backend="eager",
+        explain_seconds=0,
+    )
+    assert results[0].verdict is Verdict.NOT_COMPILED
+    assert "calls in a row compiled again for shapes already seen" in results[0].reason
+    row = dict(zip(HEADINGS, cells("a", results[0].row(), timed=False), strict=False))
+    assert row["compiled"] == "each call", "100 % beside `not compiled` is a contradiction"
+    assert all(result.verdict.passed for result in results[1:])
+
+
+def test_a_policy_without_a_counter_is_compiled_once() -> None:
+    (result,) = check_equivalence(
+        Branching, observation=Box((4,)), phases="lifecycle", backend="eager", explain_seconds=0
+    )
+    assert result.verdict.passed
+    assert dict(zip(HEADINGS, cells("a", result.row(), timed=False), strict=False))["compiled"] == "100%"

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from faults.backends import changed, float_tensors
@@ -613,3 +614,66 @@ def test_a_graph_without_its_writes_leaves_its_inputs_unchanged() -> None:
     count = torch.tensor(1.0)
     assert module(count, torch.tensor(2.0)) == 2 + 6 * 2
     assert count == 1
+
+
+# --- Python code that dynamo does not trace as it runs --------------------------------------------
+
+
+class Spread(nn.Module):
+    """A standard deviation as a parameter, which a function reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.actor = nn.Linear(8, 4)
+        self.actor_logstd = nn.Parameter(torch.zeros(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.actor(x) * spread_of(self)
+
+
+class Keeping(Spread):
+    """Compiled keeps the first value of its spread."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.actor(x) * kept_spread_of(self)
+
+
+def spread_of(policy: Spread) -> torch.Tensor:
+    return policy.actor_logstd.exp()
+
+
+@torch._dynamo.assume_constant_result
+def kept_spread_of(policy: Spread) -> torch.Tensor:
+    return policy.actor_logstd.exp()
+
+
+def test_a_result_that_is_taken_for_a_constant_is_named_with_the_parameter() -> None:
+    result, explanation = explained(Keeping, "lifecycle", backend="eager")
+    assert explanation.stage == "dynamo"
+    line = line_of(__file__, kept_spread_of.__code__.co_firstlineno)
+    assert explanation.place == (
+        f"{line}, where torch._dynamo.assume_constant_result makes compiled keep the first value of "
+        f"kept_spread_of, and no graph takes actor_logstd"
+    )
+    advice = f"drop assume_constant_result from kept_spread_of ({line}): tried, this example then agrees"
+    assert advice in failure_text(result)
+    assert check(Spread, "lifecycle", observation=Box((8,)), examples=0).verdict.passed
+
+
+class ElsewhereWrong(Keeping):
+    """Its constant is not at fault."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.actor(x) * kept_spread_of(self)
+        return y + torch.from_numpy(np.random.rand(4)).float()
+
+
+@pytest.mark.parametrize("phase", ["rollout", "lifecycle"])
+def test_numbers_of_another_generator_are_named_with_the_line_and_nothing_else(phase: str) -> None:
+    result, explanation = explained(ElsewhereWrong, phase, backend="eager")
+    line = line_of(__file__, inspect.getsourcelines(ElsewhereWrong.forward)[1] + 2)
+    assert explanation.place == (
+        f"{line}, where eager draws from numpy.random and compiled does not draw the same"
+    )
+    assert "draw these numbers from torch's generator" in failure_text(result)
+    assert "assume_constant_result" not in failure_text(result)

@@ -218,6 +218,17 @@ def test_an_attribute_that_can_not_be_annealed_is_left_out_and_said() -> None:
     )
 
 
+def test_an_omitted_move_shows_the_error_and_not_its_heading() -> None:
+    class Policy(Agent):
+        def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+            raise RuntimeError("Error(s) in loading state_dict for Policy:\n\tMissing key(s): 'log_std'. ")
+
+    note = next(note for note in check(Policy).notes if note.startswith("left out: load_state_dict()"))
+    assert note.endswith(
+        "RuntimeError: Error(s) in loading state_dict for Policy: Missing key(s): 'log_std'."
+    )
+
+
 def test_what_the_policy_moves_itself_is_not_annealed() -> None:
     class Policy(Agent):
         def __init__(self) -> None:

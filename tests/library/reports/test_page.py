@@ -88,7 +88,7 @@ def test_what_failed_comes_first():
     )
     names = re.findall(r'<h3 id="name-\d+">test_policy.py::(test_.)', page(found))
     assert names == ["test_d", "test_c", "test_b", "test_a"]
-    assert "✓</span> equal (test failed)" in page(found)
+    assert "✓</span> equal, worse (test failed)" in page(found)
     assert "(expected)" in page(document(outcome="xfailed", test_known=differing()))
 
 

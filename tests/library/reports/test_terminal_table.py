@@ -6,6 +6,7 @@ import re
 import pytest
 from documents import differing, document, result, speedup
 
+from pytest_torchcompile.reports import table
 from pytest_torchcompile.reports.document import cases_of
 from pytest_torchcompile.reports.terminal import lines
 
@@ -82,3 +83,34 @@ def test_a_fixtures_case_is_split_from_its_test():
     texts = [text for text, _ in lines([case], 60)]
     assert texts[1] == "test_policy.py::test_by_hand"
     assert texts[2].startswith("  forward-rollout ")
+
+
+# --- a case that passed and whose test fails --------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("found", "text"),
+    [
+        (result(), "equal"),
+        (result(regressions=("graphs 1 -> 2",)), "equal, worse"),
+        (result(exceeded=("1 graph breaks",)), "equal, over budget"),
+        (result(speedup=speedup(1.5, least=2.0)), "equal, too slow"),
+        (result(speedup=speedup(1.5, least=1.4)), "equal"),
+        (
+            result("within rounding", regressions=("a",), exceeded=("b",)),
+            "within rounding, worse, over budget",
+        ),
+        (result("differs", regressions=("verdict equal -> differs",)), "differs"),
+    ],
+)
+def test_the_verdict_says_why_a_test_fails_that_passed_the_check(found, text):
+    values = {**found.row()}
+    assert table.verdict_text(values) == text
+    assert table.is_passing(values) is (text in ("equal", "within rounding"))
+
+
+def test_what_a_gate_found_is_counted():
+    found = ["kept", "kept", "worse", "undecided", "new"]
+    rows = [result(baseline="main.json", held=held).row() for held in found]
+    assert table.held_text(rows) == "held against main.json: 2 kept, 1 undecided, 1 worse, 1 not in it"
+    assert table.held_text([result().row()]) == ""

@@ -234,7 +234,7 @@ def test_break_even_is_the_compile_time_over_what_a_call_saves() -> None:
 def test_measure_speedup_of_a_compiled_policy(phase: str) -> None:
     policy = compile_policy(Agent, observation=Box((8,)), backend="eager", phase=phase)
     speedup = measure_speedup(policy.eager, policy, torch.ones(4, 8), phase=phase, seconds=0.05)
-    assert speedup.conclusion in ("faster", "slower", "no clear difference")
+    assert speedup.conclusion in ("faster", "slower", "no clear difference", "too few rounds")
     assert speedup.batch is None
 
 

@@ -170,6 +170,33 @@ def test_a_conclusion_needs_interval_and_quiet_ratio_beyond_5_percent(
     assert timing.conclusion == conclusion
 
 
+def test_few_rounds_allow_no_conclusion_and_name_the_seconds() -> None:
+    few, enough = (
+        Speedup(
+            ratio=2.02, interval=(2.0, 2.1), quiet=2.0, eager_s=(0.4,) * n, compiled_s=(0.2,) * n, pairs=n
+        )
+        for n in (5, 8)
+    )
+    assert few.conclusion == "too few rounds"
+    assert few.advice == "too few rounds (5 of 8): give --compile-benchmark-seconds=20"
+    assert few.figures()["advice"] == few.advice
+    assert (enough.conclusion, enough.advice) == ("faster", "")
+    assert "advice" not in enough.figures()
+
+
+@pytest.mark.parametrize("pairs", [5, 8, 11])
+def test_the_interval_of_few_pairs_is_their_range(pairs: int) -> None:
+    """Resampling would leave out the ends of 8 and 11 pairs."""
+    ratios = [1.0 + number / 10 for number in range(pairs)]
+    blocks = Blocks([[ratio] for ratio in ratios], [[1.0]] * pairs)
+    assert blocks.interval() == pytest.approx((ratios[0], ratios[-1]))
+
+
+def test_the_interval_of_many_pairs_leaves_out_outliers() -> None:
+    ratios = [0.1, *[1.5] * 30, 9.0]
+    assert Blocks([[ratio] for ratio in ratios], [[1.0]] * 32).interval() == pytest.approx((1.5, 1.5))
+
+
 @pytest.mark.parametrize(
     ("timing", "misses"),
     [

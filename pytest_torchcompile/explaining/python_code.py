@@ -1,0 +1,82 @@
+"""Finds what in a policy's Python code makes compiled a different program, if dynamo is the stage at fault.
+
+A cause is told only if it was shown: by compiling without it, or by what each side drew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterable, Iterator
+
+from pytest_torchcompile import internals
+from pytest_torchcompile.checking.executed import drawing_lines, functions_run
+from pytest_torchcompile.checking.pair import Pair
+from pytest_torchcompile.explaining.subjects import Subject
+from pytest_torchcompile.generation.recipes import Recipe
+from pytest_torchcompile.options import CheckOptions
+from pytest_torchcompile.results import Difference
+from pytest_torchcompile.texts import line_of, some
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PythonCause:
+    """What makes compiled a different program.
+
+    Args:
+        place: the lines, and what is on them.
+        lines: ``file:line`` of each.
+        advice: what to write instead.
+    """
+
+    place: str
+    lines: tuple[str, ...]
+    advice: str
+
+
+def constant_results(case: Subject, options: CheckOptions, pair: Pair, recipe: Recipe) -> PythonCause | None:
+    """Return the functions under ``assume_constant_result``, if the case agrees without that.
+
+    Args:
+        case: the case that differs.
+        options: options under which it differs.
+        pair: its two sides.
+        recipe: an example.
+    """
+    marked = internals.constant_results(functions_run(pair, recipe))
+    if not marked:
+        return None
+
+    @contextlib.contextmanager
+    def unmarked() -> Iterator[None]:
+        with internals.without_constant_results(marked):
+            yield
+
+    if case.differences(options, unmarked):
+        return None
+    lines = tuple(line_of(f.__code__.co_filename, f.__code__.co_firstlineno) for f in marked)
+    names = some([f.__name__ for f in marked])
+    left = pair.capture.left_eager
+    reads = f", and no graph takes {some(left)}" if left else ""
+    return PythonCause(
+        place=f"{some(lines)}, where torch._dynamo.assume_constant_result makes compiled keep the first "
+        f"value of {names}{reads}",
+        lines=lines,
+        advice=f"drop assume_constant_result from {names} ({some(lines)}): tried, this example then agrees",
+    )
+
+
+def foreign_numbers(pair: Pair, recipe: Recipe, differences: Iterable[Difference]) -> PythonCause | None:
+    """Return the lines that draw from Python's or NumPy's generator, if only one side drew from it."""
+    for generator, module in (("numpy", "numpy.random"), ("python", "random")):
+        if any(d.path == f"random state of {generator}" for d in differences):
+            lines = drawing_lines(pair, recipe, generator)
+            if lines:
+                where = some(lines)
+                return PythonCause(
+                    place=f"{where}, where eager draws from {module} and compiled does not draw the same",
+                    lines=lines,
+                    advice=f"draw these numbers from torch's generator (torch.rand, torch.randn), or pass "
+                    f"them in as an input ({where})",
+                )
+    return None

@@ -1,0 +1,117 @@
+"""The state that eager keeps and the check can't restore is named, with its values; other state is not."""
+
+from __future__ import annotations
+
+import itertools
+import types
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from small_checks import check
+from torch import nn
+
+from pytest_torchcompile import Box, NotEquivalent, UsageError, Verdict, assert_equivalent, compile_policy
+from pytest_torchcompile.texts import line_of
+
+OBSERVATION = Box((8,))
+STEP = 1.0
+_settings = types.SimpleNamespace(scale=1.0)
+_never_changes = [1.0, 2.0]
+
+
+class Base(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 4)
+
+
+class KeepsGlobal(Base):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        global STEP
+        y = self.layer(x) * STEP * _never_changes[0]
+        STEP += 1.0
+        return torch.as_tensor(y)
+
+
+class KeepsObject(Base):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        _settings.scale *= 1.5
+        return torch.as_tensor(self.layer(x) * _settings.scale)
+
+
+class KeepsClosure(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scaled = counting()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.scaled(self.layer(x))
+
+
+def counting() -> Callable[[torch.Tensor], torch.Tensor]:
+    calls = [0]
+
+    def scaled(y: torch.Tensor) -> torch.Tensor:
+        calls[0] += 1
+        return y * calls[0]
+
+    return scaled
+
+
+class KeepsAttribute(Base):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = itertools.count(1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.as_tensor(self.layer(x) * next(self.calls))
+
+
+class Counts(Base):
+    """Its counter is restored before each call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return torch.as_tensor(self.layer(x))
+
+
+NAMED = [
+    (KeepsGlobal, "the global STEP is ", KeepsGlobal.forward),
+    (KeepsObject, "the global _settings.scale is ", KeepsObject.forward),
+    (KeepsClosure, "calls of the function around it is [", counting()),
+    (KeepsAttribute, "self.calls is count(", KeepsAttribute.forward),
+]
+
+
+@pytest.mark.parametrize(("policy", "named", "function"), NAMED)
+@pytest.mark.parametrize("phase", ["rollout", "lifecycle"])
+def test_what_is_kept_is_named(policy: type[Base], named: str, function: Any, phase: str) -> None:
+    result = check(policy, phase, observation=OBSERVATION)
+    if result.verdict is Verdict.NOT_COMPILED:
+        pytest.skip("compiled again on each call, which ends the check earlier")
+    assert result.verdict is Verdict.EAGER_FAILED
+    text = result.reason.partition("it keeps state that the check can't restore: ")[2]
+    assert text.startswith(named)
+    line = line_of(function.__code__.co_filename, function.__code__.co_firstlineno)
+    assert f"(in {function.__name__}, {line}). Keep that state in buffers" in text, "nothing else is named"
+    assert ", then " in text
+
+
+def test_what_is_restored_is_not_named() -> None:
+    assert check(Counts, observation=OBSERVATION, max_recompiles=None).reason.find("can't restore") == -1
+
+
+def test_the_functions_name_it_too() -> None:
+    with pytest.raises(
+        UsageError, match=r"can't restore: the global STEP is \d+\.0, then \d+\.0 \(in forward"
+    ):
+        compile_policy(KeepsGlobal, observation=OBSERVATION, backend="eager")
+    policy = KeepsGlobal()
+    with pytest.raises(NotEquivalent, match="the global STEP is"):
+        assert_equivalent(policy, torch.compile(policy, backend="eager"), torch.zeros(3, 8))
