@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 
 from pytest_torchcompile.options import LIFECYCLE
@@ -10,9 +11,15 @@ from pytest_torchcompile.reports.document import Case
 from pytest_torchcompile.reports.picture import picture_lines
 from pytest_torchcompile.reports.table import speedup_text
 from pytest_torchcompile.results import Capture, CheckResult, Difference, Explanation, Verdict
-from pytest_torchcompile.texts import some
+from pytest_torchcompile.texts import meaning_of, some, wrapped
 
 _MOST = 3
+_WIDTH = 100
+"""The most characters of a line of prose. Commands, addresses and places in code stay on one line."""
+_WHOLE = ("code", "proof", "rerun", "meaning")
+"""The labels of rows that stay on one line, so that they can be copied."""
+_BEFORE_TEXT = re.compile(r"  (?P<label>\w+) +(?<=^.{12})|    \w+ +(?<=^.{16})|  ")
+"""Matches what stands before the text of a line: the label of a row or of a figure, or the indent."""
 
 _HEADLINES = {
     Verdict.DIFFERS: "compiled differs from eager",
@@ -30,11 +37,12 @@ def failure_text(result: CheckResult, rerun: str = "") -> str:
         result: the result of the case.
         rerun: the command that runs this case again; no line for it if empty.
     """
-    return "\n".join([*_finding_lines(result, drawn=True), "", *_context_lines(result, rerun)]).rstrip()
+    context = _context_lines(result, rerun, result.verdict)
+    return _text([*_finding_lines(result, drawn=True), "", *context])
 
 
 def finding_text(result: CheckResult) -> str:
-    """Return the part of `failure_text` that says what is wrong, without picture and context."""
+    """Return the part of `failure_text` that says what is wrong, without picture and context, not wrapped."""
     return "\n".join(_finding_lines(result, drawn=False))
 
 
@@ -79,7 +87,7 @@ def slow_text(result: CheckResult, rerun: str = "") -> str:
     assert speedup is not None  # only timed cases are too slow
     low, high = speedup.interval
     eager, compiled = (statistics.median(side) for side in (speedup.eager_s, speedup.compiled_s))
-    return "\n".join(
+    return _text(
         [
             f"too slow: {result.method}, {result.phase} phase, backend {result.backend}",
             "",
@@ -87,7 +95,7 @@ def slow_text(result: CheckResult, rerun: str = "") -> str:
             f"all of it below min_speedup={speedup.least}",
             f"  medians   eager {eager:.3g} s, compiled {compiled:.3g} s; {len(speedup.eager_s)} calls each "
             f"with batch {speedup.batch} on {speedup.threads} threads",
-            *_context_lines(result, rerun),
+            *_context_lines(result, rerun, "too slow"),
         ]
     )
 
@@ -104,17 +112,17 @@ def budget_text(result: CheckResult, rerun: str = "") -> str:
         f"{number}: {some(map(str, sizes))}" for number, sizes in enumerate(capture.batches, 1)
     )
     lines += [f"  batches   by graph: {graphs}"] if graphs else []
-    return "\n".join([*lines, *_context_lines(result, rerun)])
+    return _text([*lines, *_context_lines(result, rerun, "over budget")])
 
 
 def regression_text(result: CheckResult, rerun: str = "") -> str:
     """Return the message of a case that is worse than its baseline."""
-    return "\n".join(
+    return _text(
         [
             f"worse than the baseline: {result.method}, {_phase(result)}, backend {result.backend}",
             "",
             *(f"  {sentence}" for sentence in result.regressions),
-            *_context_lines(result, rerun),
+            *_context_lines(result, rerun, "worse than the baseline"),
         ]
     )
 
@@ -174,16 +182,27 @@ def _work(capture: Capture) -> list[str]:
     return [] if share in (None, 1.0) else [f"{share:.0%} of the work"]
 
 
-def _context_lines(result: CheckResult, rerun: str) -> list[str]:
+def _context_lines(result: CheckResult, rerun: str, meaning: str) -> list[str]:
     lines = _rows(evidence_rows(result))
     lines += _listed("break", result.capture.breaks)
     lines += [f"  remark    {remark}" for remark in result.remarks]
     lines += [f"  note      {note}" for note in result.notes]
     if result.explanation is not None:
         lines += _rows(explanation_rows(result.explanation))
+    lines.append(f"  meaning   {meaning_of(meaning)}")
     if rerun:
         lines.append(f"  rerun     {rerun}")
     return lines
+
+
+def _text(lines: list[str]) -> str:
+    """Return the lines as one text, with prose wrapped. Its continuations stand below the first word."""
+    texts = []
+    for line in "\n".join(lines).splitlines():
+        before = _BEFORE_TEXT.match(line)
+        whole = before is not None and before["label"] in _WHOLE
+        texts += [line] if whole else wrapped(line, _WIDTH, len(before[0]) if before else 0)
+    return "\n".join(texts).rstrip()
 
 
 def evidence_rows(result: CheckResult) -> list[tuple[str, str]]:

@@ -6,10 +6,10 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from pytest_torchcompile.reports import table
+from pytest_torchcompile.reports import notes, table
 from pytest_torchcompile.reports.document import Case, Plain, cases_of, remarks_of
 from pytest_torchcompile.results import Verdict
-from pytest_torchcompile.texts import one_line, shortened
+from pytest_torchcompile.texts import one_line, shortened, wrapped
 
 _COLORS = {
     Verdict.EQUAL: {"green": True},
@@ -27,6 +27,8 @@ _TEXTS = [table.HEADINGS[position] for position in table.TEXTS]
 _INDENT = "  "
 _LEAST_NAME = 12
 """The least number of characters that are shown of a name."""
+_LEAST_WIDTH = 40
+"""Sentences are not broken into shorter lines than this."""
 
 
 class Line(NamedTuple):
@@ -80,8 +82,7 @@ def write_summary(reporter: Any, document: Plain, width: int) -> None:
     if cases:
         for text, markup in lines(cases, width):
             reporter.write_line(text, **markup)
-        for sentence in table.sentences((case.id, case.values) for case in cases):
-            reporter.write_line(one_line(sentence))
+        _write_notes(reporter, cases, width)
         for machine in document["machines"].values():
             _write_control(reporter, machine["control"])
     _write_count(reporter, cases)
@@ -152,6 +153,16 @@ def _name(case: Case) -> tuple[str, str]:
     if not test.endswith(("[", "-")) or test == case.id:
         return one_line(test), one_line(name)
     return one_line(test.removesuffix("[") if test.endswith("[") else f"{test[:-1]}]"), one_line(name)
+
+
+def _write_notes(reporter: Any, cases: Sequence[Case], width: int) -> None:
+    """Write the sentences below the table, and the addresses that explain the verdicts."""
+    for sentence in notes.sentences((case.id, case.values) for case in cases):
+        for line in wrapped(one_line(sentence), max(width, _LEAST_WIDTH), indent=len(_INDENT)):
+            reporter.write_line(line)
+    verdicts = (case.result.verdict for case in cases)
+    for finding, address in notes.addresses(verdicts, remarks_of(cases)):
+        reporter.write_line(f"{finding}: see {address}")
 
 
 def _write_control(reporter: Any, control: Plain | None) -> None:
