@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import textwrap
 import traceback
 import unicodedata
@@ -140,12 +141,20 @@ def wrapped(text: str, width: int, indent: int = 0) -> list[str]:
     return [line for whole in text.splitlines() or [""] for line in _wrapped_line(whole, width, indent)]
 
 
+_NO_BREAK = "\0"
+_KEPT_TOGETHER = re.compile(
+    r"\(at \S+|`[^`]{1,60}`|\w+=\w+\((?:[^()]|\([^()]*\)){1,60}\)|\w+=\{[^{}]{1,60}\}"
+)
+"""Matches what stays on one line: a place, short code in backticks, ``name=Spec(...)``, ``name={...}``."""
+
+
 def _wrapped_line(line: str, width: int, indent: int) -> list[str]:
     if len(line) <= width:
         return [line]
+    kept = _KEPT_TOGETHER.sub(lambda found: found[0].replace(" ", _NO_BREAK), line)
     # Spaces within the line, such as those that align it, are kept.
-    return textwrap.wrap(
-        line,
+    broken = textwrap.wrap(
+        kept,
         width,
         subsequent_indent=" " * indent,
         break_long_words=False,
@@ -153,3 +162,4 @@ def _wrapped_line(line: str, width: int, indent: int) -> list[str]:
         replace_whitespace=False,
         expand_tabs=False,
     )
+    return [part.replace(_NO_BREAK, " ") for part in broken]

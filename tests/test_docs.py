@@ -13,6 +13,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ import pytest_torchcompile
 from pytest_torchcompile import Capture, CheckResult, UsageError, Verdict, __main__
 from pytest_torchcompile.reports.metrics import METRICS
 from pytest_torchcompile.reports.views import VIEWS
+from pytest_torchcompile.texts import VERDICTS_PAGE, meaning_of
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -28,6 +30,7 @@ GUIDE = (ROOT / "docs" / "guide.md").read_text()
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()
 LIBRARIES = (ROOT / "docs" / "libraries.md").read_text()
 REPORTS = (ROOT / "docs" / "reports.md").read_text()
+VERDICTS = (ROOT / "docs" / "verdicts.md").read_text()
 RECIPES = (ROOT / "docs" / "recipes.md").read_text()
 WORKFLOW = (ROOT / "examples" / "ci" / "github-actions.yml").read_text()
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
@@ -110,6 +113,55 @@ def test_all_verdicts_are_listed(document):
     assert listed == [verdict.value for verdict in Verdict]
 
 
+FINDINGS = [
+    "remark",
+    "too slow",
+    "over budget",
+    "worse than the baseline",
+    "nothing was checked",
+    "no result",
+]
+
+
+def anchors(text: str) -> list[str]:
+    """The anchors that GitHub and the site give the headings of a page."""
+    headings = re.findall(
+        r"^#{1,4} (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE), re.M
+    )
+    return [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
+@pytest.mark.parametrize("finding", [*Verdict, *FINDINGS])
+def test_each_verdict_and_finding_has_its_section(finding):
+    """Messages and reports link to it; it says what to do."""
+    page, _, anchor = meaning_of(finding).partition("#")
+    assert page == VERDICTS_PAGE
+    assert anchors(VERDICTS).count(anchor) == 1
+    section = re.split(rf"^## {finding}$", VERDICTS, flags=re.MULTILINE)[1].partition("\n## ")[0]
+    assert "**What to do**" in section or "what to do |" in section
+
+
+def test_the_page_of_verdicts_is_in_the_project_that_the_package_names():
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
+    path = VERDICTS_PAGE.removeprefix(f"{urls['Source']}/blob/main/")
+    assert (ROOT / path).read_text() == VERDICTS
+
+
+def test_all_findings_that_messages_name_are_listed():
+    source = (ROOT / "pytest_torchcompile" / "reports" / "failure.py").read_text()
+    named = re.findall(r'_context_lines\(result, rerun, "([^"]+)"\)', source)
+    assert named
+    assert set(named) <= set(FINDINGS)
+
+
+def test_anchors_in_the_pages_exist():
+    folder = ROOT / "docs"
+    for page in folder.glob("*.md"):
+        for target, anchor in re.findall(r"\]\(([\w./]*)#([^)]+)\)", page.read_text()):
+            named = (folder / target) if target else page
+            assert anchor in anchors(named.read_text()), f"{page.name}: {target}#{anchor}"
+
+
 def test_all_fields_of_a_row_are_listed():
     result = CheckResult(method="forward", phase="rollout", verdict=Verdict.EQUAL, capture=Capture())
     assert all(f"`{field}`" in REFERENCE for field in result.row())
@@ -140,8 +192,8 @@ def test_all_metrics_and_forms_of_a_report_are_listed():
 
 @pytest.mark.parametrize(
     "text",
-    [README, GUIDE, REPORTS, RECIPES, WORKFLOW],
-    ids=["README", "guide", "reports", "recipes", "workflow"],
+    [README, GUIDE, REPORTS, RECIPES, WORKFLOW, VERDICTS],
+    ids=["README", "guide", "reports", "recipes", "workflow", "verdicts"],
 )
 def test_the_flags_that_are_shown_exist(text):
     shown = set(re.findall(r"--(?:no-)?compile-[a-z-]+", text))
@@ -203,7 +255,7 @@ def test_files_for_services_fit_their_schemas(tmp_path, name):
 def test_links_lead_somewhere():
     pages = {"README.md": README, "docs/reference.md": REFERENCE, "docs/libraries.md": LIBRARIES}
     pages |= {"docs/reports.md": REPORTS, "docs/guide.md": GUIDE, "docs/architecture.md": ARCHITECTURE}
-    pages |= {"docs/recipes.md": RECIPES}
+    pages |= {"docs/recipes.md": RECIPES, "docs/verdicts.md": VERDICTS}
     for document, text in ((ROOT / name, text) for name, text in pages.items()):
         for target in re.findall(r"\]\((?!http)([^)#]+)", text):
             assert (document.parent / target).exists(), f"{document.name}: {target}"

@@ -25,9 +25,9 @@ from pytest_torchcompile.generation import descriptions, edges, recipes, strateg
 from pytest_torchcompile.generation.recipes import Recipe
 from pytest_torchcompile.generation.search import examples_of_profile, search
 from pytest_torchcompile.options import CheckOptions
+from pytest_torchcompile.policies.wrong_inputs import eager_raises
 from pytest_torchcompile.results import CheckResult, Difference, Verdict
-from pytest_torchcompile.specs import trees
-from pytest_torchcompile.texts import raised_text, some
+from pytest_torchcompile.texts import some
 
 
 class CheckProtocol:
@@ -90,11 +90,9 @@ class CheckProtocol:
         outcome = self._pair.first_eager(recipe)
         self._pair.drop_deployed_code_that_draws()
         if outcome.error is not None:
-            raise Stop(
-                Verdict.EAGER_FAILED,
-                f"eager raises {raised_text(outcome.error)} on inputs with batch {recipe.batch} declared as "
-                f"{trees.declared(self._pair.tree)}",
-            )
+            pair = self._pair
+            text = eager_raises(outcome.error, recipe.batch, pair.tree, pair.twins.eager)
+            raise Stop(Verdict.EAGER_FAILED, text)
         if self._pair.phase == "update" and not outcome.gradients:
             self._notes.append("no output requires grad: the update phase compared the forward only")
 

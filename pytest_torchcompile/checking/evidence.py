@@ -139,8 +139,8 @@ class Evidence:
         if not self._decided:
             return Verdict.EAGER_FAILED, (
                 f"nothing was decided: on every example {some(sorted(self._undecided))} differs by more than "
-                f"the tolerance, eager with other rounding returns no finite number to compare with, and it does "
-                f"not run in float64"
+                f"the tolerance, and eager with other rounding returns no finite number and does not run in "
+                f"float64"
             )
         if not self.rounding:
             return Verdict.EQUAL, ""

@@ -35,9 +35,8 @@ from pytest_torchcompile.lifecycle.stories import (
 )
 from pytest_torchcompile.lifecycle.trial import StoryFailure, StoryTrial
 from pytest_torchcompile.options import LIFECYCLE, CheckOptions
+from pytest_torchcompile.policies.wrong_inputs import eager_raises
 from pytest_torchcompile.results import Capture, CheckResult, Difference, Verdict
-from pytest_torchcompile.specs.trees import declared
-from pytest_torchcompile.texts import raised_text
 
 EXAMPLES_PER_STORY = 5
 """Examples of a phase per drawn story, so that a lifecycle takes no longer than a phase."""
@@ -139,10 +138,7 @@ class LifecycleProtocol:
 
     @staticmethod
     def _raised(pair: Pair, recipe: Recipe, error: BaseException) -> str:
-        return (
-            f"eager raises {raised_text(error)} on inputs with batch {recipe.batch} declared as "
-            f"{declared(pair.tree)}"
-        )
+        return eager_raises(error, recipe.batch, pair.tree, pair.twins.eager)
 
     def _require_compiled(self, story: Story, failure: StoryFailure | None) -> None:
         """Raise `Stop` if a method of the story was not compiled. After an exception, methods did not run."""

@@ -47,10 +47,7 @@ def finding_text(result: CheckResult) -> str:
 
 
 def _finding_lines(result: CheckResult, *, drawn: bool) -> list[str]:
-    lines = [
-        f"{_HEADLINES.get(result.verdict, result.verdict)}: {result.method}, {_phase(result)}, "
-        f"backend {result.backend}"
-    ]
+    lines = [f"{_HEADLINES.get(result.verdict, result.verdict)}: {_case(result)}"]
     if result.reason:
         lines += ["", f"  {result.reason}"]
     for number, difference in enumerate(result.differences[:_MOST]):
@@ -89,7 +86,7 @@ def slow_text(result: CheckResult, rerun: str = "") -> str:
     eager, compiled = (statistics.median(side) for side in (speedup.eager_s, speedup.compiled_s))
     return _text(
         [
-            f"too slow: {result.method}, {result.phase} phase, backend {result.backend}",
+            f"too slow: {_case(result)}",
             "",
             f"  speedup   {speedup.ratio:.3g}, 95 % interval {low:.3g} to {high:.3g}, "
             f"all of it below min_speedup={speedup.least}",
@@ -103,7 +100,7 @@ def slow_text(result: CheckResult, rerun: str = "") -> str:
 def budget_text(result: CheckResult, rerun: str = "") -> str:
     """Return the message of a case that passed but exceeds a budget for compiling."""
     capture = result.capture
-    headline = f"over budget: {result.method}, {result.phase} phase, backend {result.backend}"
+    headline = f"over budget: {_case(result)}"
     lines = [headline, "", *(f"  budget    {sentence}" for sentence in result.exceeded)]
     lines += _listed("recompile", capture.recompiles)
     spent = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in capture.stage_s.items())
@@ -119,7 +116,7 @@ def regression_text(result: CheckResult, rerun: str = "") -> str:
     """Return the message of a case that is worse than its baseline."""
     return _text(
         [
-            f"worse than the baseline: {result.method}, {_phase(result)}, backend {result.backend}",
+            f"worse than the baseline: {_case(result)}",
             "",
             *(f"  {sentence}" for sentence in result.regressions),
             *_context_lines(result, rerun, "worse than the baseline"),
@@ -211,13 +208,16 @@ def evidence_rows(result: CheckResult) -> list[tuple[str, str]]:
     rows = [(example, result.example)] if result.example else []
     attempts = f", and {result.attempts} more to make it smaller" if result.attempts else ""
     rows.append((examples, f"{result.examples} compared{attempts}"))
-    if result.capture != Capture():
+    ran = result.verdict is not Verdict.EAGER_FAILED or result.capture.graphs
+    if result.capture != Capture() and ran:
         rows.append(("captured", capture_line(result.capture)))
     return rows
 
 
-def _phase(result: CheckResult) -> str:
-    return result.phase if result.phase == LIFECYCLE else f"{result.phase} phase"
+def _case(result: CheckResult) -> str:
+    """Return method, phase and backend, which is not known of a process that died."""
+    phase = result.phase if result.phase == LIFECYCLE else f"{result.phase} phase"
+    return f"{result.method}, {phase}" + (f", backend {result.backend}" if result.backend else "")
 
 
 def _listed(label: str, texts: tuple[str, ...]) -> list[str]:

@@ -23,6 +23,8 @@ _FIGURE = re.compile(r"(?<![^\s(])\d[\d,]*(?:\.\d+)?(?=[ %),;]|$)")
 def sentences(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> list[str]:
     """Return the reasons of cases that passed as rounding, were skipped or crashed, and remarks and notes.
 
+    The notes of a case that fails are in its message.
+
     Args:
         rows: the id and the `CheckResult.row` of each case.
     """
@@ -45,7 +47,8 @@ def _sentences_of(values: Mapping[str, Any]) -> Iterator[str]:
     if values.get("sensitivity"):
         yield values["sensitivity"]
     yield from (f"remark: {remark}" for remark in values["remarks"].split(NOTE_SEPARATOR) if remark)
-    yield from filter(None, values["notes"].split(NOTE_SEPARATOR))
+    if verdict.severity < 2:
+        yield from filter(None, values["notes"].split(NOTE_SEPARATOR))
 
 
 def _cases(names: Sequence[str], of: int) -> str:

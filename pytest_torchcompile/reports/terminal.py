@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from pytest_torchcompile.reports import notes, table
 from pytest_torchcompile.reports.document import Case, Plain, cases_of, remarks_of
 from pytest_torchcompile.results import Verdict
-from pytest_torchcompile.texts import one_line, shortened, wrapped
+from pytest_torchcompile.texts import VERDICTS_PAGE, one_line, shortened, wrapped
 
 _COLORS = {
     Verdict.EQUAL: {"green": True},
@@ -85,7 +85,7 @@ def write_summary(reporter: Any, document: Plain, width: int) -> None:
         _write_notes(reporter, cases, width)
         for machine in document["machines"].values():
             _write_control(reporter, machine["control"])
-    _write_count(reporter, cases)
+    _write_count(reporter, cases, width)
 
 
 def lines(cases: Sequence[Case], width: int) -> Iterator[Line]:
@@ -156,13 +156,19 @@ def _name(case: Case) -> tuple[str, str]:
 
 
 def _write_notes(reporter: Any, cases: Sequence[Case], width: int) -> None:
-    """Write the sentences below the table, and the addresses that explain the verdicts."""
+    """Write the sentences below the table, and the address that explains the verdicts."""
     for sentence in notes.sentences((case.id, case.values) for case in cases):
-        for line in wrapped(one_line(sentence), max(width, _LEAST_WIDTH), indent=len(_INDENT)):
-            reporter.write_line(line)
-    verdicts = (case.result.verdict for case in cases)
-    for finding, address in notes.addresses(verdicts, remarks_of(cases)):
-        reporter.write_line(f"{finding}: see {address}")
+        _write_wrapped(reporter, sentence, width)
+    found = notes.addresses((case.result.verdict for case in cases), remarks_of(cases))
+    if len(found) == 1:
+        reporter.write_line("what '{}' means: {}".format(*found[0]))
+    elif found:
+        reporter.write_line(f"what the verdicts mean: {VERDICTS_PAGE}")
+
+
+def _write_wrapped(reporter: Any, sentence: str, width: int, **markup: bool) -> None:
+    for line in wrapped(one_line(sentence), max(width, _LEAST_WIDTH), indent=len(_INDENT)):
+        reporter.write_line(line, **markup)
 
 
 def _write_control(reporter: Any, control: Plain | None) -> None:
@@ -172,7 +178,7 @@ def _write_control(reporter: Any, control: Plain | None) -> None:
     reporter.write_line(text, **({"yellow": True} if noisy else {}))
 
 
-def _write_count(reporter: Any, cases: list[Case]) -> None:
+def _write_count(reporter: Any, cases: list[Case], width: int) -> None:
     verdicts = [case.result.verdict for case in cases]
     red = {"red": True} if table.nothing_was_checked(verdicts) else {}
-    reporter.write_line(table.count(verdicts, remarks_of(cases)), bold=True, **red)
+    _write_wrapped(reporter, table.count(verdicts, remarks_of(cases)), width, bold=True, **red)

@@ -416,8 +416,8 @@ def test_dynamo_switched_off_is_not_compiled(project):
     assert failure(result).startswith(
         "not compiled: get_value, rollout phase, backend eager\n"
         "\n"
-        "  no graph was captured: dynamo is disabled (TORCHDYNAMO_DISABLE, TORCH_COMPILE_DISABLE or its "
-        "config)\n"
+        "  no graph was captured: dynamo is disabled (TORCHDYNAMO_DISABLE, TORCH_COMPILE_DISABLE or its\n"
+        "  config)\n"
     )
 
 

@@ -69,8 +69,7 @@ def test_the_report_word_for_word(project):
     )
     page = "https://github.com/pytest-torchcompile/pytest-torchcompile/blob/main/docs/verdicts.md"
     assert lines[5:] == [
-        f"differs: see {page}#differs",
-        f"compile failed: see {page}#compile-failed",
+        f"what the verdicts mean: {page}",
         "3 cases: 1 equal, 1 differs, 1 compile failed",
     ]
 
