@@ -11,7 +11,7 @@ from pytest_torchcompile.reports.document import Case
 from pytest_torchcompile.reports.picture import picture_lines
 from pytest_torchcompile.reports.table import speedup_text
 from pytest_torchcompile.results import Capture, CheckResult, Difference, Explanation, Verdict
-from pytest_torchcompile.texts import meaning_of, some, wrapped
+from pytest_torchcompile.texts import meaning_of, one_line, some, wrapped
 
 _MOST = 3
 _WIDTH = 100
@@ -70,7 +70,12 @@ def problem_text(case: Case, *, context: bool = True) -> str:
     values, texts = case.values, []
     if not case.result.verdict.passed:
         texts.append(failure_text(case.result) if context else finding_text(case.result))
-        if not case.result.examples and case.message and case.result.reason not in case.message:
+        # The message is the text above, wrapped, unless something else ended the test.
+        if (
+            not case.result.examples
+            and case.message
+            and one_line(case.result.reason) not in one_line(case.message)
+        ):
             texts.append(case.message)
     if values.get("min_speedup", 0) > values.get("speedup_high", math.inf):
         texts.append(f"too slow: {speedup_text(values)}, min_speedup={values['min_speedup']}")
