@@ -144,10 +144,9 @@ def difference_lines(difference: Difference) -> list[str]:
     if difference.problem == "values":
         relative = "" if difference.relative is None else f"relative {difference.relative:.2g}, "
         ulps = f" ({relative}{difference.ulps:.3g} ulps)" if difference.ulps else ""
-        floor = f"; rounding moves eager by {difference.floor:.2g}" if difference.floor is not None else ""
-        lines.append(
-            f"    difference  {difference.difference:.3g}{ulps}, allowed {difference.allowed:.3g}{floor}"
-        )
+        lines.append(f"    difference  {difference.difference:.3g}{ulps}, allowed {difference.allowed:.3g}")
+        if difference.floor is not None:
+            lines.append(f"    rounding    moves eager by {difference.floor:.2g}")
     if difference.problem == "scale":
         lines.append(
             f"    scale       all values together differ by a factor of 1 +- {difference.difference:.3g}, "

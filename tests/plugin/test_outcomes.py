@@ -67,7 +67,9 @@ def test_a_difference_shows_what_float64_and_rounding_say(project):
     project.write(agent("backend=shifted"))
     text = failure(project.check())
     assert "    float64     2  (eager is closer)\n" in text
-    assert re.search(r"\n    difference  1 \(.* ulps\), allowed \S+; rounding moves eager by \S+\n", text)
+    assert re.search(
+        r"\n    difference  1 \(.* ulps\), allowed \S+\n    rounding    moves eager by \S+\n", text
+    )
 
 
 def test_a_difference_names_path_index_elements_and_rows(project):
