@@ -36,13 +36,13 @@ RECIPES = (ROOT / "docs" / "recipes.md").read_text()
 WORKFLOW = (ROOT / "examples" / "ci" / "github-actions.yml").read_text()
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
 
-SNIPPETS = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", README + GUIDE, re.DOTALL))
+SNIPPETS = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", README + GUIDE + RECIPES, re.DOTALL))
 MODULES = sorted(m.name for m in pkgutil.walk_packages(pytest_torchcompile.__path__, "pytest_torchcompile."))
 
 
 @pytest.fixture
 def readme_project(tmp_path):
-    """A project made of the files that README and guide show, and of their configuration."""
+    """A project made of the files that README, guide and recipes show, and of their configuration."""
     for name, text in SNIPPETS.items():
         (tmp_path / name).write_text(text)
     settings = next(t for t in re.findall(r"```toml\n(.*?)```", README, re.DOTALL) if "ini_options" in t)
@@ -60,7 +60,7 @@ def run_pytest(directory: pathlib.Path, *arguments: str) -> str:
 
 
 def test_each_python_block_is_a_named_file():
-    assert (README + GUIDE).count("```python") == len(SNIPPETS)
+    assert (README + GUIDE + RECIPES).count("```python") == len(SNIPPETS)
 
 
 def test_readme_snippets_pass_where_nothing_is_miscompiled(readme_project):

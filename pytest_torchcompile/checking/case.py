@@ -27,7 +27,7 @@ from pytest_torchcompile.generation.search import examples_of_profile, search
 from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.policies.wrong_inputs import eager_raises
 from pytest_torchcompile.results import CheckResult, Difference, Verdict
-from pytest_torchcompile.texts import some
+from pytest_torchcompile.texts import raised_text, some
 
 
 class CheckProtocol:
@@ -152,11 +152,16 @@ class CheckProtocol:
     def _learn_in_evaluation(self, recipe: Recipe) -> Failure | None:
         """Learn from an example in ``eval()`` mode, as imitation learning does.
 
-        That compiles separate graphs, which are recorded separately.
+        That compiles separate graphs, which are recorded separately. A method that is for training only, and
+        raises in ``eval()``, is not asked to.
         """
         if self._pair.phase != "update" or not self._trial.evidence.learns:
             return None
         learning = dataclasses.replace(self._pair.learning, training=False)
+        refused = self._pair.run(self._pair.eager, recipe, learning=learning).error
+        if refused is not None:
+            self._notes.append(f"not learnt from in eval(), where eager raises {raised_text(refused)}")
+            return None
         separate = Trial(self._pair.with_own_recorder(learning), self._options)
         failure = separate(recipe)
         self._trial.evidence.take_remarks(separate.evidence)

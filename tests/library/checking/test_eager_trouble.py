@@ -171,3 +171,22 @@ def test_what_is_exact_says_what_was_allowed() -> None:
     assert result.worst is not None
     assert result.worst.difference == 0
     assert result.worst.allowed == 1e-5
+
+
+def test_a_method_for_training_only_is_checked_as_it_trains() -> None:
+    """It raises in `eval()`, where a check also tries to learn."""
+
+    class Trains(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 2)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+            if not self.training:
+                raise RuntimeError("forward is for training")
+            loss = self.layer(x).square().mean()
+            return loss, {"loss": loss.detach()}
+
+    result = check(Trains, "update", observation=Box((8,)))
+    assert result.verdict in PASSED, failure_text(result)
+    assert any(note.startswith("not learnt from in eval(), where eager raises") for note in result.notes)
