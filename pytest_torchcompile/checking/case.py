@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from pytest_torchcompile.checking.known_causes import rounding_causes
 from pytest_torchcompile.checking.pair import Pair
+from pytest_torchcompile.checking.repeating import only_trains
 from pytest_torchcompile.checking.sampling import compare_samples
 from pytest_torchcompile.checking.sizes import Sizes
 from pytest_torchcompile.checking.stops import Stop, require_compiled, suppress_stop_if_found
@@ -92,6 +93,8 @@ class CheckProtocol:
         if outcome.error is not None:
             pair = self._pair
             text = eager_raises(outcome.error, recipe.batch, pair.tree, pair.twins.eager)
+            if pair.phase == "rollout":
+                text += only_trains(pair.method.name, pair, recipe)
             raise Stop(Verdict.EAGER_FAILED, text)
         if self._pair.phase == "update" and not outcome.gradients:
             self._notes.append("no output requires grad: the update phase compared the forward only")

@@ -14,6 +14,7 @@ from pytest_torchcompile import internals
 from pytest_torchcompile.checking.freshness import FROZEN, frozen
 from pytest_torchcompile.checking.known_causes import rounding_causes
 from pytest_torchcompile.checking.pair import Pair
+from pytest_torchcompile.checking.repeating import only_trains
 from pytest_torchcompile.checking.stops import Stop, require_compiled, suppress_stop_if_found
 from pytest_torchcompile.errors import CompileFailed, UsageError
 from pytest_torchcompile.generation import recipes
@@ -110,7 +111,7 @@ class LifecycleProtocol:
             if name in self._sides.acting:
                 outcome = pair.first_eager(recipe, "rollout")
                 if outcome.error is not None:
-                    text = self._raised(pair, recipe, outcome.error) + _only_trains(name, pair, recipe)
+                    text = self._raised(pair, recipe, outcome.error) + only_trains(name, pair, recipe)
                     raise Stop(Verdict.EAGER_FAILED, text)
                 if outcome.drew():
                     self._sampling.append(pair)
@@ -296,15 +297,3 @@ class LifecycleProtocol:
             notes=(*self._notes, *dict.fromkeys(n for p in self._sides.by_name.values() for n in p.notes)),
             backend="as deployed" if self._sides.first.twins.deployed else self._options.backend_name,
         )
-
-
-def _only_trains(name: str, pair: Pair, recipe: Recipe) -> str:
-    """Return advice for a method that raises in ``eval()`` and returns in ``train()``; empty for others."""
-    if pair.first_eager(recipe, "update").error is not None:
-        return ""
-    called = "policy" if name == "forward" else f"policy.{name}"
-    return (
-        f"; it was called in eval(), as a policy acts, and returns in train(): {name} is for training only. "
-        f"Name the method that acts, and give the loss to learn by: methods=[{name!r}, 'select_action'], "
-        f"act='select_action', loss=lambda policy, batch: {called}(...)"
-    )

@@ -245,25 +245,23 @@ def _device(error: BaseException, tree: Mapping[str, Any], policy: Reachable) ->
 def _key(error: BaseException, tree: Mapping[str, Any], policy: Reachable) -> str:
     """Read the exceptions of a policy that takes a dict and is given a tensor or a dict with other keys."""
     if isinstance(error, KeyError) and error.args and isinstance(error.args[0], str):
-        return _with_key(error.args[0], tree)
-    line = _line_that_raised(error)
-    keys = re.findall(r"\w\[[\"'](\w+)[\"']\]", line)
+        return _without_key(error.args[0], tree)
+    keys = re.findall(r"\w\[[\"'](\w+)[\"']\]", _line_that_raised(error))
     if keys and isinstance(error, (IndexError, TypeError, UserWarning)):
-        return _with_key(keys[0], tree)
+        for name, spec in tree.items():
+            if isinstance(spec, spaces.Spec) and not isinstance(spec, spaces.Constant):
+                return f"the policy takes a dict: write {name}={{{keys[0]!r}: {spec!r}}}"
     return ""
 
 
-def _with_key(key: str, tree: Mapping[str, Any]) -> str:
+def _without_key(key: str, tree: Mapping[str, Any]) -> str:
     for name, spec in tree.items():
-        if isinstance(spec, Mapping) and key not in spec and len(spec) == 1:
-            (value,) = spec.values()
-            return f"{name} has no {key!r}: write {name}={{{key!r}: {value!r}}}"
         if isinstance(spec, Mapping) and key not in spec:
-            return (
-                f"{name} has no {key!r}: add it to {name}={{{key!r}: ..., {', '.join(map(repr, spec))}: ...}}"
-            )
-        if isinstance(spec, spaces.Spec) and not isinstance(spec, spaces.Constant):
-            return f"the policy takes a dict: write {name}={{{key!r}: {spec!r}}}"
+            only = f"{name} has only {', '.join(map(repr, spec))}: add a spec of {key!r}"
+            if len(spec) > 1:
+                return only
+            (value,) = spec.values()
+            return f"{only}, or rename it: write {name}={{{key!r}: {value!r}}}"
     return ""
 
 

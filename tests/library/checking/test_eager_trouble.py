@@ -120,10 +120,12 @@ class Imitator(nn.Module):
         return self.net(x)
 
 
-def test_a_forward_for_training_only_is_told_how_to_declare() -> None:
-    result = check(Imitator, "lifecycle", **CALLS)
+@pytest.mark.parametrize("phase", ["rollout", "lifecycle"])
+def test_a_forward_for_training_only_is_told_how_to_declare(phase: str) -> None:
+    result = check(Imitator, phase, **CALLS)
     assert result.verdict is Verdict.EAGER_FAILED
     assert "it was called in eval(), as a policy acts, and returns in train()" in result.reason
+    assert "phases=['update', 'lifecycle'], methods=['forward', 'select_action'], " in result.reason
     assert "methods=['forward', 'select_action'], act='select_action', loss=lambda policy" in result.reason
 
 
