@@ -240,7 +240,7 @@ def test_no_timing_where_it_is_switched_off(timed, flag):
     result = timed.check(flag)
     assert verdicts(result) == dict.fromkeys(ITEMS, "equal")
     assert "speedup" not in table(result)[ITEM]
-    result.stdout.fnmatch_lines([f"2 cases: not timed: {flag}"])
+    result.stdout.fnmatch_lines([f"all 2 cases: not timed: {flag}"])
     result.stdout.no_fnmatch_line("*eager timed against itself*")
 
 
@@ -314,7 +314,7 @@ def test_under_xdist_cases_are_timed_and_recorded_by_the_controller(timed):
 
 def test_under_xdist_benchmark_disable_is_still_that(timed):
     result = timed.subprocess("-n1", "--benchmark-disable")
-    result.stdout.fnmatch_lines(["2 cases: not timed: --benchmark-disable"])
+    result.stdout.fnmatch_lines(["all 2 cases: not timed: --benchmark-disable"])
 
 
 # --- min_speedup ----------------------------------------------------------------------------------

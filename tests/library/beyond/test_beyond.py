@@ -75,7 +75,7 @@ def several():
 def test_the_terminal_shows_and_counts_them(several):
     reporter = Lines()
     write_summary(reporter, several, 300)
-    assert f"2 cases: remark: {REMARK}" in reporter.lines
+    assert f"2 cases of 2 tests: remark: {REMARK}" in reporter.lines
     assert "test_policy.py::test_a[forward-rollout]: remark: an empty batch raises" in reporter.lines
     assert reporter.lines[-1] == "3 cases: 3 equal; 2 remarks"
 
@@ -83,7 +83,7 @@ def test_the_terminal_shows_and_counts_them(several):
 def test_markdown_shows_and_counts_them(several):
     lines = markdown(several).splitlines()
     assert "**3 cases: 3 equal; 2 remarks**" in lines
-    assert f"* 2 cases: remark: {REMARK}" in lines
+    assert f"* 2 cases of 2 tests: remark: {REMARK}" in lines
 
 
 def test_a_page_shows_and_counts_them(several):
