@@ -52,8 +52,10 @@ def _finding_lines(result: CheckResult, *, drawn: bool) -> list[str]:
         lines += ["", f"  {result.reason}"]
     for number, difference in enumerate(result.differences[:_MOST]):
         lines += ["", *difference_lines(difference)]
-        if drawn and number == 0:
-            lines += [f"    {line}" for line in picture_lines(difference)]
+        picture = picture_lines(difference) if drawn and number == 0 else []
+        if picture:
+            lines += ["    where       . small to @ large difference, blank: equal"]
+            lines += [f"    {line}" for line in picture]
     rest = result.differences[_MOST:]
     if rest:
         lines += ["", f"  also differ: {', '.join(d.path for d in rest[:6])}" + _and_more(len(rest) - 6)]
