@@ -1,20 +1,26 @@
 """Writes the generated parts of the pages here, which come from the code: ``python docs/generate.py``.
 
 The parts stand between ``<!-- generated: NAME -->`` and ``<!-- end -->``; the rest is written by hand.
-`tests/test_docs.py` fails when a page is not what this would write.
+``python docs/generate.py transcript`` writes what pytest prints into the README, which needs minutes and
+a C++ compiler. `tests/test_docs.py` fails when a page is not what this would write.
 """
 
 import dataclasses
 import enum
 import inspect
+import os
 import pathlib
 import re
+import subprocess
+import sys
+import tempfile
 
 import pytest_torchcompile
 from pytest_torchcompile.options import OPTIONS
 from pytest_torchcompile.specs.spaces import Spec, Wrapped
 
 HERE = pathlib.Path(__file__).parent
+README = HERE.parent / "README.md"
 PAGES = [HERE / "reference.md", HERE / "libraries.md"]
 EXAMPLES = {
     "Stable-Baselines3": "zoo/test_sb3.py",
@@ -151,6 +157,39 @@ def generated(text: str) -> str:
     return text
 
 
+TRANSCRIPT = re.compile(
+    r"(?<=```console\n)\$ pytest (?P<arguments>[^\n]*)\n(?P<printed>_{3}.*?)\n(?=```)", re.DOTALL
+)
+"""Matches the block of the README that shows what a run of pytest prints."""
+
+
+def transcript_of(output: str) -> str:
+    """What the README shows of a run: from the title of the first failure to the count of the cases."""
+    lines = output.splitlines()
+    first = next(i for i, line in enumerate(lines) if re.match(r"_{3,} ", line))
+    last = next(i for i, line in enumerate(lines) if re.match(r"\d+ cases: ", line))
+    return "\n".join(lines[first : last + 1])
+
+
+def with_transcript(readme: str) -> str:
+    """The README with what its command prints now, in a terminal of 80 columns."""
+    found = TRANSCRIPT.search(readme)
+    assert found is not None, "the README shows no run of pytest"
+    command = [sys.executable, "-m", "pytest", "-p", "no:randomly", *found["arguments"].split()]
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in re.findall(r"```python\n# (\w+\.py)\n(.*?)```", readme, re.DOTALL):
+            (pathlib.Path(folder) / name).write_text(text)
+        environment = os.environ | {"COLUMNS": "80", "TORCHINDUCTOR_CACHE_DIR": f"{folder}/cache"}
+        ran = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+        )
+    start, end = found.span("printed")
+    return readme[:start] + transcript_of(ran.stdout) + readme[end:]
+
+
 if __name__ == "__main__":
-    for page in PAGES:
-        page.write_text(generated(page.read_text()))
+    if sys.argv[1:] == ["transcript"]:
+        README.write_text(with_transcript(README.read_text()))
+    else:
+        for page in PAGES:
+            page.write_text(generated(page.read_text()))

@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
+import textwrap
 import traceback
 import unicodedata
 from collections.abc import Iterable
 
 PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 """The folder of this package, with a separator at its end."""
+
+VERDICTS_PAGE = "https://github.com/pytest-torchcompile/pytest-torchcompile/blob/main/docs/verdicts.md"
+"""The page with a section on each verdict and on each other finding; see `meaning_of`."""
+
+
+def meaning_of(finding: str) -> str:
+    """Return the address of the section on a verdict or another finding, as its heading names it.
+
+    Example:
+        >>> meaning_of("eager failed").rpartition("/")[2]
+        'verdicts.md#eager-failed'
+    """
+    return f"{VERDICTS_PAGE}#{finding.replace(' ', '-')}"
 
 
 def some(names: Iterable[str], most: int = 4) -> str:
@@ -120,3 +135,44 @@ def shortened(text: str, most: int) -> str:
         return text
     kept = max(most - 3, 2)
     return f"{text[: kept - kept // 2]}...{text[len(text) - kept // 2 :]}"
+
+
+def wrapped(text: str, width: int, indent: int = 0) -> list[str]:
+    """Return the lines of `text`, broken at spaces where they are longer than `width`.
+
+    A word that is longer, such as a path, stays whole.
+
+    Args:
+        text: one or more lines.
+        width: the most characters of a line.
+        indent: the number of spaces before each continuation of a line.
+
+    Example:
+        >>> wrapped("note  eager raised on one example", 20, indent=6)
+        ['note  eager raised', '      on one example']
+    """
+    return [line for whole in text.splitlines() or [""] for line in _wrapped_line(whole, width, indent)]
+
+
+_NO_BREAK = "\0"
+_KEPT_TOGETHER = re.compile(
+    r"\(at \S+|`[^`]{1,60}`|\w+=\w+\((?:[^()]|\([^()]*\)){1,60}\)|\w+=\{[^{}]{1,60}\}"
+)
+"""Matches what stays on one line: a place, short code in backticks, ``name=Spec(...)``, ``name={...}``."""
+
+
+def _wrapped_line(line: str, width: int, indent: int) -> list[str]:
+    if len(line) <= width:
+        return [line]
+    kept = _KEPT_TOGETHER.sub(lambda found: found[0].replace(" ", _NO_BREAK), line)
+    # Spaces within the line, such as those that align it, are kept.
+    broken = textwrap.wrap(
+        kept,
+        width,
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+        replace_whitespace=False,
+        expand_tabs=False,
+    )
+    return [part.replace(_NO_BREAK, " ") for part in broken]

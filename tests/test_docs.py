@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import functools
 import importlib
 import importlib.util
 import os
@@ -19,8 +20,10 @@ import torch
 
 import pytest_torchcompile
 from pytest_torchcompile import Capture, CheckResult, UsageError, Verdict, __main__
+from pytest_torchcompile.backports import tomllib
 from pytest_torchcompile.reports.metrics import METRICS
 from pytest_torchcompile.reports.views import VIEWS
+from pytest_torchcompile.texts import VERDICTS_PAGE, meaning_of
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -28,17 +31,18 @@ GUIDE = (ROOT / "docs" / "guide.md").read_text()
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()
 LIBRARIES = (ROOT / "docs" / "libraries.md").read_text()
 REPORTS = (ROOT / "docs" / "reports.md").read_text()
+VERDICTS = (ROOT / "docs" / "verdicts.md").read_text()
 RECIPES = (ROOT / "docs" / "recipes.md").read_text()
 WORKFLOW = (ROOT / "examples" / "ci" / "github-actions.yml").read_text()
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
 
-SNIPPETS = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", README + GUIDE, re.DOTALL))
+SNIPPETS = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", README + GUIDE + RECIPES, re.DOTALL))
 MODULES = sorted(m.name for m in pkgutil.walk_packages(pytest_torchcompile.__path__, "pytest_torchcompile."))
 
 
 @pytest.fixture
 def readme_project(tmp_path):
-    """A project made of the files that README and guide show, and of their configuration."""
+    """A project made of the files that README, guide and recipes show, and of their configuration."""
     for name, text in SNIPPETS.items():
         (tmp_path / name).write_text(text)
     settings = next(t for t in re.findall(r"```toml\n(.*?)```", README, re.DOTALL) if "ini_options" in t)
@@ -56,7 +60,7 @@ def run_pytest(directory: pathlib.Path, *arguments: str) -> str:
 
 
 def test_each_python_block_is_a_named_file():
-    assert (README + GUIDE).count("```python") == len(SNIPPETS)
+    assert (README + GUIDE + RECIPES).count("```python") == len(SNIPPETS)
 
 
 def test_readme_snippets_pass_where_nothing_is_miscompiled(readme_project):
@@ -70,15 +74,21 @@ def test_readme_snippets_pass_where_nothing_is_miscompiled(readme_project):
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="inductor needs a C++ compiler")
 @pytest.mark.skipif(not torch.__version__.startswith("2.13."), reason="the report is of torch 2.13")
 def test_readme_prints_the_report_that_pytest_prints(readme_project, monkeypatch):
-    command, *shown = re.search(r"```console\n\$ pytest (.*?)\n```", README, re.DOTALL)[1].splitlines()
+    shown = generate().TRANSCRIPT.search(README)
     # A busy machine has not looked for everything within the minute that is the default.
     monkeypatch.setenv("PYTEST_ADDOPTS", "--compile-explain-seconds=600 --compile-shrink-seconds=600")
-    output = run_pytest(readme_project, *command.split())
-    printed = [_without_numbers(line) for line in output.splitlines()]
-    for line in shown:
-        start, cut, _ = _without_numbers(line).partition(" ...")
-        matches = [p for p in printed if (p.startswith(start) if cut else p == start)]
-        assert matches, f"{line!r} is not in:\n" + "\n".join(printed)
+    output = run_pytest(readme_project, *shown["arguments"].split())
+    printed = generate().transcript_of(output)
+    assert _comparable(shown["printed"]) == _comparable(printed), "run: python docs/generate.py transcript"
+
+
+def _comparable(text: str) -> list[str]:
+    """The lines of `text` without what varies between machines: figures, and how certain a timing is."""
+    text = re.sub(r"\b(faster|slower|no clear difference)$", "CONCLUSION", text, flags=re.MULTILINE)
+    text = text.replace("; this machine is too noisy for the speedups above", "")
+    # A line is broken where its figures leave no room.
+    text = re.sub(r"\n {12,}", " ", text)
+    return [_without_numbers(line) for line in text.splitlines()]
 
 
 def _without_numbers(line: str) -> str:
@@ -89,13 +99,19 @@ def _without_numbers(line: str) -> str:
     return re.sub(r"\s+", " ", line).replace("Ns", "N").strip()
 
 
+@functools.cache
+def generate():
+    """The module that writes the pages."""
+    location = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    module = importlib.util.module_from_spec(location)
+    location.loader.exec_module(module)
+    return module
+
+
 @pytest.mark.parametrize("page", ["reference.md", "libraries.md"])
 def test_the_pages_are_what_the_code_says(page):
-    location = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
-    generate = importlib.util.module_from_spec(location)
-    location.loader.exec_module(generate)
     text = (ROOT / "docs" / page).read_text()
-    assert generate.generated(text) == text, "run: python docs/generate.py"
+    assert generate().generated(text) == text, "run: python docs/generate.py"
 
 
 def test_each_example_of_a_library_has_its_section():
@@ -108,6 +124,55 @@ def test_each_example_of_a_library_has_its_section():
 def test_all_verdicts_are_listed(document):
     listed = re.findall(r"^\| `([a-z ]+)` \| (?:passes|fails|skips)", globals()[document], re.MULTILINE)
     assert listed == [verdict.value for verdict in Verdict]
+
+
+FINDINGS = [
+    "remark",
+    "too slow",
+    "over budget",
+    "worse than the baseline",
+    "nothing was checked",
+    "no result",
+]
+
+
+def anchors(text: str) -> list[str]:
+    """The anchors that GitHub and the site give the headings of a page."""
+    headings = re.findall(
+        r"^#{1,4} (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE), re.M
+    )
+    return [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+
+
+@pytest.mark.parametrize("finding", [*Verdict, *FINDINGS])
+def test_each_verdict_and_finding_has_its_section(finding):
+    """Messages and reports link to it; it says what to do."""
+    page, _, anchor = meaning_of(finding).partition("#")
+    assert page == VERDICTS_PAGE
+    assert anchors(VERDICTS).count(anchor) == 1
+    section = re.split(rf"^## {finding}$", VERDICTS, flags=re.MULTILINE)[1].partition("\n## ")[0]
+    assert "**What to do**" in section or "what to do |" in section
+
+
+def test_the_page_of_verdicts_is_in_the_project_that_the_package_names():
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
+    path = VERDICTS_PAGE.removeprefix(f"{urls['Source']}/blob/main/")
+    assert (ROOT / path).read_text() == VERDICTS
+
+
+def test_all_findings_that_messages_name_are_listed():
+    source = (ROOT / "pytest_torchcompile" / "reports" / "failure.py").read_text()
+    named = re.findall(r'_context_lines\(result, rerun, "([^"]+)"\)', source)
+    assert named
+    assert set(named) <= set(FINDINGS)
+
+
+def test_anchors_in_the_pages_exist():
+    folder = ROOT / "docs"
+    for page in folder.glob("*.md"):
+        for target, anchor in re.findall(r"\]\(([\w./]*)#([^)]+)\)", page.read_text()):
+            named = (folder / target) if target else page
+            assert anchor in anchors(named.read_text()), f"{page.name}: {target}#{anchor}"
 
 
 def test_all_fields_of_a_row_are_listed():
@@ -140,8 +205,8 @@ def test_all_metrics_and_forms_of_a_report_are_listed():
 
 @pytest.mark.parametrize(
     "text",
-    [README, GUIDE, REPORTS, RECIPES, WORKFLOW],
-    ids=["README", "guide", "reports", "recipes", "workflow"],
+    [README, GUIDE, REPORTS, RECIPES, WORKFLOW, VERDICTS],
+    ids=["README", "guide", "reports", "recipes", "workflow", "verdicts"],
 )
 def test_the_flags_that_are_shown_exist(text):
     shown = set(re.findall(r"--(?:no-)?compile-[a-z-]+", text))
@@ -203,7 +268,7 @@ def test_files_for_services_fit_their_schemas(tmp_path, name):
 def test_links_lead_somewhere():
     pages = {"README.md": README, "docs/reference.md": REFERENCE, "docs/libraries.md": LIBRARIES}
     pages |= {"docs/reports.md": REPORTS, "docs/guide.md": GUIDE, "docs/architecture.md": ARCHITECTURE}
-    pages |= {"docs/recipes.md": RECIPES}
+    pages |= {"docs/recipes.md": RECIPES, "docs/verdicts.md": VERDICTS}
     for document, text in ((ROOT / name, text) for name, text in pages.items()):
         for target in re.findall(r"\]\((?!http)([^)#]+)", text):
             assert (document.parent / target).exists(), f"{document.name}: {target}"

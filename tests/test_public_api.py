@@ -180,7 +180,9 @@ def test_the_signatures() -> None:
         "min_speedup",
         "kwargs",
     ]
-    assert parameters("Box") == ["shape", "low", "high", "dtype", "requires_grad", "per_step"]
+    assert parameters("Box") == [
+        *("shape", "low", "high", "dtype", "requires_grad", "per_step", "batch_dim"),
+    ]
     assert parameters("State") == ["shape", "batch_dim", "dtype", "per_step"]
 
 

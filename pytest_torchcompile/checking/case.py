@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from pytest_torchcompile.checking.known_causes import rounding_causes
 from pytest_torchcompile.checking.pair import Pair
+from pytest_torchcompile.checking.repeating import only_trains
 from pytest_torchcompile.checking.sampling import compare_samples
 from pytest_torchcompile.checking.sizes import Sizes
 from pytest_torchcompile.checking.stops import Stop, require_compiled, suppress_stop_if_found
@@ -25,8 +26,8 @@ from pytest_torchcompile.generation import descriptions, edges, recipes, strateg
 from pytest_torchcompile.generation.recipes import Recipe
 from pytest_torchcompile.generation.search import examples_of_profile, search
 from pytest_torchcompile.options import CheckOptions
+from pytest_torchcompile.policies.wrong_inputs import eager_raises
 from pytest_torchcompile.results import CheckResult, Difference, Verdict
-from pytest_torchcompile.specs import trees
 from pytest_torchcompile.texts import raised_text, some
 
 
@@ -90,11 +91,11 @@ class CheckProtocol:
         outcome = self._pair.first_eager(recipe)
         self._pair.drop_deployed_code_that_draws()
         if outcome.error is not None:
-            raise Stop(
-                Verdict.EAGER_FAILED,
-                f"eager raises {raised_text(outcome.error)} on inputs with batch {recipe.batch} declared as "
-                f"{trees.declared(self._pair.tree)}",
-            )
+            pair = self._pair
+            text = eager_raises(outcome.error, recipe.batch, pair.tree, pair.twins.eager)
+            if pair.phase == "rollout":
+                text += only_trains(pair.method.name, pair, recipe)
+            raise Stop(Verdict.EAGER_FAILED, text)
         if self._pair.phase == "update" and not outcome.gradients:
             self._notes.append("no output requires grad: the update phase compared the forward only")
 
@@ -154,11 +155,16 @@ class CheckProtocol:
     def _learn_in_evaluation(self, recipe: Recipe) -> Failure | None:
         """Learn from an example in ``eval()`` mode, as imitation learning does.
 
-        That compiles separate graphs, which are recorded separately.
+        That compiles separate graphs, which are recorded separately. A method that is for training only, and
+        raises in ``eval()``, is not asked to.
         """
         if self._pair.phase != "update" or not self._trial.evidence.learns:
             return None
         learning = dataclasses.replace(self._pair.learning, training=False)
+        refused = self._pair.run(self._pair.eager, recipe, learning=learning).error
+        if refused is not None:
+            self._notes.append(f"not learnt from in eval(), where eager raises {raised_text(refused)}")
+            return None
         separate = Trial(self._pair.with_own_recorder(learning), self._options)
         failure = separate(recipe)
         self._trial.evidence.take_remarks(separate.evidence)

@@ -139,14 +139,16 @@ class Evidence:
         if not self._decided:
             return Verdict.EAGER_FAILED, (
                 f"nothing was decided: on every example {some(sorted(self._undecided))} differs by more than "
-                f"the tolerance, the rounding floor is not finite, and the float64 reference does not run"
+                f"the tolerance, and eager with other rounding returns no finite number and does not run in "
+                f"float64"
             )
         if not self.rounding:
             return Verdict.EQUAL, ""
+        kind = "with inputs that are nearly constant or hold one huge number"
+        which = f" ({self._degenerate} of them {kind})" if self._degenerate else ""
         return Verdict.WITHIN_ROUNDING, (
-            f"{self.rounding} of {self.examples} examples exceeded the tolerance, by no more than rounding "
-            f"moves eager itself ({self._degenerate} of them degenerate: near-constant inputs, or one huge "
-            f"element)"
+            f"{self.rounding} of {self.examples} examples differ by more than the tolerance, but by no more "
+            f"than rounding moves eager itself{which}; there is nothing to do"
         )
 
     def remark(self, sentence: str, kind: str = "") -> None:
@@ -194,12 +196,15 @@ class Evidence:
         undecided = [f"{path} ({count})" for path, count in self._undecided.most_common()]
         if undecided:
             found.append(
-                f"undecided on some of {self.examples} examples, because the rounding floor is not finite "
-                f"and the float64 reference does not run: {some(undecided)}"
+                f"not judged on some of {self.examples} examples, because eager with other rounding "
+                f"returns no finite number, and does not run in float64: {some(undecided)}"
             )
         ill = [f"{path} ({count})" for path, count in self._ill_conditioned.most_common()]
         if ill:
-            found.append(f"ill-conditioned on some of {self.examples} examples: {some(ill)}")
+            found.append(
+                f"on some of {self.examples} examples rounding alone moves eager by more than 0.1 % of the "
+                f"largest element, and smaller faults can't be seen there: {some(ill)}"
+            )
         return found
 
 

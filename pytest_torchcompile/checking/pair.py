@@ -16,6 +16,7 @@ from pytest_torchcompile.checking import unrepeatable, written
 from pytest_torchcompile.comparing.float64 import widened
 from pytest_torchcompile.compiling.capture import Recorder, Uses, compile_method, require_known
 from pytest_torchcompile.compiling.work import Work, owners_of
+from pytest_torchcompile.errors import UsageError
 from pytest_torchcompile.generation.recipes import Recipe, random_recipe
 from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.policies.backward import FROM_ALL, Learning
@@ -26,6 +27,7 @@ from pytest_torchcompile.policies.loss import called_methods
 from pytest_torchcompile.policies.methods import OBSERVATION, Arguments, Binding, Method, as_methods, bind_all
 from pytest_torchcompile.policies.state import Counters, ModuleState
 from pytest_torchcompile.policies.twins import Factory, Twins, build_twins
+from pytest_torchcompile.policies.wrong_inputs import advice, eager_raises
 from pytest_torchcompile.results import Capture
 from pytest_torchcompile.runtime.autocast import autocasting
 from pytest_torchcompile.runtime.isolation import seed_everything
@@ -124,7 +126,13 @@ class Pair:
                 recipe = random_recipe(binding.tree, self._options.batch[0], self._options.seed)
                 args, kwargs, _ = binding.arguments(recipe)
                 leading = () if method.adapter is None else (policy_of(model),)
-                method.of(model)(*leading, *args, **kwargs)
+                try:
+                    method.of(model)(*leading, *args, **kwargs)
+                except Exception as error:
+                    known = advice(error, binding.tree, model)
+                    if not known:
+                        raise
+                    raise UsageError(eager_raises(error, recipe.batch, binding.tree, model)) from error
 
     def _side(
         self,

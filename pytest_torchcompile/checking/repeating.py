@@ -1,4 +1,4 @@
-"""Find out whether an exception of eager is caused by the inputs or by an earlier call of eager.
+"""Find out whether an exception of eager is caused by the inputs, by ``eval()``, or by an earlier call.
 
 An exception that the inputs cause is a contract: compiled has to raise it too. An exception that eager raises
 on its second call and not on its first says nothing about compiled.
@@ -48,4 +48,23 @@ def graph_advice(error: BaseException, pair: Pair) -> str:
     return (
         f"; it keeps a tensor with the graph of an earlier call: detach it, or create it again before each "
         f"call: reset=lambda policy: {remade}"
+    )
+
+
+def only_trains(name: str, pair: Pair, recipe: Recipe) -> str:
+    """Return advice on a method that raises in ``eval()`` and returns in ``train()``; empty for others.
+
+    Args:
+        name: the method's name.
+        pair: the two sides; eager has raised in ``eval()``.
+        recipe: the example.
+    """
+    if pair.first_eager(recipe, "update").error is not None:
+        return ""
+    called = "policy" if name == "forward" else f"policy.{name}"
+    return (
+        f"; it was called in eval(), as a policy acts, and returns in train(): {name} is for training only. "
+        f"Leave out the phase rollout, name the method that acts, and give the loss to learn by: "
+        f"phases=['update', 'lifecycle'], methods=[{name!r}, 'select_action'], act='select_action', "
+        f"loss=lambda policy, batch: {called}(...)"
     )

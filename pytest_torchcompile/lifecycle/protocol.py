@@ -14,6 +14,7 @@ from pytest_torchcompile import internals
 from pytest_torchcompile.checking.freshness import FROZEN, frozen
 from pytest_torchcompile.checking.known_causes import rounding_causes
 from pytest_torchcompile.checking.pair import Pair
+from pytest_torchcompile.checking.repeating import only_trains
 from pytest_torchcompile.checking.stops import Stop, require_compiled, suppress_stop_if_found
 from pytest_torchcompile.errors import CompileFailed, UsageError
 from pytest_torchcompile.generation import recipes
@@ -35,9 +36,8 @@ from pytest_torchcompile.lifecycle.stories import (
 )
 from pytest_torchcompile.lifecycle.trial import StoryFailure, StoryTrial
 from pytest_torchcompile.options import LIFECYCLE, CheckOptions
+from pytest_torchcompile.policies.wrong_inputs import eager_raises
 from pytest_torchcompile.results import Capture, CheckResult, Difference, Verdict
-from pytest_torchcompile.specs.trees import declared
-from pytest_torchcompile.texts import raised_text
 
 EXAMPLES_PER_STORY = 5
 """Examples of a phase per drawn story, so that a lifecycle takes no longer than a phase."""
@@ -111,7 +111,7 @@ class LifecycleProtocol:
             if name in self._sides.acting:
                 outcome = pair.first_eager(recipe, "rollout")
                 if outcome.error is not None:
-                    text = self._raised(pair, recipe, outcome.error) + _only_trains(name, pair, recipe)
+                    text = self._raised(pair, recipe, outcome.error) + only_trains(name, pair, recipe)
                     raise Stop(Verdict.EAGER_FAILED, text)
                 if outcome.drew():
                     self._sampling.append(pair)
@@ -139,10 +139,7 @@ class LifecycleProtocol:
 
     @staticmethod
     def _raised(pair: Pair, recipe: Recipe, error: BaseException) -> str:
-        return (
-            f"eager raises {raised_text(error)} on inputs with batch {recipe.batch} declared as "
-            f"{declared(pair.tree)}"
-        )
+        return eager_raises(error, recipe.batch, pair.tree, pair.twins.eager)
 
     def _require_compiled(self, story: Story, failure: StoryFailure | None) -> None:
         """Raise `Stop` if a method of the story was not compiled. After an exception, methods did not run."""
@@ -300,15 +297,3 @@ class LifecycleProtocol:
             notes=(*self._notes, *dict.fromkeys(n for p in self._sides.by_name.values() for n in p.notes)),
             backend="as deployed" if self._sides.first.twins.deployed else self._options.backend_name,
         )
-
-
-def _only_trains(name: str, pair: Pair, recipe: Recipe) -> str:
-    """Return advice for a method that raises in ``eval()`` and returns in ``train()``; empty for others."""
-    if pair.first_eager(recipe, "update").error is not None:
-        return ""
-    called = "policy" if name == "forward" else f"policy.{name}"
-    return (
-        f"; it was called in eval(), as a policy acts, and returns in train(): {name} is for training only. "
-        f"Name the method that acts, and give the loss to learn by: methods=[{name!r}, 'select_action'], "
-        f"act='select_action', loss=lambda policy, batch: {called}(...)"
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 
 from pytest_torchcompile.options import LIFECYCLE
@@ -10,9 +11,15 @@ from pytest_torchcompile.reports.document import Case
 from pytest_torchcompile.reports.picture import picture_lines
 from pytest_torchcompile.reports.table import speedup_text
 from pytest_torchcompile.results import Capture, CheckResult, Difference, Explanation, Verdict
-from pytest_torchcompile.texts import some
+from pytest_torchcompile.texts import meaning_of, one_line, some, wrapped
 
 _MOST = 3
+_WIDTH = 100
+"""The most characters of a line of prose. Commands, addresses and places in code stay on one line."""
+_WHOLE = ("code", "proof", "rerun", "meaning")
+"""The labels of rows that stay on one line, so that they can be copied."""
+_BEFORE_TEXT = re.compile(r"  (?P<label>\w+) +(?<=^.{12})|    \w+ +(?<=^.{16})|  ")
+"""Matches what stands before the text of a line: the label of a row or of a figure, or the indent."""
 
 _HEADLINES = {
     Verdict.DIFFERS: "compiled differs from eager",
@@ -30,25 +37,25 @@ def failure_text(result: CheckResult, rerun: str = "") -> str:
         result: the result of the case.
         rerun: the command that runs this case again; no line for it if empty.
     """
-    return "\n".join([*_finding_lines(result, drawn=True), "", *_context_lines(result, rerun)]).rstrip()
+    context = _context_lines(result, rerun, result.verdict)
+    return _text([*_finding_lines(result, drawn=True), "", *context])
 
 
 def finding_text(result: CheckResult) -> str:
-    """Return the part of `failure_text` that says what is wrong, without picture and context."""
+    """Return the part of `failure_text` that says what is wrong, without picture and context, not wrapped."""
     return "\n".join(_finding_lines(result, drawn=False))
 
 
 def _finding_lines(result: CheckResult, *, drawn: bool) -> list[str]:
-    lines = [
-        f"{_HEADLINES.get(result.verdict, result.verdict)}: {result.method}, {_phase(result)}, "
-        f"backend {result.backend}"
-    ]
+    lines = [f"{_HEADLINES.get(result.verdict, result.verdict)}: {_case(result)}"]
     if result.reason:
         lines += ["", f"  {result.reason}"]
     for number, difference in enumerate(result.differences[:_MOST]):
         lines += ["", *difference_lines(difference)]
-        if drawn and number == 0:
-            lines += [f"    {line}" for line in picture_lines(difference)]
+        picture = picture_lines(difference) if drawn and number == 0 else []
+        if picture:
+            lines += ["    where       . small to @ large difference, blank: equal"]
+            lines += [f"    {line}" for line in picture]
     rest = result.differences[_MOST:]
     if rest:
         lines += ["", f"  also differ: {', '.join(d.path for d in rest[:6])}" + _and_more(len(rest) - 6)]
@@ -65,7 +72,12 @@ def problem_text(case: Case, *, context: bool = True) -> str:
     values, texts = case.values, []
     if not case.result.verdict.passed:
         texts.append(failure_text(case.result) if context else finding_text(case.result))
-        if not case.result.examples and case.message and case.result.reason not in case.message:
+        # The message is the text above, wrapped, unless something else ended the test.
+        if (
+            not case.result.examples
+            and case.message
+            and one_line(case.result.reason) not in one_line(case.message)
+        ):
             texts.append(case.message)
     if values.get("min_speedup", 0) > values.get("speedup_high", math.inf):
         texts.append(f"too slow: {speedup_text(values)}, min_speedup={values['min_speedup']}")
@@ -79,15 +91,15 @@ def slow_text(result: CheckResult, rerun: str = "") -> str:
     assert speedup is not None  # only timed cases are too slow
     low, high = speedup.interval
     eager, compiled = (statistics.median(side) for side in (speedup.eager_s, speedup.compiled_s))
-    return "\n".join(
+    return _text(
         [
-            f"too slow: {result.method}, {result.phase} phase, backend {result.backend}",
+            f"too slow: {_case(result)}",
             "",
             f"  speedup   {speedup.ratio:.3g}, 95 % interval {low:.3g} to {high:.3g}, "
             f"all of it below min_speedup={speedup.least}",
             f"  medians   eager {eager:.3g} s, compiled {compiled:.3g} s; {len(speedup.eager_s)} calls each "
             f"with batch {speedup.batch} on {speedup.threads} threads",
-            *_context_lines(result, rerun),
+            *_context_lines(result, rerun, "too slow"),
         ]
     )
 
@@ -95,7 +107,7 @@ def slow_text(result: CheckResult, rerun: str = "") -> str:
 def budget_text(result: CheckResult, rerun: str = "") -> str:
     """Return the message of a case that passed but exceeds a budget for compiling."""
     capture = result.capture
-    headline = f"over budget: {result.method}, {result.phase} phase, backend {result.backend}"
+    headline = f"over budget: {_case(result)}"
     lines = [headline, "", *(f"  budget    {sentence}" for sentence in result.exceeded)]
     lines += _listed("recompile", capture.recompiles)
     spent = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in capture.stage_s.items())
@@ -104,17 +116,17 @@ def budget_text(result: CheckResult, rerun: str = "") -> str:
         f"{number}: {some(map(str, sizes))}" for number, sizes in enumerate(capture.batches, 1)
     )
     lines += [f"  batches   by graph: {graphs}"] if graphs else []
-    return "\n".join([*lines, *_context_lines(result, rerun)])
+    return _text([*lines, *_context_lines(result, rerun, "over budget")])
 
 
 def regression_text(result: CheckResult, rerun: str = "") -> str:
     """Return the message of a case that is worse than its baseline."""
-    return "\n".join(
+    return _text(
         [
-            f"worse than the baseline: {result.method}, {_phase(result)}, backend {result.backend}",
+            f"worse than the baseline: {_case(result)}",
             "",
             *(f"  {sentence}" for sentence in result.regressions),
-            *_context_lines(result, rerun),
+            *_context_lines(result, rerun, "worse than the baseline"),
         ]
     )
 
@@ -134,10 +146,9 @@ def difference_lines(difference: Difference) -> list[str]:
     if difference.problem == "values":
         relative = "" if difference.relative is None else f"relative {difference.relative:.2g}, "
         ulps = f" ({relative}{difference.ulps:.3g} ulps)" if difference.ulps else ""
-        floor = f"; rounding moves eager by {difference.floor:.2g}" if difference.floor is not None else ""
-        lines.append(
-            f"    difference  {difference.difference:.3g}{ulps}, allowed {difference.allowed:.3g}{floor}"
-        )
+        lines.append(f"    difference  {difference.difference:.3g}{ulps}, allowed {difference.allowed:.3g}")
+        if difference.floor is not None:
+            lines.append(f"    rounding    moves eager by {difference.floor:.2g}")
     if difference.problem == "scale":
         lines.append(
             f"    scale       all values together differ by a factor of 1 +- {difference.difference:.3g}, "
@@ -174,16 +185,27 @@ def _work(capture: Capture) -> list[str]:
     return [] if share in (None, 1.0) else [f"{share:.0%} of the work"]
 
 
-def _context_lines(result: CheckResult, rerun: str) -> list[str]:
+def _context_lines(result: CheckResult, rerun: str, meaning: str) -> list[str]:
     lines = _rows(evidence_rows(result))
     lines += _listed("break", result.capture.breaks)
     lines += [f"  remark    {remark}" for remark in result.remarks]
     lines += [f"  note      {note}" for note in result.notes]
     if result.explanation is not None:
         lines += _rows(explanation_rows(result.explanation))
+    lines.append(f"  meaning   {meaning_of(meaning)}")
     if rerun:
         lines.append(f"  rerun     {rerun}")
     return lines
+
+
+def _text(lines: list[str]) -> str:
+    """Return the lines as one text, with prose wrapped. Its continuations stand below the first word."""
+    texts = []
+    for line in "\n".join(lines).splitlines():
+        before = _BEFORE_TEXT.match(line)
+        whole = before is not None and before["label"] in _WHOLE
+        texts += [line] if whole else wrapped(line, _WIDTH, len(before[0]) if before else 0)
+    return "\n".join(texts).rstrip()
 
 
 def evidence_rows(result: CheckResult) -> list[tuple[str, str]]:
@@ -192,13 +214,16 @@ def evidence_rows(result: CheckResult) -> list[tuple[str, str]]:
     rows = [(example, result.example)] if result.example else []
     attempts = f", and {result.attempts} more to make it smaller" if result.attempts else ""
     rows.append((examples, f"{result.examples} compared{attempts}"))
-    if result.capture != Capture():
+    ran = result.verdict is not Verdict.EAGER_FAILED or result.capture.graphs
+    if result.capture != Capture() and ran:
         rows.append(("captured", capture_line(result.capture)))
     return rows
 
 
-def _phase(result: CheckResult) -> str:
-    return result.phase if result.phase == LIFECYCLE else f"{result.phase} phase"
+def _case(result: CheckResult) -> str:
+    """Return method, phase and backend, which is not known of a process that died."""
+    phase = result.phase if result.phase == LIFECYCLE else f"{result.phase} phase"
+    return f"{result.method}, {phase}" + (f", backend {result.backend}" if result.backend else "")
 
 
 def _listed(label: str, texts: tuple[str, ...]) -> list[str]:

@@ -12,12 +12,12 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from pytest_torchcompile.reports import case_plots, plots, table
+from pytest_torchcompile.reports import case_plots, notes, plots, table
 from pytest_torchcompile.reports.document import Case, Plain, cases_of, remarks_of
 from pytest_torchcompile.reports.failure import evidence_rows, explanation_rows, problem_text
 from pytest_torchcompile.reports.markdown import machine_text
 from pytest_torchcompile.results import Verdict
-from pytest_torchcompile.texts import visible
+from pytest_torchcompile.texts import meaning_of, visible
 
 KINDS = ("good", "warn", "bad")
 """The CSS classes of verdicts, by `Verdict.severity`."""
@@ -49,7 +49,8 @@ def html(document: Plain) -> str:
         tiles=[(v.value, verdicts.count(v), KINDS[v.severity]) for v in Verdict if v in verdicts],
         headings=[table.HEADINGS[column] for column in _columns(timed)],
         cases=[_section(number, case, timed) for number, case in enumerate(cases, 1)],
-        sentences=table.sentences((case.id, case.values) for case in cases),
+        sentences=notes.sentences((case.id, case.values) for case in cases),
+        addresses=notes.addresses(verdicts, remarks_of(cases)),
         machines=[machine_text(name, machine) for name, machine in document["machines"].items()],
         speedups=plots.speedups(cases),
         compile_times=plots.compile_times(cases),
@@ -92,6 +93,7 @@ def _section(number: int, case: Case, timed: bool) -> dict[str, Any]:
         "number": number,
         "name": case.id,
         "verdict": result.verdict.value,
+        "meaning": meaning_of(result.verdict),
         "verdict_text": table.verdict_text(case.values) + _unexpected(case),
         "kind": KINDS[result.verdict.severity],
         "outcome": case.outcome,

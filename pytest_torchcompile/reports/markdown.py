@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from pytest_torchcompile.reports import table
+from pytest_torchcompile.reports import notes, table
 from pytest_torchcompile.reports.document import Case, Plain, cases_of, remarks_of
 from pytest_torchcompile.reports.failure import problem_text
 from pytest_torchcompile.results import Verdict
@@ -78,8 +78,10 @@ def _lines(document: Plain) -> Iterator[str]:
     if cases:
         yield from _table(cases)
         yield ""
-    for sentence in table.sentences((case.id, case.values) for case in cases):
+    for sentence in notes.sentences((case.id, case.values) for case in cases):
         yield f"* {escaped(sentence)}"
+    for finding, address in notes.addresses(verdicts, remarks_of(cases)):
+        yield f"* {finding}: see {address}"
     yield ""
     for name, machine in document["machines"].items():
         yield f"* {escaped(machine_text(name, machine))}"

@@ -9,7 +9,7 @@ SHADES = " .:-=+*#%@"
 
 
 def picture_lines(difference: Difference) -> list[str]:
-    """Return the lines of the picture, with a frame; none if the tensor has fewer than two dimensions.
+    """Return the lines of the picture, with a frame; none if the tensor is no matrix, but a row or a column.
 
     Example:
         >>> grid = ((0.0, 0.5), (0.0, 1.0))
@@ -18,7 +18,7 @@ def picture_lines(difference: Difference) -> list[str]:
         |  ==|
         |  @@|
     """
-    if len(difference.grid) < 2:
+    if len(difference.grid) < 2 or len(difference.grid[0]) < 2:
         return []
     largest = max(map(max, difference.grid))
     wide = 2 if len(difference.grid[0]) <= 24 else 1

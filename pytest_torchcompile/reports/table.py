@@ -1,4 +1,4 @@
-"""Writes the row of a case, the sentences below the rows and the count of cases, for all views."""
+"""Writes the row of a case and the count of cases, for all views."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import collections
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pytest_torchcompile.results import MARGIN, NOTE_SEPARATOR, Verdict
+from pytest_torchcompile.results import MARGIN, Verdict
 
 HEADINGS = (
     "case",
@@ -22,9 +22,6 @@ HEADINGS = (
 )
 TEXTS = (0, 1, 3, 9)
 """The columns that hold text; the others hold numbers."""
-
-_NOTHING_COMPILED = (Verdict.NOT_COMPILED, Verdict.COMPILE_FAILED, Verdict.EAGER_FAILED, Verdict.CRASHED)
-"""Verdicts for which no sentence says that parts of the policy ran eager."""
 
 
 def headings(*, timed: bool) -> tuple[str, ...]:
@@ -125,41 +122,6 @@ def short_speedup_text(values: Mapping[str, Any]) -> str:
 def is_timed(values: Mapping[str, Any]) -> bool:
     """Return whether a row has the figures of a timing."""
     return "speedup" in values
-
-
-def sentences(rows: Iterable[tuple[str, Mapping[str, Any]]]) -> list[str]:
-    """Return the reasons of cases that passed as rounding, were skipped or crashed, and remarks and notes.
-
-    Failures have messages of their own.
-
-    Args:
-        rows: the id and the `CheckResult.row` of each case.
-    """
-    found: dict[str, list[str]] = collections.defaultdict(list)
-    for name, values in rows:
-        if values["verdict"] in (
-            Verdict.WITHIN_ROUNDING,
-            Verdict.COMPILE_FAILED,
-            Verdict.SKIPPED,
-            Verdict.CRASHED,
-        ):
-            found[f"{values['verdict']}: {values['reason']}"].append(name)
-        if values.get("left_eager") and Verdict(values["verdict"]) not in _NOTHING_COMPILED:
-            found[values["left_eager"]].append(name)
-        if values.get("advice"):
-            found[str(values["advice"])].append(name)
-        if values.get("untimed"):
-            found[f"not timed: {values['untimed']}"].append(name)
-        if values.get("sensitivity"):
-            found[values["sensitivity"]].append(name)
-        for remark in filter(None, values["remarks"].split(NOTE_SEPARATOR)):
-            found[f"remark: {remark}"].append(name)
-        for note in filter(None, values["notes"].split(NOTE_SEPARATOR)):
-            found[note].append(name)
-    return [
-        f"{names[0] if len(names) == 1 else f'{len(names)} cases'}: {sentence}"
-        for sentence, names in found.items()
-    ]
 
 
 def nothing_was_checked(verdicts: Iterable[str]) -> bool:

@@ -6,10 +6,10 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from pytest_torchcompile.reports import table
+from pytest_torchcompile.reports import notes, table
 from pytest_torchcompile.reports.document import Case, Plain, cases_of, remarks_of
 from pytest_torchcompile.results import Verdict
-from pytest_torchcompile.texts import one_line, shortened
+from pytest_torchcompile.texts import VERDICTS_PAGE, one_line, shortened, wrapped
 
 _COLORS = {
     Verdict.EQUAL: {"green": True},
@@ -27,6 +27,8 @@ _TEXTS = [table.HEADINGS[position] for position in table.TEXTS]
 _INDENT = "  "
 _LEAST_NAME = 12
 """The least number of characters that are shown of a name."""
+_LEAST_WIDTH = 40
+"""Sentences are not broken into shorter lines than this."""
 
 
 class Line(NamedTuple):
@@ -80,11 +82,10 @@ def write_summary(reporter: Any, document: Plain, width: int) -> None:
     if cases:
         for text, markup in lines(cases, width):
             reporter.write_line(text, **markup)
-        for sentence in table.sentences((case.id, case.values) for case in cases):
-            reporter.write_line(one_line(sentence))
+        _write_notes(reporter, cases, width)
         for machine in document["machines"].values():
             _write_control(reporter, machine["control"])
-    _write_count(reporter, cases)
+    _write_count(reporter, cases, width)
 
 
 def lines(cases: Sequence[Case], width: int) -> Iterator[Line]:
@@ -156,6 +157,22 @@ def _name(case: Case) -> tuple[str, str]:
     return one_line(test.removesuffix("[") if test.endswith("[") else f"{test[:-1]}]"), one_line(name)
 
 
+def _write_notes(reporter: Any, cases: Sequence[Case], width: int) -> None:
+    """Write the sentences below the table, and the address that explains the verdicts."""
+    for sentence in notes.sentences((case.id, case.values) for case in cases):
+        _write_wrapped(reporter, sentence, width)
+    found = notes.addresses((case.result.verdict for case in cases), remarks_of(cases))
+    if len(found) == 1:
+        reporter.write_line("what '{}' means: {}".format(*found[0]))
+    elif found:
+        reporter.write_line(f"what the verdicts mean: {VERDICTS_PAGE}")
+
+
+def _write_wrapped(reporter: Any, sentence: str, width: int, **markup: bool) -> None:
+    for line in wrapped(one_line(sentence), max(width, _LEAST_WIDTH), indent=len(_INDENT)):
+        reporter.write_line(line, **markup)
+
+
 def _write_control(reporter: Any, control: Plain | None) -> None:
     if control is None:
         return
@@ -163,8 +180,8 @@ def _write_control(reporter: Any, control: Plain | None) -> None:
     reporter.write_line(text, **({"yellow": True} if noisy else {}))
 
 
-def _write_count(reporter: Any, cases: list[Case]) -> None:
+def _write_count(reporter: Any, cases: list[Case], width: int) -> None:
     verdicts = [case.result.verdict for case in cases]
     red = {"red": True} if table.nothing_was_checked(verdicts) else {}
     held = table.held_text(case.values for case in cases)
-    reporter.write_line(table.count(verdicts, remarks_of(cases), held), bold=True, **red)
+    _write_wrapped(reporter, table.count(verdicts, remarks_of(cases), held), width, bold=True, **red)

@@ -130,7 +130,8 @@ def _of_another_dtype(spec: Spec) -> Iterator[_Variant]:
         case spaces.LegalMask() | spaces.Flag() | spaces.State():
             changed = dataclasses.replace(spec, dtype=dtype)
         case _:
-            changed = spaces.Box(_tail(spec), 0, 1, dtype, per_step=spec.per_step)
+            position = getattr(spec, "batch_dim", 0)
+            changed = spaces.Box(_tail(spec), 0, 1, dtype, per_step=spec.per_step, batch_dim=position)
     yield _Variant(order=_DTYPE, what=f"{dtype}, not {declared}", spec=changed)
 
 

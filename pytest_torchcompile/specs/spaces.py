@@ -83,12 +83,17 @@ def _shape(shape: Any) -> Any:
 @dataclasses.dataclass(frozen=True, repr=False)
 class _Shaped(Spec):
     shape: Any
+    batch_dim: int = dataclasses.field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", _shape(self.shape))
         self._require(
             isinstance(self.shape, tuple) and all(map(is_size, self.shape)),
             "the shape must be a tuple of positive integers, or 'T' for a sequence, without the batch",
+        )
+        self._require(
+            _is_integer(self.batch_dim) and 0 <= self.batch_dim <= len(self.shape),
+            f"batch_dim must lie between 0 and {len(self.shape)}",
         )
 
 
@@ -102,6 +107,8 @@ class Box(_Shaped):
         high: the largest value, a number or an array that broadcasts to `shape`; None is unbounded.
         dtype: a torch dtype or its name.
         requires_grad: also compare the gradient of this input in the ``update`` phase.
+        batch_dim: the position of the batch, for time-major inputs: ``Box(("T", 8), batch_dim=1)`` is
+            ``(T, batch, 8)``.
 
     Unbounded values are mostly of order 1, sometimes of order 1e4. Unbounded integers also include values
     next to the limits of 8, 16 and 32 bits. Every drawn value is within the bounds. A bound excludes NaN, and
@@ -130,6 +137,11 @@ class Box(_Shaped):
 
             ordered = bool(np.all(np.asarray(self.low) <= np.asarray(self.high)))
             self._require(ordered, "low exceeds high")
+        if self.batch_dim:
+            import numpy as np
+
+            fits = all(np.ndim(bound) <= len(self.shape) - self.batch_dim for bound in (self.low, self.high))
+            self._require(fits, "bounds must be numbers, or arrays of the dimensions after batch_dim")
 
     def _require_bound(self, name: str) -> None:
         """Return if a bound is None, a number, or an array that broadcasts to the shape."""
@@ -154,7 +166,12 @@ class Box(_Shaped):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Image(_Shaped):
-    """Pixels from 0 to 255 as uint8, ``(batch, *shape)``, with the channels where the policy expects them."""
+    """Pixels from 0 to 255 as uint8, ``(batch, *shape)``, with the channels where the policy expects them.
+
+    Args:
+        shape: sizes without the batch.
+        batch_dim: the position of the batch, as for `Box`.
+    """
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -190,7 +207,13 @@ class MultiDiscrete(Spec):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class MultiBinary(_Shaped):
-    """Zeros and ones of the given dtype, ``(batch, *shape)``."""
+    """Zeros and ones of the given dtype, ``(batch, *shape)``.
+
+    Args:
+        shape: sizes without the batch.
+        dtype: a torch dtype or its name.
+        batch_dim: the position of the batch: ``MultiBinary(("T",), "bool", batch_dim=1)`` is ``(T, batch)``.
+    """
 
     dtype: Any = "float32"
 
@@ -252,15 +275,8 @@ class State(_Shaped):
         dtype: a torch dtype or its name.
     """
 
-    batch_dim: int = 0
+    batch_dim: int = dataclasses.field(default=0, kw_only=False)
     dtype: Any = "float32"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._require(
-            _is_integer(self.batch_dim) and 0 <= self.batch_dim <= len(self.shape),
-            f"batch_dim must lie between 0 and {len(self.shape)}",
-        )
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

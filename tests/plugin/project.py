@@ -115,3 +115,8 @@ def failure(result):
     """The text of the only failure."""
     (text,) = failures(result).values()
     return text
+
+
+def flat(text):
+    """`text` on one line, with single spaces: prose is wrapped to the width of the terminal."""
+    return " ".join(text.split())

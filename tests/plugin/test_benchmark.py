@@ -12,7 +12,7 @@ import pytest
 
 from pytest_torchcompile import Speedup
 
-from .project import failure, table, verdicts
+from .project import failure, flat, table, verdicts
 
 AGENT = """
 @pytest.mark.compiled_equivalence(observation=Box((2,)), methods="get_value"{more})
@@ -240,7 +240,7 @@ def test_no_timing_where_it_is_switched_off(timed, flag):
     result = timed.check(flag)
     assert verdicts(result) == dict.fromkeys(ITEMS, "equal")
     assert "speedup" not in table(result)[ITEM]
-    result.stdout.fnmatch_lines([f"2 cases: not timed: {flag}"])
+    result.stdout.fnmatch_lines([f"all 2 cases: not timed: {flag}"])
     result.stdout.no_fnmatch_line("*eager timed against itself*")
 
 
@@ -314,7 +314,7 @@ def test_under_xdist_cases_are_timed_and_recorded_by_the_controller(timed):
 
 def test_under_xdist_benchmark_disable_is_still_that(timed):
     result = timed.subprocess("-n1", "--benchmark-disable")
-    result.stdout.fnmatch_lines(["2 cases: not timed: --benchmark-disable"])
+    result.stdout.fnmatch_lines(["all 2 cases: not timed: --benchmark-disable"])
 
 
 # --- min_speedup ----------------------------------------------------------------------------------
@@ -326,8 +326,8 @@ def test_less_than_min_speedup_fails(timed):
     result.assert_outcomes(failed=1)
     text = failure(result)
     assert text.startswith("too slow: get_value, rollout phase, backend eager\n\n  speedup   ")
-    assert "all of it below min_speedup=1000" in text
-    assert "calls each with batch 4 on" in text
+    assert "all of it below min_speedup=1000" in flat(text)
+    assert "calls each with batch 4 on" in flat(text)
     assert "--compile-min-speedup=1000" in text.splitlines()[-1]
     assert verdicts(result) == {ITEM: "equal, too slow"}
 

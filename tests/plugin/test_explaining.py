@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from .project import failure, failures, table, verdicts
+from .project import failure, failures, flat, table, verdicts
 
 DISTRACTED = """
     class Distracted(Agent):
@@ -199,7 +199,7 @@ def test_a_crash_in_a_process_of_its_own(project):
     result.assert_outcomes(passed=1, failed=2)
     crashed, wrong = failures(result).values()
     killed = "the process of this case was killed by SIGSEGV (last step: example 1, compiled call)"
-    assert f"\n  {killed}: compiled code, or the policy" in crashed
+    assert f" {killed}: compiled code, or the policy" in flat(crashed)
     assert "test_policy.py" in crashed
     assert wrong.startswith("compiled differs from eager: forward, rollout phase, backend shifted\n")
     assert "--compile-isolate" in wrong

@@ -67,7 +67,11 @@ def test_the_report_word_for_word(project):
         + r"\d+\), on call 1 \(batch 4\)",
         lines[4],
     )
-    assert lines[5:] == ["3 cases: 1 equal, 1 differs, 1 compile failed"]
+    page = "https://github.com/pytest-torchcompile/pytest-torchcompile/blob/main/docs/verdicts.md"
+    assert lines[5:] == [
+        f"what the verdicts mean: {page}",
+        "3 cases: 1 equal, 1 differs, 1 compile failed",
+    ]
 
 
 def test_the_columns_are_aligned(project):

@@ -120,10 +120,12 @@ class Imitator(nn.Module):
         return self.net(x)
 
 
-def test_a_forward_for_training_only_is_told_how_to_declare() -> None:
-    result = check(Imitator, "lifecycle", **CALLS)
+@pytest.mark.parametrize("phase", ["rollout", "lifecycle"])
+def test_a_forward_for_training_only_is_told_how_to_declare(phase: str) -> None:
+    result = check(Imitator, phase, **CALLS)
     assert result.verdict is Verdict.EAGER_FAILED
     assert "it was called in eval(), as a policy acts, and returns in train()" in result.reason
+    assert "phases=['update', 'lifecycle'], methods=['forward', 'select_action'], " in result.reason
     assert "methods=['forward', 'select_action'], act='select_action', loss=lambda policy" in result.reason
 
 
@@ -171,3 +173,22 @@ def test_what_is_exact_says_what_was_allowed() -> None:
     assert result.worst is not None
     assert result.worst.difference == 0
     assert result.worst.allowed == 1e-5
+
+
+def test_a_method_for_training_only_is_checked_as_it_trains() -> None:
+    """It raises in `eval()`, where a check also tries to learn."""
+
+    class Trains(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 2)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+            if not self.training:
+                raise RuntimeError("forward is for training")
+            loss = self.layer(x).square().mean()
+            return loss, {"loss": loss.detach()}
+
+    result = check(Trains, "update", observation=Box((8,)))
+    assert result.verdict in PASSED, failure_text(result)
+    assert any(note.startswith("not learnt from in eval(), where eager raises") for note in result.notes)

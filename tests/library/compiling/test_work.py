@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from pytest_torchcompile import Box, CheckResult, Verdict, internals
 from pytest_torchcompile.compiling.work import Operations, Work, owners_of, work_of_graph
-from pytest_torchcompile.reports import table
+from pytest_torchcompile.reports import notes
 from pytest_torchcompile.results import Capture
 
 
@@ -388,9 +388,9 @@ def test_the_sentence_of_the_terminal() -> None:
     expected = "71 % compiled; eager: gru at agent.py:31 (12,480 of 17,300 parameters, 80 % of the work)"
     assert capture.what_is_eager == expected
     row = CheckResult(method="act", phase="rollout", verdict=Verdict.EQUAL, capture=capture).row()
-    assert table.sentences([("a", row)]) == [f"a: {expected}"]
+    assert notes.sentences([("a", row)]) == [f"a: {expected}"]
     failed = CheckResult(method="act", phase="rollout", verdict=Verdict.NOT_COMPILED, capture=capture).row()
-    assert table.sentences([("a", failed)]) == [], "the reason tells it"
+    assert notes.sentences([("a", failed)]) == [], "the reason tells it"
 
 
 def test_the_work_of_several_methods_is_their_sum() -> None:

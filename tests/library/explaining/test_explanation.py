@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from pytest_torchcompile import Box, CheckResult, Explanation, Image, Verdict
 from pytest_torchcompile.explaining import in_place, stages
 from pytest_torchcompile.reports.failure import failure_text
-from pytest_torchcompile.texts import line_of
+from pytest_torchcompile.texts import line_of, one_line
 
 aten = torch.ops.aten
 
@@ -231,7 +231,7 @@ def test_an_explanation_that_goes_wrong_does_not_hide_the_difference(monkeypatch
     assert found.stage == "dynamo"
     (remark,) = found.remarks
     assert "the submodule could not be found: the attempt raised RuntimeError: torch has changed" in remark
-    assert f"  unknown   {remark}" in failure_text(result)
+    assert f" unknown {remark}" in one_line(failure_text(result))
 
 
 # --- lifecycles -----------------------------------------------------------------------------------
@@ -548,7 +548,7 @@ def test_a_branch_on_compiling_is_named(model: type[Asking], phase: str) -> None
     assert explanation.stage == "dynamo"
     line = model.shifted.__code__.co_firstlineno + 1
     assert f"test_explanation.py:{line}, where the policy's own code asks" in explanation.place
-    assert "asks whether it is being compiled" in failure_text(result)
+    assert "asks whether it is being compiled" in one_line(failure_text(result))
 
 
 def test_a_fault_without_such_a_branch_names_none() -> None:
@@ -591,7 +591,7 @@ def test_a_buffer_written_in_place_is_named_with_its_line_and_the_cure() -> None
         f"assign a new tensor to steps instead of writing to it in place ({place}): tried, this example then "
         f"agrees"
     )
-    assert f"remedy    {found.advice}" in failure_text(result)
+    assert f" remedy {found.advice}" in one_line(failure_text(result))
     right = check(lambda: Annealed(in_place=False), "update", observation=Box((8,)), backend="aot_eager")
     assert_passes(right)
 

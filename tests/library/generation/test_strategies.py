@@ -390,6 +390,22 @@ def test_an_expanded_state_repeats_its_first_episode() -> None:
     assert state.stride()[1] == 0
 
 
+def test_a_time_major_input_has_the_batch_second_and_stays_within_its_bounds() -> None:
+    declared = {
+        "frames": Box(("T", 2), low=[-1.0, 0.0], high=[0.0, 2.0], batch_dim=1),
+        "done": MultiBinary(("T",), "bool", batch_dim=1),
+        "pixels": Image(("T", 3), batch_dim=1),
+    }
+    tree = as_spec(declared)
+    for number, layout in enumerate(["contiguous", *layouts(tree)]):
+        value = build(tree, random_recipe(tree, 3, number, 4, Fill(layout=layout)))
+        shapes = {name: tuple(tensor.shape) for name, tensor in value.items()}
+        assert shapes == {"frames": (4, 3, 2), "done": (4, 3), "pixels": (4, 3, 3)}
+        assert bool((value["frames"] >= torch.tensor([-1.0, 0.0])).all())
+        assert bool((value["frames"] <= torch.tensor([0.0, 2.0])).all())
+        assert value["done"].dtype is torch.bool
+
+
 def test_an_action_is_legal_under_an_expanded_mask() -> None:
     tree = as_spec({"mask": LegalMask(7), "action": LegalAction("mask")})
     for number in range(20):

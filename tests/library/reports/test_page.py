@@ -13,6 +13,7 @@ from documents import HOSTILE, differing, document, everything, result, shares, 
 import pytest_torchcompile.reports
 from pytest_torchcompile import Capture, Explanation
 from pytest_torchcompile.reports.html import html as page
+from pytest_torchcompile.texts import VERDICTS_PAGE, meaning_of
 
 STYLE = pathlib.Path(pytest_torchcompile.reports.__file__).with_name("page") / "report.css"
 VOID = {"meta", "br", "wbr", "link", "img", "hr", "input"}
@@ -68,7 +69,9 @@ def test_a_page_has_a_part_for_each_case_and_its_links_lead_there():
     assert len(parts) == 4
     assert links >= parts | {"#cases", "#speedups", "#compile-times", "#no-result", "#details"}
     assert links >= {part.replace("case", "row") for part in parts}
-    assert links <= {f"#{a['id']}" for _, a in found.elements if "id" in a}
+    explained = {meaning_of(v) for v in ("equal", "differs", "compile failed", "remark")}
+    assert links >= explained
+    assert links - explained <= {f"#{a['id']}" for _, a in found.elements if "id" in a}
     text = found.words()
     for expected in (
         "4 cases: 2 equal, 1 differs, 1 compile failed",
@@ -136,16 +139,23 @@ def test_a_page_is_the_same_from_run_to_run():
 
 
 def test_a_page_needs_nothing_beside_it():
-    """No request leaves it: its own script and style only, and addresses of its own parts."""
+    """No request leaves it: its own script and style only, and addresses of its own parts.
+
+    A reader who follows a link to the meaning of a verdict leaves the page.
+    """
     text = page(everything())
     found = Page(text)
     assert found.named("script") == found.named("style") == [{}]
     assert not {"link", "iframe", "object", "embed", "img", "base"} & {tag for tag, _ in found.elements}
-    for _, attributes in found.elements:
+    for tag, attributes in found.elements:
         for name in ("src", "href", "xlink:href", "data", "action"):
-            assert (attributes.get(name) or "#").startswith("#")
+            address = attributes.get(name) or "#"
+            assert address.startswith("#") or (tag == "a" and address.startswith(VERDICTS_PAGE))
         assert not {"style", "onclick", "onload"} & set(attributes)
-    assert not re.search(r"@import|url\(|https?://", text)
+    assert not re.search(
+        r"@import|url\(|https?://",
+        text.replace(f'<a href="{VERDICTS_PAGE}#', "").replace(f'<a class="back" href="{VERDICTS_PAGE}#', ""),
+    )
 
 
 def test_a_page_says_what_is_meant_whatever_it_is():

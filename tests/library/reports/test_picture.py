@@ -63,7 +63,7 @@ def test_a_large_tensor_fits_on_a_screen() -> None:
     assert lines[-1].endswith("@|")
 
 
-@pytest.mark.parametrize("shape", [(), (5,), (1, 7)])
+@pytest.mark.parametrize("shape", [(), (5,), (1, 7), (7, 1)])
 def test_no_picture_of_what_has_no_two_dimensions(shape: tuple[int, ...]) -> None:
     assert picture_lines(difference_of(torch.ones(shape))) == []
 
@@ -98,7 +98,7 @@ def test_a_failure_fits_on_a_screen(wide: CheckResult) -> None:
     assert len(wide.differences) == 12
     assert wide.explanation is not None
     text = failure_text(wide, rerun="pytest --compile-check")
-    assert "|@@@@" in text
+    assert "    where       . small to @ large difference, blank: equal\n    |@@@@" in text
     assert len(text.splitlines()) <= 48
 
 

@@ -10,6 +10,7 @@ from documents import HOSTILE, differing, document, everything, result, speedup,
 from pytest_torchcompile import UsageError
 from pytest_torchcompile.reports import github
 from pytest_torchcompile.reports.document import merge
+from pytest_torchcompile.reports.failure import failure_text
 from pytest_torchcompile.reports.html import html as page
 from pytest_torchcompile.reports.markdown import markdown
 from pytest_torchcompile.reports.ratios import ratios
@@ -180,3 +181,12 @@ def test_views_of_several_machines_name_them_all():
     for text in (markdown(merged), page(merged)):
         assert "one: " in text
         assert "two: " in text
+
+
+def test_a_failure_is_said_once_though_its_message_is_wrapped():
+    reason = "eager raises " + "a very long reason " * 12
+    failed = result("eager failed", examples=0, reason=reason.strip())
+    message = failure_text(failed, rerun="pytest --compile-check")
+    found = document(message=message, test_long=failed)
+    for text in (markdown(found), page(found)):
+        assert " ".join(text.split()).count("a very long reason") == 12

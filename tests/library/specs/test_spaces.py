@@ -68,6 +68,8 @@ def test_numpy_integers_are_sizes() -> None:
         (lambda: LegalAction(LegalMask(3)), "mask must be the name of an input"),
         (lambda: State((2, 8), batch_dim=3), "batch_dim must lie between 0 and 2"),
         (lambda: State((2, 8), batch_dim=-1), "batch_dim must lie between 0 and 2"),
+        (lambda: Box(("T", 8), batch_dim=3), "batch_dim must lie between 0 and 2"),
+        (lambda: Box((5, 8), low=np.zeros((5, 8)), batch_dim=1), "bounds must be numbers, or arrays of"),
         (lambda: Tokens(0), "vocabulary must be a positive integer"),
         (lambda: Tokens(9, length=0), "length must be a positive integer"),
     ],

@@ -1,0 +1,335 @@
+"""Says what to write if eager raises because the declared inputs do not fit the policy.
+
+torch names the operator that failed, and a user needs the line of the declaration. Each reader below knows
+one message of torch or Python, and returns a sentence with that line; it returns nothing rather than guess.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import linecache
+import re
+import traceback
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from pytest_torchcompile.errors import UsageError
+from pytest_torchcompile.policies.reachable import Reachable
+from pytest_torchcompile.specs import spaces, trees
+from pytest_torchcompile.texts import raised_text
+
+Reader = Callable[[BaseException, Mapping[str, Any], Reachable], str]
+
+
+def eager_raises(error: BaseException, batch: int, tree: Mapping[str, Any], model: nn.Module) -> str:
+    """Return a sentence on an exception of eager's first call: the error, the inputs, and what to write.
+
+    Args:
+        error: the exception.
+        batch: the batch size of the call.
+        tree: the declared inputs.
+        model: the policy, or the `Holder` around it.
+    """
+    return (
+        f"eager raises {raised_text(error)} on inputs with batch {batch} declared as "
+        f"{trees.declared(tree)}{advice(error, tree, model)}"
+    )
+
+
+def advice(error: BaseException, tree: Mapping[str, Any], model: nn.Module) -> str:
+    """Return ``; `` and what to write so that the policy accepts its inputs; empty if that is not known."""
+    policy = Reachable(model)
+    sentence = next(filter(None, (reader(error, tree, policy) for reader in _READERS)), "")
+    return f"; {sentence}" if sentence else ""
+
+
+# --- shapes ---------------------------------------------------------------------------------------
+
+_LAST_DIMENSION = (
+    r"shapes cannot be multiplied \(\d+x(?P<got>\d+) and (?P<need>\d+)x\d+\)",
+    r"input\.size\(-1\) must be equal to input_size\. Expected (?P<need>\d+), got (?P<got>\d+)",
+    r"input has inconsistent input_size: got (?P<got>\d+),? expected (?P<need>\d+)",
+    r"expected input with shape \[\*, (?P<need>\d+)\], but got input of size\[(?:\d+, )*(?P<got>\d+)\]",
+)
+"""What torch says if the last dimension of an input is wrong: matrix products, recurrent layers, norms."""
+_CHANNELS = (
+    r"expected input\[(?P<shape>[\d, ]+)\] to have (?P<need>\d+) channels, but got (?P<got>\d+) channels"
+)
+
+
+def _last_dimension(error: BaseException, tree: Mapping[str, Any], policy: Reachable) -> str:
+    match = next(filter(None, (re.search(text, str(error)) for text in _LAST_DIMENSION)), None)
+    if match is None:
+        return ""
+    got, need = int(match["got"]), int(match["need"])
+    what = f"a layer takes {need} numbers and is given {got}"
+
+    def resized(spec: Any) -> Any:
+        if getattr(spec, "n", None) == got and isinstance(spec, (spaces.OneHot, spaces.LegalMask)):
+            return dataclasses.replace(spec, n=need)
+        shape = getattr(spec, "shape", ())
+        return _reshaped(spec, (*shape[:-1], need)) if shape and shape[-1] == got else None
+
+    return _with_line(what, tree, resized) or what
+
+
+def _channels(error: BaseException, tree: Mapping[str, Any], policy: Reachable) -> str:
+    match = re.search(_CHANNELS, str(error))
+    if match is None:
+        return ""
+    need, dimensions = int(match["need"]), len(match["shape"].split(","))
+
+    def with_channels(spec: Any) -> Any:
+        shape = getattr(spec, "shape", None)
+        if not isinstance(shape, tuple) or len(shape) not in (dimensions - 2, dimensions - 1):
+            return None
+        if len(shape) == dimensions - 2:  # torch took the batch for the channels
+            return _reshaped(spec, (need, *shape))
+        others = list(shape)
+        # The channels may stand last, as most environments return them.
+        del others[-1 if shape[-1] == need else 0]
+        return _reshaped(spec, (need, *others))
+
+    what = f"a convolution takes {need} channels, in the first dimension after the batch"
+    return _with_line(what, tree, with_channels) or what
+
+
+def _state_layout(error: BaseException, tree: Mapping[str, Any], policy: Reachable) -> str:
+    if not re.search(r"Expected hidden(\[0\])? size|hx should also be [23]-D|hidden state", str(error)):
+        return ""
+    layers = [module for module in policy.modules.values() if isinstance(module, nn.RNNBase)]
+    shapes = {_state_shape(layer) for layer in layers}
+    if len(shapes) != 1:
+        return ""
+    shape = shapes.pop()
+    right = spaces.State(shape, batch_dim=1)
+
+    def as_state(spec: Any) -> Any:
+        given = getattr(spec, "shape", ())
+        is_state = isinstance(spec, spaces.State) or given in (shape, shape[1:])
+        return right if is_state and spec != right else None
+
+    return _with_line("a recurrent layer takes the batch in the second dimension", tree, as_state)
+
+
+def _state_shape(layer: nn.RNNBase) -> tuple[int, int]:
+    return layer.num_layers * (2 if layer.bidirectional else 1), layer.proj_size or layer.hidden_size
+
+
+def _reshaped(spec: Any, shape: tuple[int, ...]) -> Any:
+    """Return `spec` with another shape; None if its bounds, which may be arrays, do not fit that."""
+    bounds = (getattr(spec, name, None) for name in ("low", "high"))
+    if any(getattr(bound, "shape", ()) for bound in bounds):
+        return None
+    return dataclasses.replace(spec, shape=shape)
+
+
+# --- dtypes and indices ---------------------------------------------------------------------------
+
+_DTYPES = (
+    "same dtype",
+    "should be the same",
+    "expected scalar type",
+    "not implemented for 'Byte'",
+    "not implemented for 'Long'",
+)
+_INDICES = (
+    "to have one of the following scalar types: Long, Int",
+    "one_hot is only applicable to index tensor",
+    "tensors used as indices must be",
+    "Expected dtype int64 for index",
+)
+
+
+def _dtype(error: BaseException, tree: Mapping[str, Any], policy: Reachable) -> str:
+    if not any(text in str(error) for text in _DTYPES):
+        return ""
+    own = {p.dtype for p in policy.parameters.values() if p.is_floating_point()}
+    if len(own) != 1:
+        return ""
+    name = str(own.pop()).removeprefix("torch.")
+
+    def as_own(spec: Any) -> Any:
+        if isinstance(spec, spaces.Image):
+            return spaces.Box(spec.shape, low=0, high=255, dtype=name)
+        if isinstance(spec, spaces.Discrete) and not spec.start:
+            return spaces.OneHot(spec.n, dtype=name)
+        has_dtype = isinstance(spec, (spaces.Box, spaces.State, spaces.MultiBinary, spaces.OneHot))
+        given = str(getattr(spec, "dtype", "")).removeprefix("torch.")
+        return dataclasses.replace(spec, dtype=name) if has_dtype and given != name else None
+
+    what = f"the parameters of the policy are {name}, so give it numbers of that dtype"
+    return _with_line(what, tree, as_own)
+
+
+def _index(error: BaseException, tree: Mapping[str, Any], policy: Reachable) -> str:
+    if not any(text in str(error) for text in _INDICES):
+        return ""
+    count = _embedded(policy) or "n"
+
+    def as_index(spec: Any) -> str:
+        if not (isinstance(spec, spaces.Box) and spec.is_float):
+            return ""
+        if not spec.shape:
+            return f"Discrete({count})"
+        if len(spec.shape) == 1:
+            return f"Tokens({count}, length={spec.shape[0]!r})"
+        last = count - 1 if isinstance(count, int) else "n - 1"
+        return f"Box({spec.shape!r}, low=0, high={last}, dtype='int64')"
+
+    return _with_line("the policy takes whole numbers, as indices", tree, as_index)
+
+
+def _out_of_range(error: BaseException, tree: Mapping[str, Any], policy: Reachable) -> str:
+    if not re.search("index out of range in self|Class values must be smaller", str(error)):
+        return ""
+    count = _embedded(policy)
+    if not count:
+        return "an index is larger than the table that it is looked up in: declare fewer values"
+
+    def smaller(spec: Any) -> Any:
+        if isinstance(spec, spaces.Discrete) and spec.start + spec.n > count > spec.start:
+            return dataclasses.replace(spec, n=count - spec.start)
+        if isinstance(spec, spaces.Tokens) and spec.vocabulary > count:
+            return dataclasses.replace(spec, vocabulary=count)
+        if isinstance(spec, spaces.Box) and not spec.is_float and not getattr(spec.high, "shape", ()):
+            return dataclasses.replace(spec, low=0, high=count - 1)
+        return None
+
+    return _with_line(f"its embedding has {count} rows", tree, smaller)
+
+
+def _embedded(policy: Reachable) -> int:
+    """Return the number of rows of the policy's only embedding; 0 if it has none or several sizes."""
+    found = {m.num_embeddings for m in policy.modules.values() if isinstance(m, nn.Embedding)}
+    return found.pop() if len(found) == 1 else 0
+
+
+# --- devices --------------------------------------------------------------------------------------
+
+_DEVICES = (
+    r"on the same device|is not on the expected device|found at least two devices|type \(torch\.\w+\.\w+\)"
+)
+
+
+def _device(error: BaseException, tree: Mapping[str, Any], policy: Reachable) -> str:
+    if not re.search(_DEVICES, str(error)):
+        return ""
+    places: dict[str, list[str]] = {}
+    for name, tensor in _named_tensors(policy).items():
+        places.setdefault(str(tensor.device), []).append(name)
+    elsewhere = {device: names for device, names in places.items() if device != "cpu"}
+    if not elsewhere:
+        return ""
+    device, names = next(iter(elsewhere.items()))
+    if "cpu" in places:
+        return (
+            f"the policy is on several devices, {names[0]} on {device} and {places['cpu'][0]} on cpu: "
+            f"register tensors as buffers, and move the policy as a whole: return Policy().to('cpu')"
+        )
+    if device == "meta":
+        return "its tensors are on the device meta and hold no numbers: build the policy on the cpu"
+    moved = ", ".join(f"{name}=Wrapped({spec!r}, lambda x: x.to({device!r}))" for name, spec in tree.items())
+    return (
+        f"inputs are made on the cpu and the policy is on {device}: return Policy().to('cpu'), or write "
+        f"{moved}"
+    )
+
+
+# --- containers -----------------------------------------------------------------------------------
+
+
+def _key(error: BaseException, tree: Mapping[str, Any], policy: Reachable) -> str:
+    """Read the exceptions of a policy that takes a dict and is given a tensor or a dict with other keys."""
+    if isinstance(error, KeyError) and error.args and isinstance(error.args[0], str):
+        return _without_key(error.args[0], tree)
+    keys = re.findall(r"\w\[[\"'](\w+)[\"']\]", _line_that_raised(error))
+    if keys and isinstance(error, (IndexError, TypeError, UserWarning)):
+        for name, spec in tree.items():
+            if isinstance(spec, spaces.Spec) and not isinstance(spec, spaces.Constant):
+                return f"the policy takes a dict: write {name}={{{keys[0]!r}: {spec!r}}}"
+    return ""
+
+
+def _without_key(key: str, tree: Mapping[str, Any]) -> str:
+    for name, spec in tree.items():
+        if isinstance(spec, Mapping) and key not in spec:
+            only = f"{name} has only {', '.join(map(repr, spec))}: add a spec of {key!r}"
+            if len(spec) > 1:
+                return only
+            (value,) = spec.values()
+            return f"{only}, or rename it: write {name}={{{key!r}: {value!r}}}"
+    return ""
+
+
+def _attribute(error: BaseException, tree: Mapping[str, Any], policy: Reachable) -> str:
+    """Read the exception of a policy that takes a library's container."""
+    match = re.search(r"'(?:Tensor|dict|tuple)' object has no attribute '(\w+)'", str(error))
+    if match is None or not isinstance(error, AttributeError) or hasattr(torch.Tensor, match[1]):
+        return ""
+    name, spec = next(iter(tree.items()))
+    inner = spec if isinstance(spec, Mapping) else {match[1]: spec}
+    return (
+        f"the policy takes an object with the attribute {match[1]!r}: write {name}=Wrapped({inner!r}, "
+        f"lambda t: Batch(**t)), with the class that it takes in place of Batch"
+    )
+
+
+def _line_that_raised(error: BaseException) -> str:
+    frames = list(traceback.walk_tb(error.__traceback__))
+    if not frames:
+        return ""
+    frame, number = frames[-1]
+    return linecache.getline(frame.f_code.co_filename, number)
+
+
+# --- what they share ------------------------------------------------------------------------------
+
+
+def _with_line(what: str, tree: Mapping[str, Any], change: Callable[[Any], Any]) -> str:
+    """Return `what` and the declaration of the only input that `change` changes; empty if it is not one.
+
+    Args:
+        what: the first half of the sentence.
+        tree: the declared inputs.
+        change: takes a spec, and returns the right one, as a spec or as text; nothing if it is not at fault.
+    """
+    found = [(path, changed) for path, spec in trees.leaves(tree) if (changed := _changed(spec, change))]
+    if len(found) != 1:
+        return ""
+    ((name, *keys), changed) = found[0]
+    if isinstance(changed, str):
+        return f"{what}: write {name}={changed}" if not keys else f"{what}: write {changed}"
+    return f"{what}: write {name}={trees.with_leaf(tree, (name, *keys), changed)[name]!r}"
+
+
+def _changed(spec: Any, change: Callable[[Any], Any]) -> Any:
+    try:
+        return change(spec)
+    except UsageError:  # its bounds do not allow the change
+        return None
+
+
+def _named_tensors(policy: Reachable) -> dict[str, torch.Tensor]:
+    plain = {
+        ".".join(filter(None, place)): value
+        for place, value in policy.tensors().items()
+        if isinstance(value, torch.Tensor)
+    }
+    return policy.parameters | policy.buffers | policy.leaves | plain
+
+
+_READERS: tuple[Reader, ...] = (
+    _last_dimension,
+    _channels,
+    _state_layout,
+    _index,
+    _out_of_range,
+    _dtype,
+    _device,
+    _key,
+    _attribute,
+)
