@@ -21,6 +21,7 @@ import torch
 import pytest_torchcompile
 from pytest_torchcompile import Capture, CheckResult, UsageError, Verdict, __main__
 from pytest_torchcompile.backports import tomllib
+from pytest_torchcompile.reports.document import document_of, to_json
 from pytest_torchcompile.reports.metrics import METRICS
 from pytest_torchcompile.reports.views import VIEWS
 from pytest_torchcompile.texts import VERDICTS_PAGE, meaning_of
@@ -232,6 +233,7 @@ def test_the_commands_that_are_shown_are_understood(tmp_path, monkeypatch):
 def test_the_recipes_choose_tests(pytester, command):
     for name, text in SNIPPETS.items():
         pytester.path.joinpath(name).write_text(text)
+    pytester.path.joinpath("before.json").write_text(to_json(document_of([], ())))
     arguments = shlex.split(command, comments=True)
     collected = pytester.inline_run("--collect-only", "-p", "no:randomly", *arguments)
     assert collected.ret == (

@@ -170,9 +170,11 @@ class Measured:
     @property
     def is_small(self) -> bool:
         """Whether the tensor is so small that the allowed difference depends on its largest element."""
-        # An `atol` above the default applies to small tensors too.
+        # An `atol` above the default applies to small tensors too. Below the smallest normal number the
+        # digits run out, and a processor may flush to zero.
         strict = self._tolerance.atol <= Tolerance().atol
-        return self._small and strict and 0.0 < SMALL * self.scale < self._tolerance.atol
+        normal = self.floating and self.scale >= torch.finfo(self._eager.dtype).tiny
+        return self._small and strict and normal and SMALL * self.scale < self._tolerance.atol
 
     def within(self, most: float) -> bool:
         """Whether no element differs by more than `most` and no NaN or infinity is wrong."""

@@ -39,7 +39,7 @@ class Changes:
         self._state = state
         # An attribute that is 0 turns something off.
         self._floats: dict[Place, float] = {p: value for p, value in state.own_floats().items() if value}
-        self._annealed: set[Place] = set()
+        self._annealed: dict[Place, float] = {}
         # Not copies: these share memory with the parameters.
         self._data = {name: p.data for name, p in state.parameters().items() if _can_be_moved(p)}
 
@@ -146,9 +146,10 @@ class Changes:
         """Multiply float attributes by `ANNEALED`, except those that the policy itself has changed."""
         now = self._state.own_floats()
         for place, found in self._floats.items():
-            if name in ("", _joined(place)) and now.get(place) == found:
-                self._annealed.add(place)
-                self._state.set_counters({place: ANNEALED * found})
+            last = self._annealed.get(place, found)
+            if name in ("", _joined(place)) and now.get(place) in (found, last):
+                self._annealed[place] = ANNEALED * now[place]
+                self._state.set_counters({place: self._annealed[place]})
 
     # --- undoing them ---
 

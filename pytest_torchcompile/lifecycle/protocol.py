@@ -26,6 +26,7 @@ from pytest_torchcompile.lifecycle.sides import LifecycleSides
 from pytest_torchcompile.lifecycle.stories import (
     ACTING,
     MAY_COMPILE,
+    Change,
     Manner,
     Possible,
     Story,
@@ -199,8 +200,8 @@ class LifecycleProtocol:
     def _shortest(self, failure: StoryFailure) -> StoryFailure | None:
         """Return the failure in a story of at most three moves; None if it needs more.
 
-        The stories are the last move alone, the last move after one other, and the last move before and after
-        one other.
+        The stories are the last move alone, after one other, after a change of numbers that is made twice,
+        and before and after one other.
         """
         *before, last = failure.story
         changes = self._sides.eager.changes
@@ -212,8 +213,12 @@ class LifecycleProtocol:
             dataclasses.replace(move, seed=seed) for move in before for seed in (move.seed, last.seed + 1)
         ]
         others = list(dict.fromkeys(others))
-        # The last move may fail because of what code keeps from an earlier call of the same kind.
-        for story in [(last,), *((move, last) for move in others), *((last, move, last) for move in others)]:
+        pairs = [(move, last) for move in others]
+        # A number's second value may have been kept, and the last move may fail because of what code keeps
+        # from an earlier call of the same kind.
+        longer = [(move, move, last) for move in others if move.change is Change.ANNEALED]
+        longer += [(last, move, last) for move in others]
+        for story in [(last,), *pairs, *longer]:
             # Twice: a failure that depends on the number of the call does not repeat.
             again = self._trial(story) and self._trial(story)
             if again is not None:

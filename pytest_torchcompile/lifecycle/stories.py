@@ -179,7 +179,7 @@ def canonical(
     """Return the first story of every lifecycle: it has each move, where a fault is most likely to show.
 
     For one method that acts and learns it has 12 calls, and those of `_between_calls`: 6 more for a
-    multilayer perceptron, 9 with buffers, and one more with attributes.
+    multilayer perceptron, 9 with buffers, and two more with attributes.
 
     Args:
         acting: the methods by which the policy acts.
@@ -218,8 +218,11 @@ def _between_calls(
     for number, change in enumerate(possible.changes):
         if freezes and change is Change.WEIGHTS_COPIED:
             continue
-        yield Move(Kind.CHANGE, change=change, seed=2 + number)
-        yield from act
+        # Dynamo takes a number's first value for a constant and compiles for any at the second, so code that
+        # keeps the second differs at the third.
+        for _ in range(2 if change is Change.ANNEALED else 1):
+            yield Move(Kind.CHANGE, change=change, seed=2 + number)
+            yield from act
     settled = [dataclasses.replace(move, manner=Manner.SETTLED) for move in learn if possible.settled]
     if freezes:
         # Users put frozen pretrained layers into eval() too. Doing both at once saves a compile. The weights

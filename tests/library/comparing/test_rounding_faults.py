@@ -516,6 +516,17 @@ def test_small_tensors_have_to_be_right_to_a_share_of_themselves(name: str) -> N
     assert_caught(SMALL[name], lambda x: SMALL[name](x) * -1, x)
 
 
+@pytest.mark.parametrize("size", [1e-44, 1e-39])
+def test_what_is_smaller_than_the_smallest_normal_number_is_no_small_tensor(size: float) -> None:
+    """A hundredth of 1e-44 is 0 in float32, and a processor may flush both to zero."""
+    eager = Called(lambda x: x.abs().clamp(min=1) * size, None, (normal(2, 100),), "rollout")
+    expected, flushed, wrong = eager(), eager(), eager()
+    flushed.outputs.tensors["output"] *= 0
+    wrong.outputs.tensors["output"] += 1e-3
+    assert not judge(expected, flushed, Tolerance(), None, small=True).differences
+    assert judge(expected, wrong, Tolerance(), None, small=True).differences
+
+
 def test_who_allows_more_means_it_of_small_tensors_too() -> None:
     eager = Called(SMALL["a value scaled down"], None, (normal(2, 100),), "rollout")
     expected, wrong = eager(), eager()

@@ -203,6 +203,24 @@ def test_an_attribute_taken_for_a_constant(on: bool) -> None:
         assert_passes(result)
 
 
+@pytest.mark.parametrize("on", [True, False])
+def test_an_attribute_that_is_kept_from_its_second_value_on(on: bool) -> None:
+    """As in pytorch 194976: the first value is a constant, the second compiles for any, the third shows it."""
+
+    class Policy(Agent):
+        def forward(self, x: torch.Tensor) -> Any:
+            logits, value = super().forward(x)
+            if on and compiling() and self.temperature not in (1.5, 0.9 * 1.5):
+                logits = logits * (0.9 * 1.5) / self.temperature
+            return logits, value
+
+    result = check(Policy)
+    if on:
+        assert_told(result, "attribute temperature annealed, attribute temperature annealed, act(batch 4)")
+    else:
+        assert_passes(result)
+
+
 def test_an_attribute_that_can_not_be_annealed_is_left_out_and_said() -> None:
     class Policy(Agent):
         def forward(self, x: torch.Tensor) -> Any:
@@ -507,6 +525,7 @@ def test_the_story_in_words() -> None:
     assert story_text(between) == (
         "act(batch 7, the same tensors refilled), buffers changed by copy_, act(batch 4), "
         "weights changed by .data.copy_, act(batch 4), attributes annealed, act(batch 4), "
+        "attributes annealed, act(batch 4), "
         "layer body.0 frozen, learn(batch 4, layers in eval()), weights changed by copy_, "
         "learn(batch 4, layers in eval()), layer body.0 thawed, learn(batch 4)"
     )
