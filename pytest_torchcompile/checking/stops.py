@@ -107,7 +107,7 @@ def require_compiled(pair: Pair, options: CheckOptions) -> None:
         reason = (
             f"the factory returned something compiled, but {name!r} does not go through it (an "
             f"OptimizedModule calls every method except forward on the eager module); write "
-            f"model.{name} = torch.compile(model.{name}) instead. {reason}"
+            f"`model.{name} = torch.compile(model.{name})` instead. {reason}"
         )
     if reason:
         raise Stop(Verdict.NOT_COMPILED, reason)

@@ -384,7 +384,7 @@ def test_what_comes_compiled_is_checked_as_deployed(project):
         "test_policy.py::test_method[get_value-rollout]": "equal",
         "test_policy.py::test_bypassed[get_value-rollout]": "not compiled",
     }
-    result.stdout.fnmatch_lines(["*write model.get_value = torch.compile(model.get_value) instead*"])
+    result.stdout.fnmatch_lines(["*`model.get_value = torch.compile(model.get_value)`*"])
 
 
 def test_an_ordinary_test_with_a_parameter_of_that_name_is_left_alone(project):
