@@ -78,6 +78,8 @@ def test_readme_prints_the_report_that_pytest_prints(readme_project, monkeypatch
     shown = generate().TRANSCRIPT.search(README)
     # A busy machine has not looked for everything within the minute that is the default.
     monkeypatch.setenv("PYTEST_ADDOPTS", "--compile-explain-seconds=600 --compile-shrink-seconds=600")
+    # Nothing is timed in a worker of pytest-xdist, which this process may be.
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     output = run_pytest(readme_project, *shown["arguments"].split())
     printed = generate().transcript_of(output)
     assert _comparable(shown["printed"]) == _comparable(printed), "run: python docs/generate.py transcript"

@@ -1103,14 +1103,14 @@ def test_recurrent_modules_are_captured_where_they_are_allowed() -> None:
     assert runs.took(rnn.weight_ih_l0)
 
 
-def test_a_missing_compiler_is_known_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_compiler_is_known_and_named() -> None:
     from torch._inductor import config
     from torch._inductor.exc import InvalidCxxCompiler
 
     assert internals.is_missing_compiler(InvalidCxxCompiler())
     assert not internals.is_missing_compiler(RuntimeError("no kernel"))
-    monkeypatch.setattr(config.cpp, "cxx", (None, "no-such-compiler"))
-    assert internals.cxx_compiler() == "no-such-compiler"
+    with config.patch({"cpp.cxx": (None, "no-such-compiler")}):
+        assert internals.cxx_compiler() == "no-such-compiler"
 
 
 def test_the_folder_of_inductors_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:

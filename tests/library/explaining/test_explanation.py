@@ -656,7 +656,7 @@ def test_a_result_that_is_taken_for_a_constant_is_named_with_the_parameter() -> 
         f"kept_spread_of, and no graph takes actor_logstd"
     )
     advice = f"drop assume_constant_result from kept_spread_of ({line}): tried, this example then agrees"
-    assert advice in failure_text(result)
+    assert advice in one_line(failure_text(result))
     assert check(Spread, "lifecycle", observation=Box((8,)), examples=0).verdict.passed
 
 
