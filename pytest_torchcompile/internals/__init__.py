@@ -19,6 +19,7 @@ from pytest_torchcompile.internals.compiled import (
     uncompiled,
     without_constant_results,
 )
+from pytest_torchcompile.internals.draws import eager_random_numbers
 from pytest_torchcompile.internals.events import (
     CompileEvent,
     cached_graph_count,
@@ -54,7 +55,6 @@ from pytest_torchcompile.internals.settings import (
     allowed_rnns,
     argument_validation,
     backend_function,
-    eager_random_numbers,
     fresh_compile_cache,
     ignores_late_hooks,
     inductor_settings,

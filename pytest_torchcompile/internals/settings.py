@@ -37,14 +37,6 @@ def raised_recompile_limit() -> contextlib.AbstractContextManager[Any]:
     return patch
 
 
-def eager_random_numbers() -> contextlib.AbstractContextManager[Any]:
-    """Make inductor draw eager's random numbers for the same seed, for compiles and calls in the body."""
-    import torch._inductor.config as config
-
-    patch: contextlib.AbstractContextManager[Any] = config.patch(fallback_random=True)
-    return patch
-
-
 def inductor_settings(settings: Mapping[str, Any]) -> contextlib.AbstractContextManager[Any]:
     """Set inductor's options for compiles in the body."""
     import torch._inductor.config as config

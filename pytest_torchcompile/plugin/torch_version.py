@@ -12,8 +12,8 @@ from pytest_torchcompile.errors import UsageError
 
 OLDEST = (2, 9)
 NEWEST_TESTED = (2, 15)
-DRAWS_IN_ORDER = (2, 13)
-"""The first release whose inductor keeps the order of random draws under ``fallback_random``."""
+DRAWS_IN_ORDER = (2, 10)
+"""The first release whose inductor can be made to keep the order of random draws."""
 
 
 def require_supported() -> None:

@@ -138,9 +138,9 @@ def _narrow(name: str, model: type[Extreme]) -> Correct:
     return dataclasses.replace(one, miscompiled=_MISCOMPILED.get(name, ""))
 
 
-_MISCOMPILED = {
-    "amax": "gradients of NaN: backward compares features that were not narrowed (pytorch 186799)"
-}
+_MISCOMPILED = dict.fromkeys(
+    ("amax", "amin"), "gradients of NaN: backward compares features that were not narrowed (pytorch 186799)"
+)
 
 EXTREMES: tuple[Correct, ...] = (
     *(correct(f"{name} over ties", model, observation=Box((6,))) for name, model in _EXTREMES.items()),
