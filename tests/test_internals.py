@@ -403,6 +403,22 @@ def test_graph_breaks_are_counted_and_told_with_their_place() -> None:
     assert "generic_jump" in second
 
 
+@torch.compiler.disable
+def disabled(x: torch.Tensor) -> torch.Tensor:
+    return x + 1
+
+
+def test_the_place_of_a_graph_break_is_a_line_of_the_users() -> None:
+    """Dynamo's stack ends inside torch if the function is under `torch.compiler.disable`."""
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        return disabled(x) * 2
+
+    torch.compile(run, backend="eager")(torch.ones(2))
+    (told,) = internals.graph_breaks(0)
+    assert "test_internals.py:" in told, told
+
+
 def test_a_reset_forgets_the_graph_breaks() -> None:
     torch.compile(lambda x: print(end="") or x + 1, backend="eager")(torch.ones(3))
     torch.compiler.reset()

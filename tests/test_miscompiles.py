@@ -1,15 +1,21 @@
 """The table of reported miscompiles: the data file, the page and the policies agree."""
 
 import collections
+import pathlib
+import sys
 
 import pytest
 import torch
+
+from pytest_torchcompile.specs.conversion import as_spec
+
+# Last, so that the tests are of the package that is installed.
+sys.path.append(str(pathlib.Path(__file__).parent.parent))
 
 from benchmarks.miscompiles import data, plain, table
 from benchmarks.miscompiles.__main__ import chosen
 from benchmarks.miscompiles.measuring import word
 from benchmarks.miscompiles.reports import REPORTS
-from pytest_torchcompile.specs.conversion import as_spec
 
 COLUMNS = data.load()
 NUMBERS = [one.number for one in REPORTS]

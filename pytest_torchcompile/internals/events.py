@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from pytest_torchcompile.internals.failures import is_users_code
 from pytest_torchcompile.texts import at
 
 
@@ -67,7 +68,9 @@ def graph_breaks(since: int) -> list[str]:
     texts = []
     for reason in output_graph.graph_break_reasons[since:]:  # type: ignore[attr-defined]  # imported there
         lines = str(reason.reason).strip().splitlines() or ["graph break"]
-        place = reason.user_stack[-1] if reason.user_stack else None
+        # The innermost line may be torch's, as in a function under `torch.compiler.disable`.
+        users = [frame for frame in reason.user_stack if is_users_code(frame.filename)]
+        place = next(reversed(users or reason.user_stack), None)
         texts.append(lines[0] + (at(place.filename, place.lineno) if place else ""))
     return texts
 

@@ -108,7 +108,7 @@ ARGUMENTS = (
     *("--compile-check", "--compile-backend=aot_eager", "--compile-phases=rollout,update"),
     *("--compile-batch=4,1", "--compile-examples=2", "--no-compile-layouts", "--compile-benchmark-seconds=0"),
 )
-KEPT = re.compile(r"  (code|proof|rerun|meaning)   |    File |_{3}|={3}|what ")
+KEPT = re.compile(r"  (code|proof|rerun|meaning)   |    File |_{3}|={3}|what |\s*\(at \S+\)$")
 """The lines that are no prose: places, commands, addresses, tracebacks, titles."""
 
 
