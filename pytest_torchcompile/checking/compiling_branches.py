@@ -36,9 +36,9 @@ def compiling_branches(pair: Pair, recipe: Recipe) -> tuple[str, ...]:
 def _lines(code: types.CodeType, scope: dict[str, Any]) -> Iterator[str]:
     """Yield the lines that use one of torch's check functions, as an attribute or under a global name."""
     checks = {getattr(torch.compiler, name) for name in _CHECKS}
-    line = code.co_firstlineno
+    starts, line = dict(dis.findlinestarts(code)), code.co_firstlineno
     for instruction in dis.get_instructions(code):
-        line = instruction.starts_line or line
+        line = starts.get(instruction.offset) or line
         name = instruction.argval
         if not isinstance(name, str):
             continue

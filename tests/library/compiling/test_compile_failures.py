@@ -165,7 +165,7 @@ def test_a_bare_assertion_out_of_the_compilers_own_code() -> None:
     """AOTAutograd asserts when the compiled forward first runs; no compile is in progress then."""
     with torch._dynamo.config.patch(allow_rnn=True):
         result = check(Memory, "update", observation=Box((3, 8)), backend="aot_eager")
-        assert_failed(result, "AssertionError: expected all tensors_saved_with_vc_check to be Tensors")
+        assert_failed(result, "AssertionError", "_aot_autograd")
         assert_passes(check(Memory, "rollout", observation=Box((3, 8)), backend="aot_eager"))
 
 

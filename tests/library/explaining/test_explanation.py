@@ -14,6 +14,7 @@ import torch
 from faults.backends import changed, float_tensors
 from small_checks import assert_passes, check
 from torch import nn
+from torch_versions import needs_torch
 from torch.overrides import TorchFunctionMode
 
 from pytest_torchcompile import Box, CheckResult, Explanation, Image, Verdict
@@ -647,6 +648,7 @@ def kept_spread_of(policy: Spread) -> torch.Tensor:
     return policy.actor_logstd.exp()
 
 
+@needs_torch("2.12", "takes the result of a function of a module for a constant")
 def test_a_result_that_is_taken_for_a_constant_is_named_with_the_parameter() -> None:
     result, explanation = explained(Keeping, "lifecycle", backend="eager")
     assert explanation.stage == "dynamo"
@@ -668,6 +670,7 @@ class ElsewhereWrong(Keeping):
         return y + torch.from_numpy(np.random.rand(4)).float()
 
 
+@needs_torch("2.12", "takes the result of a function of a module for a constant")
 @pytest.mark.parametrize("phase", ["rollout", "lifecycle"])
 def test_numbers_of_another_generator_are_named_with_the_line_and_nothing_else(phase: str) -> None:
     result, explanation = explained(ElsewhereWrong, phase, backend="eager")
