@@ -14,8 +14,8 @@ import torch
 from faults.backends import changed, float_tensors
 from small_checks import assert_passes, check
 from torch import nn
-from torch_versions import needs_torch
 from torch.overrides import TorchFunctionMode
+from torch_versions import needs_torch
 
 from pytest_torchcompile import Box, CheckResult, Explanation, Image, Verdict
 from pytest_torchcompile.explaining import in_place, stages
