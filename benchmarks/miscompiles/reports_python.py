@@ -176,7 +176,7 @@ REPORTS = (
         title="clamp keeps an old limit that is a Python float",
         policy=Clipped,
         change=narrower,
-        blind="the lifecycle multiplies a float attribute by 0.9 twice, and under that schedule compiled agrees.",
+        blind="the lifecycle multiplies a float attribute by 0.9 twice; under that schedule compiled agrees.",
     ),
     _report(
         number=197889,
