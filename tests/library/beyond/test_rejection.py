@@ -230,10 +230,11 @@ def assert_remarks(result: CheckResult, what: str) -> None:
 
 def test_what_is_told() -> None:
     result = check_small(lambda: Actor(lambda x: x[..., :8]), nonfinite=False)
-    assert result.remarks == (
+    (told,) = result.remarks
+    assert told.replace("addmm: ", "") == (  # as torch 2.15 begins it
         "on inputs that were not declared (observation: last dimension one too large) eager raises "
         "RuntimeError: mat1 and mat2 shapes cannot be multiplied (4x9 and 8x4) and compiled returns "
-        "float32 (4, 4)",
+        "float32 (4, 4)"
     )
 
 

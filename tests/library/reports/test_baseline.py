@@ -1,6 +1,7 @@
 """Comparing reports: a figure got worse only if both the size and the certainty of the change say so."""
 
 import json
+import platform
 import random
 import subprocess
 import sys
@@ -287,7 +288,7 @@ def test_the_comment_word_for_word():
     case = "<code>test&#95;policy.py::test&#95;{}&#91;forward-rollout&#93;</code>"
     lines = comparison_markdown(compare(base, head), {}).splitlines()
     assert lines[0] == "## Compiled against eager, compared with the baseline"
-    assert lines[2] == "torch 2.13.0 -&#62; 2.14.0, python 3.11.7"
+    assert lines[2] == f"torch 2.13.0 -&#62; 2.14.0, python {platform.python_version()}"
     assert lines[4] == "**2 compared, 2 worse**"
     changed = "also changed: torch 2.13.0 -&#62; 2.14.0"
     assert f"* ❌ {case.format('b')}: verdict equal -&#62; differs; {changed}" in lines
