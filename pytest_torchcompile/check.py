@@ -10,6 +10,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from pytest_torchcompile import internals
 from pytest_torchcompile.beyond.remarks import Beyond, concluded, look_beyond, look_beyond_life
 from pytest_torchcompile.checking.case import CheckProtocol
 from pytest_torchcompile.checking.freshness import frozen
@@ -177,7 +178,7 @@ def _check_case(
     time: Callable[[Pair], Speedup] | None,
 ) -> tuple[CheckResult, tuple[BaseException, ...]]:
     """Return the result of `check_case`, and the exceptions of the compiler."""
-    with isolated(options.threads):
+    with isolated(options.threads), internals.isolated_code_forgotten():
         progress.step(MAKING)
         pair = Pair(factory, method, phase, declaration=declaration, options=options, progress=progress)
         try:
@@ -233,7 +234,7 @@ def check_lifecycle(
 def _check_lifecycle(
     factory: Factory, declaration: Declaration, options: CheckOptions, name: str, progress: Progress
 ) -> tuple[CheckResult, tuple[BaseException, ...]]:
-    with isolated(options.threads):
+    with isolated(options.threads), internals.isolated_code_forgotten():
         progress.step(MAKING)
         sides = LifecycleSides(factory, declaration, options, progress)
         try:

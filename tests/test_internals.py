@@ -164,11 +164,10 @@ def test_what_was_compiled_apart_does_not_count_towards_the_limit_once_it_has_en
         return x * size
 
     log = Log()
-    with internals.raised_recompile_limit():
+    with internals.raised_recompile_limit(), internals.isolated_code_forgotten():
         apart = internals.isolated_compile(policy, backend="eager", dynamic=False)
         for size in range(12):
             apart(torch.ones(3), size)
-    internals.end_isolation()
     with log.listening(), torch._dynamo.config.patch(recompile_limit=4):
         torch.compile(policy, backend="eager", dynamic=False, fullgraph=True)(torch.ones(3), 1)
         assert len(log.events) == 1, "it is compiled, and not refused for the twelve before"

@@ -41,7 +41,7 @@ from pytest_torchcompile.internals.failures import (
     running_users_line,
 )
 from pytest_torchcompile.internals.graphs import GraphCall, compiled_code_run, graphs_run, user_line
-from pytest_torchcompile.internals.isolated import end_isolation, isolated_compile
+from pytest_torchcompile.internals.isolated import isolated_code_forgotten, isolated_compile
 from pytest_torchcompile.internals.operators import (
     aliased_arguments,
     argument,
@@ -104,7 +104,6 @@ __all__ = [
     "draws_random_numbers",
     "eager_call",
     "eager_random_numbers",
-    "end_isolation",
     "fake_tensors",
     "fresh_compile_cache",
     "graph_break_count",
@@ -124,6 +123,7 @@ __all__ = [
     "is_missing_compiler",
     "is_pointwise",
     "is_users_code",
+    "isolated_code_forgotten",
     "isolated_compile",
     "kernels_for_one_thread",
     "known_inductor_options",

@@ -10,7 +10,7 @@ import contextlib
 import inspect
 import types
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
@@ -25,8 +25,7 @@ def isolated_compile(function: Callable[..., Any], **options: Any) -> Callable[.
 
     torch 2.13 has an argument for it. Before that dynamo reuses a graph only for a backend that equals the
     one that the graph was compiled with, so each function gets a backend that equals nothing else. Dynamo
-    then still counts recompiles together, so calls have to be made under `raised_recompile_limit`, and
-    `end_isolation` has to follow.
+    then still counts recompiles together, so calls have to be made under `raised_recompile_limit`.
     """
     if _torch_isolates():
         return _torch_compile(function, **options, isolate_recompiles=True)
@@ -36,17 +35,23 @@ def isolated_compile(function: Callable[..., Any], **options: Any) -> Callable[.
         return _torch_compile(function, **options)
 
 
-def end_isolation() -> None:
-    """Forget what was compiled for isolated functions, so that it counts no more towards anybody's limit.
+@contextlib.contextmanager
+def isolated_code_forgotten() -> Iterator[None]:
+    """Forget at the end what the body compiled for isolated functions, so that it counts towards no limit.
 
-    Nothing to do since torch 2.13. A function that is still in use is compiled again by its next call.
+    Nothing to do since torch 2.13. A function that is used after it is compiled again by its next call.
     """
     from torch._C._dynamo.eval_frame import reset_code
 
-    while _compiled:
-        code = _compiled.pop()()
-        if code is not None:
-            reset_code(code)
+    before = len(_compiled)
+    try:
+        yield
+    finally:
+        for reference in _compiled[before:]:
+            code = reference()
+            if code is not None:
+                reset_code(code)
+        del _compiled[before:]
 
 
 def _torch_compile(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
@@ -63,7 +68,7 @@ def _torch_isolates() -> bool:
 def _equals_nothing_else(backend: type) -> type:
     """Return a subclass of torch's wrapper of a backend whose objects equal themselves only.
 
-    They keep the code that they compile for `end_isolation`.
+    They keep the code that they compile for `isolated_code_forgotten`.
     """
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:

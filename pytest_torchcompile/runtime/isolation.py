@@ -151,8 +151,6 @@ def isolated(threads: int | None = None) -> Iterator[None]:
         torch.set_default_dtype(dtype)
         torch.set_grad_enabled(grad)
         before.restore()
-        if not _validations:
-            internals.end_isolation()
         if _deferred:
             _deferred[-1].extend(caught)
     if not _deferred:
