@@ -1,9 +1,13 @@
-"""What the standard library of Python 3.10 lacks."""
+"""What the standard library lacks in the older versions of Python that are supported."""
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import sys
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
 
 if sys.version_info >= (3, 11):
     from enum import StrEnum
@@ -19,4 +23,21 @@ else:
             return str(self.value)
 
 
-__all__ = ["StrEnum", "tomllib"]
+@contextlib.contextmanager
+def profiled(on_event: Callable[[types.FrameType, str, Any], None]) -> Iterator[None]:
+    """Call `on_event` for each event of `sys.setprofile` in the body; then the profiler before goes on.
+
+    Before Python 3.12 that may be a ``cProfile.Profile``, which `sys.setprofile` rejects.
+    """
+    before = sys.getprofile()
+    sys.setprofile(on_event)
+    try:
+        yield
+    finally:
+        if before is None or callable(before):
+            sys.setprofile(before)
+        else:
+            before.enable()
+
+
+__all__ = ["StrEnum", "profiled", "tomllib"]

@@ -17,7 +17,7 @@ from pytest_torchcompile.checking.freshness import frozen
 from pytest_torchcompile.checking.pair import Pair
 from pytest_torchcompile.checking.sampling import compare_samples
 from pytest_torchcompile.compiling.budgets import exceeded
-from pytest_torchcompile.compiling.toolchain import remove_broken
+from pytest_torchcompile.compiling.toolchain import repeat_without_broken_files
 from pytest_torchcompile.explaining.explanation import explain, explain_draws, explain_story
 from pytest_torchcompile.lifecycle.protocol import LifecycleProtocol
 from pytest_torchcompile.lifecycle.sides import LifecycleSides
@@ -150,19 +150,7 @@ def check_case(
         progress: notified of each step, such as a compile.
         time: times the two sides if the case passed.
     """
-
-    def once() -> tuple[CheckResult, tuple[BaseException, ...]]:
-        return _check_case(
-            factory,
-            method,
-            phase,
-            declaration=declaration,
-            options=options,
-            name=name,
-            progress=progress,
-            time=time,
-        )
-
+    once = functools.partial(_check_case, factory, method, phase, declaration, options, name, progress, time)
     return _mended(once)
 
 
@@ -170,7 +158,6 @@ def _check_case(
     factory: Factory,
     method: Method,
     phase: str,
-    *,
     declaration: Declaration,
     options: CheckOptions,
     name: str,
@@ -201,18 +188,16 @@ def _mended(once: Callable[[], tuple[CheckResult, tuple[BaseException, ...]]]) -
     Args:
         once: runs the check; returns its result and the exceptions of the compiler.
     """
-    removed: list[str] = []
-    while True:
+    results: list[CheckResult] = []
+
+    def attempt() -> tuple[BaseException, ...]:
         result, failures = once()
-        broken = remove_broken(failures) if result.verdict is Verdict.COMPILE_FAILED else ()
-        # Each file once: a compiler that writes empty files would never end.
-        if set(broken) <= set(removed):
-            break
-        removed += broken
-    if not removed:
-        return result
-    note = f"{removed_text(removed)}; compiled again"
-    return dataclasses.replace(result, notes=(*result.notes, note))
+        results.append(result)
+        return failures if result.verdict is Verdict.COMPILE_FAILED else ()
+
+    removed = repeat_without_broken_files(attempt)
+    notes = (f"{removed_text(removed)}; compiled again",) if removed else ()
+    return dataclasses.replace(results[-1], notes=(*results[-1].notes, *notes))
 
 
 def check_lifecycle(
@@ -224,11 +209,7 @@ def check_lifecycle(
     progress: Progress = silent,
 ) -> CheckResult:
     """Check one compiled policy that acts, learns and loads; the arguments are those of `check_case`."""
-
-    def once() -> tuple[CheckResult, tuple[BaseException, ...]]:
-        return _check_lifecycle(factory, declaration, options, name, progress)
-
-    return _mended(once)
+    return _mended(functools.partial(_check_lifecycle, factory, declaration, options, name, progress))
 
 
 def _check_lifecycle(

@@ -13,7 +13,7 @@ from pytest_torchcompile.checking.single_call import SingleCall
 from pytest_torchcompile.checking.stops import Stop, require_repeated
 from pytest_torchcompile.comparing.measure import Tolerance
 from pytest_torchcompile.compiling.capture import failure_text, why_not_compiled
-from pytest_torchcompile.compiling.toolchain import remove_broken
+from pytest_torchcompile.compiling.toolchain import repeat_without_broken_files
 from pytest_torchcompile.errors import CompileFailed, NotEquivalent, UsageError
 from pytest_torchcompile.generation.recipes import random_recipe
 from pytest_torchcompile.options import PHASES, REFERENCES, CheckOptions, validated
@@ -22,14 +22,10 @@ from pytest_torchcompile.policies.declaration import Declaration
 from pytest_torchcompile.policies.methods import as_methods
 from pytest_torchcompile.policies.snapshots import copied, map_tensors
 from pytest_torchcompile.policies.twins import Factory
+from pytest_torchcompile.policies.wrong_inputs import eager_raises
 from pytest_torchcompile.reports import failure
 from pytest_torchcompile.results import Capture, CheckResult, Verdict
 from pytest_torchcompile.runtime.isolation import isolated
-from pytest_torchcompile.specs.trees import declared
-from pytest_torchcompile.texts import raised_text
-
-_MOST_BROKEN = 8
-"""How often a call is compiled again after a broken file was removed from inductor's cache."""
 
 
 class CompiledPolicy(InPhase):
@@ -155,24 +151,25 @@ def compile_policy(
         recipe = random_recipe(pair.tree, merged.batch[0], merged.seed)
         expected = pair.first_eager(recipe)
         if expected.error is not None:
-            raise UsageError(
-                f"eager raises {raised_text(expected.error)} on inputs declared as {declared(pair.tree)}"
-            ) from expected.error
+            text = eager_raises(expected.error, recipe.batch, pair.tree, pair.twins.eager)
+            raise UsageError(text) from expected.error
         try:
             require_repeated(
                 expected, pair.eager_again(recipe), Tolerance(), lambda: pair.eager_again(recipe)
             )
         except Stop as stop:
             raise UsageError(stop.reason) from None
-        error = pair.run(pair.compiled, recipe).error
-        for _ in range(_MOST_BROKEN):
-            if error is None or not remove_broken(pair.recorder.failures):
-                break
-            error = pair.run(pair.compiled, recipe).error
+        errors: list[BaseException | None] = []
+
+        def attempt() -> tuple[BaseException, ...]:
+            errors.append(pair.run(pair.compiled, recipe).error)
+            return pair.recorder.failures if errors[-1] is not None else ()
+
+        repeat_without_broken_files(attempt)
         pair.restore()
     policy = CompiledPolicy(pair, merged)
-    if error is not None:
-        policy.fail(error)
+    if errors[-1] is not None:
+        policy.fail(errors[-1])
     reason = why_not_compiled(pair.capture, named, merged, pair.recorder)
     if reason:
         raise NotEquivalent(f"{named.name}-{phase}: {reason}")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import os
 import re
+import sys
 import textwrap
 import traceback
 import unicodedata
@@ -58,18 +60,21 @@ def is_of_ours(filename: str) -> bool:
     return filename.startswith(PACKAGE)
 
 
-def is_of_torch(filename: str) -> bool:
-    """Return whether a source file belongs to torch."""
-    return f"{os.sep}torch{os.sep}" in filename
+@functools.cache
+def is_users_code(filename: str) -> bool:
+    """Return whether a source file belongs neither to this package nor to torch or Hypothesis."""
+    return not filename.startswith((PACKAGE, *map(_folder_of, ("torch", "hypothesis"))))
+
+
+def _folder_of(package: str) -> str:
+    """Return the folder of an imported package, with a separator at its end; else what begins no path."""
+    file = getattr(sys.modules.get(package), "__file__", None)
+    return os.path.join(os.path.dirname(os.path.abspath(file)), "") if isinstance(file, str) else "\0"
 
 
 def raised_text(error: BaseException) -> str:
-    """Return `first_line` of an exception, with its last frame outside torch and this package."""
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not is_of_ours(frame.filename) and not is_of_torch(frame.filename)
-    ]
+    """Return `first_line` of an exception, with the last frame of the user's code."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if is_users_code(frame.filename)]
     return first_line(error) + (at(frames[-1].filename, frames[-1].lineno) if frames else "")
 
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from pytest_torchcompile import internals
+from pytest_torchcompile.backports import profiled
 from pytest_torchcompile.checking.pair import Pair
 from pytest_torchcompile.generation.recipes import Recipe
-from pytest_torchcompile.texts import line_of
+from pytest_torchcompile.texts import is_users_code, line_of
 
 
 def functions_run(pair: Pair, recipe: Recipe) -> dict[types.CodeType, dict[str, Any]]:
@@ -29,22 +29,12 @@ def functions_run(pair: Pair, recipe: Recipe) -> dict[types.CodeType, dict[str, 
     """
     frames: dict[types.CodeType, dict[str, Any]] = {}
 
-    @contextlib.contextmanager
-    def recording() -> Iterator[None]:
-        before = sys.getprofile()
-        sys.setprofile(lambda frame, event, argument: _record(frames, frame))
-        try:
-            yield
-        finally:
-            sys.setprofile(before)
+    def record(frame: types.FrameType, event: str, argument: Any) -> None:
+        if is_users_code(frame.f_code.co_filename):
+            frames.setdefault(frame.f_code, frame.f_globals)
 
-    pair.run(pair.eager, recipe, under=recording)
+    pair.run(pair.eager, recipe, under=lambda: profiled(record))
     return frames
-
-
-def _record(frames: dict[types.CodeType, dict[str, Any]], frame: types.FrameType) -> None:
-    if internals.is_users_code(frame.f_code.co_filename):
-        frames.setdefault(frame.f_code, frame.f_globals)
 
 
 _STATES: dict[str, Callable[[], Any]] = {
@@ -73,13 +63,13 @@ def drawing_lines(pair: Pair, recipe: Recipe, generator: str) -> tuple[str, ...]
         last[:] = [line, state]
 
     def trace(frame: types.FrameType, event: str, argument: Any) -> Any:
-        if not internals.is_users_code(frame.f_code.co_filename):
+        if not is_users_code(frame.f_code.co_filename):
             return None
         # A line ends where the next one starts, where it calls a function of the user, and at a return.
         look("" if event == "return" else line_of(frame.f_code.co_filename, frame.f_lineno))
         if event == "return" and frame.f_back is not None:
             caller = frame.f_back
-            if internals.is_users_code(caller.f_code.co_filename):
+            if is_users_code(caller.f_code.co_filename):
                 last[0] = line_of(caller.f_code.co_filename, caller.f_lineno)
         return trace
 

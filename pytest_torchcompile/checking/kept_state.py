@@ -6,7 +6,6 @@ around them, and attributes. What has another value when the same call begins ag
 
 from __future__ import annotations
 
-import sys
 import types
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -14,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from pytest_torchcompile import internals
-from pytest_torchcompile.texts import line_of, shortened
+from pytest_torchcompile.backports import profiled
+from pytest_torchcompile.texts import is_users_code, line_of, shortened
 
 _MOST_ELEMENTS = 10_000
 """Larger tensors are not looked at."""
@@ -63,17 +62,13 @@ def _seen(rerun: Callable[[], object]) -> _Seen:
 
     def on_event(frame: types.FrameType, event: str, argument: Any) -> None:
         code = frame.f_code
-        if event == "call" and code not in codes and internals.is_users_code(code.co_filename):
+        if event == "call" and code not in codes and is_users_code(code.co_filename):
             codes.add(code)
             named = (pair for place, value in _referred(frame) for pair in _parts(place, value))
             seen.update((place, text) for place, value in named if (text := _text(value)))
 
-    before = sys.getprofile()
-    sys.setprofile(on_event)
-    try:
+    with profiled(on_event):
         rerun()
-    finally:
-        sys.setprofile(before)
     return seen
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from pytest_torchcompile import internals
 from pytest_torchcompile.runtime import code_cache
@@ -28,8 +28,8 @@ def advice(error: BaseException) -> str:
         )
     if isinstance(error, OSError) and error.filename and _is_in_cache(str(error.filename)):
         return (
-            "inductor can't write its code there; set TORCHINDUCTOR_CACHE_DIR, or --compile-cache, to a "
-            "folder that can be written"
+            f"inductor can't write {error.filename}; set TORCHINDUCTOR_CACHE_DIR, or --compile-cache, to a "
+            f"folder that can be written"
         )
     return ""
 
@@ -41,7 +41,20 @@ def compilers_own_error(error: BaseException) -> str:
     return next(found, "")[:300]
 
 
-def remove_broken(errors: Iterable[BaseException]) -> tuple[str, ...]:
+def repeat_without_broken_files(attempt: Callable[[], Iterable[BaseException]]) -> tuple[str, ...]:
+    """Repeat an attempt while it fails on broken files of inductor's cache; return the removed files.
+
+    Args:
+        attempt: compiles; returns the exceptions of the compiler if it failed, and none if it did not.
+    """
+    removed: dict[str, None] = {}
+    # Each file is removed once: a compiler that writes empty files would never end.
+    while not removed.keys() >= set(broken := _remove_broken(attempt())):
+        removed |= dict.fromkeys(broken)
+    return tuple(removed)
+
+
+def _remove_broken(errors: Iterable[BaseException]) -> tuple[str, ...]:
     """Remove the shared objects of 0 bytes on which compiles failed; return their paths."""
     texts = ["".join(traceback.format_exception_only(internals.inner_error(error))) for error in errors]
     named = [name for text in texts for name in re.findall(r"[^\s'\":]+\.so\b", text)]

@@ -37,7 +37,6 @@ from pytest_torchcompile.internals.failures import (
     is_compilers_code,
     is_configuration_error,
     is_missing_compiler,
-    is_users_code,
     running_users_line,
 )
 from pytest_torchcompile.internals.graphs import GraphCall, compiled_code_run, graphs_run, user_line
@@ -122,7 +121,6 @@ __all__ = [
     "is_configuration_error",
     "is_missing_compiler",
     "is_pointwise",
-    "is_users_code",
     "isolated_code_forgotten",
     "isolated_compile",
     "kernels_for_one_thread",

@@ -8,8 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pytest_torchcompile.internals.failures import is_users_code
-from pytest_torchcompile.texts import at
+from pytest_torchcompile.texts import at, is_users_code
 
 
 class CompileEvent:

@@ -8,7 +8,7 @@ import types
 
 import torch
 
-from pytest_torchcompile.texts import PACKAGE, line_of
+from pytest_torchcompile.texts import is_users_code, line_of
 
 
 def inner_error(error: BaseException) -> BaseException:
@@ -58,14 +58,6 @@ def is_compilers_code(filename: str) -> bool:
     torch_ = os.path.dirname(torch.__file__) + os.sep
     packages = tuple(torch_ + name + os.sep for name in ("_dynamo", "_functorch", "_inductor"))
     return filename.startswith((code_cache(), *packages))
-
-
-_NOT_USERS = (os.path.dirname(os.path.abspath(torch.__file__)) + os.sep, PACKAGE)
-
-
-def is_users_code(filename: str) -> bool:
-    """Whether a file belongs neither to torch nor to this package."""
-    return not filename.startswith(_NOT_USERS)
 
 
 def running_users_line() -> str:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import os
 import re
-import sys
+import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 
-from pytest_torchcompile.texts import line_of
+from pytest_torchcompile.backports import profiled
+from pytest_torchcompile.texts import is_users_code, line_of
 
 _graph_numbers = itertools.count()
 
@@ -93,26 +93,17 @@ def compiled_code_run() -> Iterator[Callable[[], bool]]:
     Unlike `graphs_run` it also sees graphs that were compiled outside of any check. It makes the body slow.
     """
     seen: list[str] = []
-    before = sys.getprofile()
 
-    def on_event(frame: Any, event: str, argument: Any) -> None:
+    def on_event(frame: types.FrameType, event: str, argument: Any) -> None:
         if event == "call":
             seen.extend(name for name in frame.f_code.co_names if name.startswith("__compiled_fn"))
 
-    sys.setprofile(on_event)
-    try:
+    with profiled(on_event):
         yield lambda: bool(seen)
-    finally:
-        if before is None or callable(before):
-            sys.setprofile(before)
-        else:
-            # Before Python 3.12 the profiler may be a cProfile.Profile, which `sys.setprofile` rejects.
-            before.enable()
 
 
 def user_line(stack_trace: str | None) -> str | None:
-    """Return ``file:line`` of the innermost frame outside torch in the stack trace of a graph's node."""
+    """Return ``file:line`` of the innermost frame of the user's code in the stack trace of a graph's node."""
     frames = re.findall(r'File "(.+?)", line (\d+)', stack_trace or "")
-    own = os.path.dirname(torch.__file__) + os.sep
-    outside = [(file, line) for file, line in frames if not file.startswith(own)]
-    return line_of(*outside[-1]) if outside else None
+    users = [(file, line) for file, line in frames if is_users_code(file)]
+    return line_of(*users[-1]) if users else None

@@ -159,7 +159,7 @@ def _without_compiled_code(result: CheckResult, compile_time: bool) -> Any:
 
 def _with_notes(result: CheckResult, comparison: Comparison, rules: Rules) -> CheckResult:
     """Return the result with notes on what else changed, and on metrics that were therefore not compared."""
-    notes = [f"the baseline is of another {change}" for change in comparison.circumstances]
+    notes = [f"the baseline is of another {change}" for change in comparison.changed]
     notes += [
         f"{metric} not compared: {comparison.reasons[metric]}"
         for metric in rules

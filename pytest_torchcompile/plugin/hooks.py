@@ -126,11 +126,8 @@ def pytest_report_header(config: pytest.Config) -> str | None:
         parts.append(f"its code is kept in {shortest(os.environ[options.CACHE])}")
     if unrecorded:
         parts.append(f"speedups are measured but not recorded: {unrecorded}")
-    if torch_version.note():
-        parts.append(torch_version.note())
-    removed = config.stash.get(options.REMOVED, None)
-    if removed:
-        parts.append(removed_text(removed))
+    removed = config.stash.get(options.REMOVED, ())
+    parts += filter(None, (torch_version.note(), removed_text(removed) if removed else ""))
     return f"compile check: {'; '.join(parts)}"
 
 

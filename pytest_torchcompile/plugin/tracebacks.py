@@ -11,7 +11,7 @@ import types
 import pytest
 
 from pytest_torchcompile.errors import CompileCheckError
-from pytest_torchcompile.texts import is_of_ours, is_of_torch
+from pytest_torchcompile.texts import is_of_ours, is_users_code
 
 
 def concerns_us(excinfo: pytest.ExceptionInfo[BaseException], config: pytest.Config) -> bool:
@@ -31,9 +31,7 @@ def shortened(excinfo: pytest.ExceptionInfo[BaseException]) -> pytest.ExceptionI
     entries = list(_entries(excinfo.tb))
     first = next(number for number, entry in enumerate(entries) if is_of_ours(_file(entry)))
     kept = entries[:first] + [
-        entry
-        for entry in entries[first:]
-        if not is_of_ours(_file(entry)) and not is_of_torch(_file(entry)) and _file(entry) != "<string>"
+        entry for entry in entries[first:] if is_users_code(_file(entry)) and _file(entry) != "<string>"
     ]
     error = excinfo.value
     if isinstance(error, CompileCheckError):

@@ -108,7 +108,8 @@ class Comparison:
         head: the case in the newer report.
         changes: the figures that could be compared, by metric.
         reasons: why each of the other figures could not be compared, by metric.
-        circumstances: what else changed: torch, processor, threads, backend.
+        versions: which versions changed: of torch, of Python.
+        circumstances: what else changed: processor, threads, backend.
     """
 
     id: str
@@ -116,7 +117,13 @@ class Comparison:
     head: Case
     changes: dict[str, Change]
     reasons: dict[str, str]
+    versions: tuple[str, ...]
     circumstances: tuple[str, ...]
+
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """All that changed besides the figures."""
+        return (*self.versions, *self.circumstances)
 
     @property
     def verdict_got_worse(self) -> bool:
@@ -125,7 +132,7 @@ class Comparison:
 
     def regressions(self, rules: Rules) -> dict[str, str]:
         """Return a sentence, by metric, for a worse verdict and each figure that exceeds its rule."""
-        also = f"; also changed: {', '.join(self.circumstances)}" if self.circumstances else ""
+        also = f"; also changed: {', '.join(self.changed)}" if self.changed else ""
         found = {
             metric: f"{self.changes[metric]}, allowed {_allowed(metric, threshold)}{also}"
             for metric, threshold in rules.items()
@@ -197,7 +204,8 @@ def compare_case(base: Case, head: Case) -> Comparison:
         head=head,
         changes=changes,
         reasons=reasons,
-        circumstances=(*versions, *backend, *machine),
+        versions=tuple(versions),
+        circumstances=(*backend, *machine),
     )
 
 

@@ -96,8 +96,6 @@ def _circumstances(reports: Reports) -> list[str]:
     counts: dict[str, int] = {}
     for comparison in reports.comparisons:
         for text in comparison.circumstances:
-            if text.partition(" ")[0] in VERSIONS:
-                continue  # stands at the top
             counts[f"changed: {text}"] = counts.get(f"changed: {text}", 0) + 1
         for metric, reason in comparison.reasons.items():
             if any(circumstance in reason for circumstance in comparison.circumstances):

@@ -7,7 +7,11 @@ import math
 import statistics
 
 FEWEST_PAIRS = 8
-"""Fewer pairs of blocks allow no conclusion: the range of 7 or fewer misses too often."""
+"""Fewer pairs of blocks allow no conclusion.
+
+The range of n independent ratios misses their median once in 2 ** (n - 1) times, 1 in 64 for 7. Neighbouring
+pairs depend on each other, so the true share is larger by an amount that was not measured.
+"""
 TOO_FEW = "too few rounds"
 MARGIN = 1.05
 """A speedup within 5 % of 1 is not conclusive, however narrow its interval."""

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from pytest_torchcompile import internals
+from pytest_torchcompile.texts import is_users_code
 
 
 def _cuda_in_use() -> bool:
@@ -179,12 +180,12 @@ def _frozen_objects() -> Iterator[None]:
 def _emit_again(caught: list[warnings.WarningMessage]) -> None:
     """Emit each distinct warning of the user's code under the caller's filters.
 
-    Warnings of torch's code are left out, and those about calls that the check makes, such as ``backward``.
+    Warnings of torch's and Hypothesis's code are left out: they are about calls that the check makes.
     """
     distinct = {
         (str(warning.message), warning.category, warning.filename, warning.lineno): warning
         for warning in caught
-        if internals.is_users_code(warning.filename)
+        if is_users_code(warning.filename)
     }
     for warning in distinct.values():
         warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)

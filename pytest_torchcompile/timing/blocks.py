@@ -21,6 +21,7 @@ import numpy as np
 PAIRS = (5, 100)
 """The fewest and the most pairs of blocks."""
 FEW = 12
+"""Of fewer pairs the interval is the whole range of their ratios."""
 LONGEST_BLOCK = 24
 UNTIMED = 2
 """Calls after each switch that are not timed: caches, branch predictors and clock frequency must settle."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import cProfile
 import itertools
+import sys
 import types
 from collections.abc import Callable
 from typing import Any
@@ -70,15 +72,21 @@ class KeepsAttribute(Base):
 
 
 class Counts(Base):
-    """Its counter is restored before each call."""
+    """Its counter is a buffer, which is restored before each call."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls = 0
+        self.register_buffer("calls", torch.zeros(()))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.calls += 1
-        return torch.as_tensor(self.layer(x))
+        self.calls = self.calls + 1
+        return torch.as_tensor(self.layer(x) * self.calls)
+
+
+class Branches(Base):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.layer(x)
+        return torch.as_tensor(y + 1 if torch.compiler.is_compiling() else y)
 
 
 NAMED = [
@@ -93,8 +101,6 @@ NAMED = [
 @pytest.mark.parametrize("phase", ["rollout", "lifecycle"])
 def test_what_is_kept_is_named(policy: type[Base], named: str, function: Any, phase: str) -> None:
     result = check(policy, phase, observation=OBSERVATION)
-    if result.verdict is Verdict.NOT_COMPILED:
-        pytest.skip("compiled again on each call, which ends the check earlier")
     assert result.verdict is Verdict.EAGER_FAILED
     text = result.reason.partition("it keeps state that the check can't restore: ")[2]
     assert text.startswith(named)
@@ -104,7 +110,26 @@ def test_what_is_kept_is_named(policy: type[Base], named: str, function: Any, ph
 
 
 def test_what_is_restored_is_not_named() -> None:
-    assert check(Counts, observation=OBSERVATION, max_recompiles=None).reason.find("can't restore") == -1
+    result = check(Counts, observation=OBSERVATION)
+    assert result.verdict.passed
+    assert not result.reason
+
+
+@pytest.mark.parametrize(("policy", "named", "function"), NAMED)
+def test_it_is_named_while_a_profile_is_taken_too(policy: type[Base], named: str, function: Any) -> None:
+    """Before Python 3.12 `sys.getprofile` returns a profiler that `sys.setprofile` rejects."""
+    profile = cProfile.Profile()
+    with profile:
+        result = check(policy, observation=OBSERVATION)
+        assert sys.getprofile() is not None, "it goes on"
+    assert f"can't restore: {named}" in result.reason
+
+
+def test_functions_are_listed_while_a_profile_is_taken_too() -> None:
+    with cProfile.Profile():
+        result = check(Branches, observation=OBSERVATION, explain_seconds=60)
+    assert result.explanation is not None
+    assert "asks whether it is being compiled" in result.explanation.place
 
 
 def test_the_functions_name_it_too() -> None:

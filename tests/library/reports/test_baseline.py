@@ -174,7 +174,7 @@ def test_times_of_another_machine_are_named_and_not_compared(name):
 def test_another_version_is_named_and_compared(name):
     then, now = result(speedup=speedup(1.5)), result(speedup=speedup(0.5))
     comparison = compared(then, now, {name: "2.13"}, {name: "2.14"})
-    assert comparison.circumstances == (f"{name} 2.13 -> 2.14",)
+    assert comparison.changed == comparison.versions == (f"{name} 2.13 -> 2.14",)
     assert comparison.regressions({"speedup": 0.1}) == {
         "speedup": f"speedup 1.50 -> 0.50, 200% worse, allowed 10%; also changed: {name} 2.13 -> 2.14"
     }
@@ -188,7 +188,7 @@ def test_another_backend_is_named_and_nothing_is_compared():
 
 def test_another_host_alone_is_no_circumstance():
     """Runners are renamed for each job."""
-    assert compared(result(), result(), {"host": "a"}, {"host": "b"}).circumstances == ()
+    assert compared(result(), result(), {"host": "a"}, {"host": "b"}).changed == ()
 
 
 def test_of_several_machines_the_like_one_is_the_baseline():
