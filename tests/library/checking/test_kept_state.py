@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import cProfile
 import itertools
-import sys
 import types
 from collections.abc import Callable
 from typing import Any
@@ -118,11 +117,16 @@ def test_what_is_restored_is_not_named() -> None:
 @pytest.mark.parametrize(("policy", "named", "function"), NAMED)
 def test_it_is_named_while_a_profile_is_taken_too(policy: type[Base], named: str, function: Any) -> None:
     """Before Python 3.12 `sys.getprofile` returns a profiler that `sys.setprofile` rejects."""
+
+    def afterwards() -> None:
+        pass
+
     profile = cProfile.Profile()
     with profile:
         result = check(policy, observation=OBSERVATION)
-        assert sys.getprofile() is not None, "it goes on"
+        afterwards()
     assert f"can't restore: {named}" in result.reason
+    assert afterwards.__code__ in {entry.code for entry in profile.getstats()}, "it goes on"
 
 
 def test_functions_are_listed_while_a_profile_is_taken_too() -> None:
