@@ -75,6 +75,48 @@ def test_each_policy_runs_and_its_specs_can_be_read(report):
         assert first
 
 
+def wrong_forward(graph, inputs):
+    return lambda *args: [out + 1 if out.is_floating_point() else out for out in graph(*args)]
+
+
+def raising(graph, inputs):
+    raise NotImplementedError("no code for this")
+
+
+@pytest.mark.parametrize(
+    ("backend", "outcome"),
+    [("eager", "equal"), (wrong_forward, "differs"), (raising, "compile failed")],
+)
+def test_a_plain_reproduction_says_what_the_compiler_did(backend, outcome):
+    (report,) = chosen(["198119"])
+    assert plain.reproduce(report, backend=backend)["outcome"] == outcome
+
+
+@pytest.mark.parametrize(
+    ("said_plainly", "verdict", "expected"),
+    [
+        ("differs", "differs", "finds"),
+        ("differs", "equal", "misses"),
+        ("differs", "within rounding", "misses"),
+        ("differs", "not compiled", "not compiled"),
+        ("equal", "equal", "equal"),
+        ("equal", "differs", "differs"),
+        ("equal", "eager failed", "eager failed"),
+        ("compile failed", "compile failed", "compile failed"),
+    ],
+)
+def test_the_word_of_a_cell(said_plainly, verdict, expected):
+    cell = {"plain": said_plainly, "check": [{"verdict": verdict}]}
+    assert word(REPORTS[0], cell) == expected
+
+
+def test_a_remark_that_names_the_fault_is_no_miss_and_another_remark_is():
+    (report,) = [one for one in REPORTS if one.remark]
+    for remark, expected in ((f"torch: {report.remark}!", "remarks"), ("something else", "misses")):
+        cell = {"plain": "differs", "check": [{"verdict": "equal", "remarks": [remark]}]}
+        assert word(report, cell) == expected
+
+
 def test_plain_code_sees_a_wrong_value_and_a_wrong_dtype():
     expected = {"output": torch.ones(3)}
     assert plain.compare(expected, {"output": torch.ones(3)}) == ""

@@ -62,4 +62,4 @@ def _remove_broken(errors: Iterable[BaseException]) -> tuple[str, ...]:
 
 
 def _is_in_cache(path: str) -> bool:
-    return os.path.abspath(path).startswith(os.path.abspath(internals.code_cache()))
+    return os.path.abspath(path).startswith(os.path.join(os.path.abspath(internals.code_cache()), ""))

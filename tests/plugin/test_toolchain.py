@@ -112,6 +112,7 @@ def test_old_broken_files_are_removed_at_the_start_and_fresh_ones_are_left(proje
             "inductor can't write {cache}/ab/x.py; set TORCHINDUCTOR_CACHE_DIR, or --compile-cache, to a folder",
         ),
         (PermissionError(13, "Permission denied", "/elsewhere/x.py"), "PermissionError: [Errno 13]"),
+        (PermissionError(13, "Permission denied", "{cache}-of-another/x.py"), "PermissionError: [Errno 13]"),
         (
             RuntimeError("C++ compile error\n\nCommand:\ng++ x\n\nx.cpp:7:1: error: expected ';'"),
             "RuntimeError: C++ compile error: x.cpp:7:1: error: expected ';'",
