@@ -26,7 +26,7 @@ AUTOCAST = ("bfloat16", "float16")
 PROFILES: dict[str, dict[str, Any]] = {
     "quick": {"examples": 10, "layouts": False, "beyond": "off", "steps": 1},
     "default": {},
-    "thorough": {"examples": 500, "steps": 20, "samples": 10_000, "sensitivity": True},
+    "thorough": {"examples": 500, "steps": 20, "samples": 10_000, "sensitivity": True, "max_seconds": 1800.0},
 }
 """Options that `profile` sets together; an option that is given by itself wins over them."""
 
@@ -202,8 +202,8 @@ class CheckOptions:
         300.0,
         values.number(0.0),
         "a number of seconds",
-        "how long a case may compile before it stops drawing examples; a single compile that takes longer is "
-        "stopped and counts as failed",
+        "how long a case may take, compiling included, before it stops trying more examples, sizes, layouts "
+        "and stories; a single compile that takes longer is stopped and counts as failed",
     )
     max_graph_breaks: int | None = _option(
         None, values.optional(values.integer(0)), "an integer >= 0", "fail a case that has more graph breaks"

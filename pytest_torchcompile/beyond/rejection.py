@@ -48,13 +48,13 @@ def try_undeclared_inputs(pair: Pair, options: CheckOptions) -> tuple[list[str],
 
     Args:
         pair: the two sides of a case that passed.
-        options: how it was checked. No more inputs are tried after `max_seconds` of compiling.
+        options: how it was checked. No more inputs are tried once its budget is spent.
     """
     recipe = recipes.random_recipe(pair.tree, options.batch[0], options.seed)
     attempt = _Attempt(pair, recipe)
     remarks: list[str] = []
     for wrong in wrong_inputs(pair.tree):
-        if pair.recorder.compile_s > options.max_seconds:
+        if pair.budget.spent():
             break
         found = attempt(wrong)
         if found is None:

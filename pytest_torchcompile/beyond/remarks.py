@@ -29,10 +29,12 @@ class Beyond:
 
     Args:
         remarks: the differences, one sentence each.
+        notes: what was not tried, and why.
         broken: a broken contract, which fails the case whatever the option ``beyond`` is; None if none.
     """
 
     remarks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     broken: BrokenContract | None = None
 
 
@@ -44,7 +46,7 @@ def look_beyond(pair: Pair, options: CheckOptions) -> Beyond:
         remarks, broken = try_undeclared_inputs(pair, options) if pair.phase == "rollout" else ([], None)
         remarks += overwritten_input(pair, options) if pair.phase == "update" else ()
         remarks += empty_batch(pair, options)
-    return Beyond(remarks=tuple(remarks), broken=broken)
+    return Beyond(remarks=tuple(remarks), notes=_left_out(pair), broken=broken)
 
 
 def look_beyond_life(sides: LifecycleSides, options: CheckOptions) -> Beyond:
@@ -55,9 +57,17 @@ def look_beyond_life(sides: LifecycleSides, options: CheckOptions) -> Beyond:
         return Beyond(broken=BrokenContract(reason=stale))
     if options.beyond == "off":
         return Beyond()
-    with _without_warnings():
-        remarks = [*late_hook(sides, options), *undeclared_autocast(sides, options)]
-    return Beyond(remarks=(*remarks, *filter(None, [stale])))
+    remarks: list[str] = []
+    if not sides.first.budget.spent():
+        with _without_warnings():
+            remarks += [*late_hook(sides, options), *undeclared_autocast(sides, options)]
+    return Beyond(remarks=(*remarks, *filter(None, [stale])), notes=_left_out(sides.first))
+
+
+def _left_out(pair: Pair) -> tuple[str, ...]:
+    """Return a note if the seconds of the case were spent before everything was tried."""
+    reason = pair.budget.spent()
+    return (f"beyond what was declared not all was tried: {reason}",) if reason else ()
 
 
 @contextlib.contextmanager
@@ -73,6 +83,7 @@ def concluded(found: CheckResult, beyond: Beyond, options: CheckOptions) -> Chec
 
     With ``beyond="off"`` it has no remarks: those that other checks added are dropped.
     """
+    found = dataclasses.replace(found, notes=(*found.notes, *beyond.notes))
     if beyond.broken is not None:
         return dataclasses.replace(
             found,

@@ -7,7 +7,6 @@ then those that Hypothesis draws. `Evidence` accumulates what they show, and giv
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Iterator
 
 import torch
@@ -59,7 +58,7 @@ class CheckProtocol:
         """
         options = self._options
         try:
-            failure = self._try_fixed_examples(time.monotonic())
+            failure = self._try_fixed_examples()
             if failure is None and not self._trial.evidence.examples:
                 return self._result(*self._trial.evidence.verdict())
             if failure is None or not _is_exception(failure):
@@ -99,7 +98,7 @@ class CheckProtocol:
         if self._pair.phase == "update" and not outcome.gradients:
             self._notes.append("no output requires grad: the update phase compared the forward only")
 
-    def _try_fixed_examples(self, began: float) -> Failure | None:
+    def _try_fixed_examples(self) -> Failure | None:
         """Try the fixed examples up to the first failure: contents, sizes, and last the layouts.
 
         The layouts come last because they add graphs.
@@ -107,12 +106,12 @@ class CheckProtocol:
         tree, options = self._pair.tree, self._options
         ladder = recipes.ladder(tree, options.batch, nonfinite=options.nonfinite, seed=options.seed)
         self._try_eager(ladder[0])
-        failure = self._first_failure(ladder) or self._learn_in_evaluation(ladder[0])
+        failure = self._first_failure(ladder, "fixed examples") or self._learn_in_evaluation(ladder[0])
         self._fix_learning(failure)
         if failure is not None:
             return failure
         sizes = Sizes(self._pair, self._trial, options, ladder)
-        failure = sizes.first_failure(began)
+        failure = sizes.first_failure()
         self._each_size_compiles = sizes.each_compiles
         self._notes += sizes.notes
         if failure is not None or not options.layouts:
@@ -120,7 +119,8 @@ class CheckProtocol:
         before = len(self._pair.capture.recompiles)
         met = options.batch[:1] if sizes.each_compiles else options.batch
         laid_out, views = recipes.in_other_memory(tree, met, options.seed + len(ladder))
-        failure = self._first_failure([*laid_out, *(views if not self._writes_inputs(views) else ())])
+        shared = views if not self._pair.budget.spent() and not self._writes_inputs(views) else []
+        failure = self._first_failure([*laid_out, *shared], "memory layouts")
         self._recompiles_by_layout = len(self._pair.capture.recompiles) - before
         return failure
 
@@ -149,8 +149,17 @@ class CheckProtocol:
                 return True
         return False
 
-    def _first_failure(self, examples: list[Recipe]) -> Failure | None:
-        return next(filter(None, map(self._trial, examples)), None)
+    def _first_failure(self, examples: list[Recipe], what: str) -> Failure | None:
+        for number, recipe in enumerate(examples):
+            reason = self._pair.budget.spent()
+            # A case that compares nothing has no verdict.
+            if reason and self._trial.evidence.examples:
+                self._notes.append(f"{len(examples) - number} {what} not tried: {reason}")
+                return None
+            failure = self._trial(recipe)
+            if failure is not None:
+                return failure
+        return None
 
     def _learn_in_evaluation(self, recipe: Recipe) -> Failure | None:
         """Learn from an example in ``eval()`` mode, as imitation learning does.
@@ -224,12 +233,11 @@ class CheckProtocol:
         return st.sampled_from(sorted(near)) | st.integers(low, high)
 
     def _out_of_budget(self) -> bool:
-        if self._pair.recorder.compile_s <= self._options.max_seconds:
-            return False
-        note = f"compiling took more than max_seconds={self._options.max_seconds:g}: no more examples"
-        if note not in self._notes:
+        reason = self._pair.budget.spent()
+        note = f"no more examples drawn: {reason}"
+        if reason and note not in self._notes:
             self._notes.append(note)
-        return True
+        return bool(reason)
 
     def _differs(self, failure: Failure) -> CheckResult:
         self.failure = failure

@@ -30,6 +30,7 @@ from pytest_torchcompile.policies.twins import Factory, Twins, build_twins
 from pytest_torchcompile.policies.wrong_inputs import advice, eager_raises
 from pytest_torchcompile.results import Capture
 from pytest_torchcompile.runtime.autocast import autocasting
+from pytest_torchcompile.runtime.budget import Budget
 from pytest_torchcompile.runtime.isolation import seed_everything
 from pytest_torchcompile.runtime.progress import Progress, silent
 from pytest_torchcompile.specs.trees import declared
@@ -66,6 +67,7 @@ class Pair:
         remember_parameters: bool = False,
     ) -> None:
         require_known(options)
+        self.budget = beside.budget if beside else Budget(options.max_seconds)
         self.method = method
         self.phase = phase
         self.factory = factory

@@ -54,17 +54,13 @@ class Sizes:
         self._options = options
         self._met = met
 
-    def first_failure(self, began: float) -> Failure | None:
-        """Try each size once and return the first failure; None if there is none.
+    def first_failure(self) -> Failure | None:
+        """Try each size once and return the first failure; None if there is none."""
+        return self._try_batches() or self._try_lengths()
 
-        Args:
-            began: start of the case, by ``time.monotonic()``.
-        """
-        return self._try_batches(began) or self._try_lengths()
-
-    def _try_batches(self, began: float) -> Failure | None:
+    def _try_batches(self) -> Failure | None:
         sizes = [size for size in self.declared() if size not in {recipe.batch for recipe in self._met}]
-        budget = _Budget(self._pair, self._options, began)
+        budget = _Budget(self._pair, self._options)
         failure, self.each_compiles = self._try("batch", sizes, self._recipe_of_batch, budget)
         return failure
 
@@ -99,7 +95,7 @@ class Sizes:
         compiled: list[int] = []
         in_a_row = 0
         for number, size in enumerate(sizes):
-            reason = "" if budget is None else budget.exceeded_by(size)
+            reason = self._pair.budget.spent() or (budget.exceeded_by(size) if budget else "")
             if reason:
                 self._note_not_tried(kind, sizes[number:], reason)
                 break
@@ -129,21 +125,18 @@ class Sizes:
 class _Budget:
     """Limits the time and memory that large sizes may take."""
 
-    def __init__(self, pair: Pair, options: CheckOptions, began: float) -> None:
+    def __init__(self, pair: Pair, options: CheckOptions) -> None:
         self._pair = pair
         self._options = options
-        self._began = began
         self._spent_s = 0.0
         self._per_row_s = 0.0
         self._per_row_bytes: float | None = None
 
     def exceeded_by(self, size: int) -> str:
         """Return why a size is not tried; empty if it is."""
-        if self._pair.recorder.compile_s > self._options.max_seconds:
-            return f"compiling took more than max_seconds={self._options.max_seconds:g}"
         if size > max(self._options.batch) and size * self._bytes_of_a_row() > MOST_BYTES:
             return f"a call would hold more than {MOST_BYTES / 2**30:.0f} GiB"
-        allowed = max(LEAST_S, SHARE * (time.monotonic() - self._began))
+        allowed = max(LEAST_S, SHARE * self._pair.budget.seconds)
         if size > CHEAP and self._spent_s + size * self._per_row_s > allowed:
             return f"they would take more than {SHARE:.0%} of the case's time"
         return ""

@@ -84,9 +84,7 @@ class LifecycleProtocol:
             story = canonical(self._sides.acting, list(self._learning), self._options.batch, self._possible())
             failure = self._trial.run_possible(story)
             self._require_compiled(failure.story if failure else story, failure)
-            failure = failure or self._trial.run_possible(
-                training(list(self._learning), self._options.batch[0], self._options.steps)
-            )
+            failure = failure or self._train()
             failure = self._search(failure, story, name)
             # Before the methods that sample are compiled again.
             capture = self._capture()
@@ -162,6 +160,14 @@ class LifecycleProtocol:
 
     # --- more stories ---
 
+    def _train(self) -> StoryFailure | None:
+        """Take consecutive optimizer steps, if there are seconds left."""
+        if self._out_of_budget():
+            return None
+        return self._trial.run_possible(
+            training(list(self._learning), self._options.batch[0], self._options.steps)
+        )
+
     def _search(self, first: StoryFailure | None, known: Story, name: str) -> StoryFailure | None:
         """Search with Hypothesis for a story that fails, or for a shorter one than `first`."""
         shortest = None if first is None else suppress_stop_if_found([first], lambda: self._shortest(first))
@@ -226,12 +232,11 @@ class LifecycleProtocol:
         return None
 
     def _out_of_budget(self) -> bool:
-        if self._sides.capture.compile_s <= self._options.max_seconds:
-            return False
-        note = f"compiling took more than max_seconds={self._options.max_seconds:g}: no more stories"
-        if note not in self._notes:
+        reason = self._sides.first.budget.spent()
+        note = f"no more stories: {reason}"
+        if reason and note not in self._notes:
             self._notes.append(note)
-        return True
+        return bool(reason)
 
     def _frozen(self) -> Difference | None:
         """Return the difference of a method whose samples, compiled as deployed, never change; else None."""

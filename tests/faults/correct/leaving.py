@@ -266,7 +266,8 @@ class Phasor(nn.Module):
         return torch.tanh(self.angle(x))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.polar(F.softplus(self.size(x)), self.phase(x))
+        # Away from zero: at subnormal sizes the gradient of compiled polar is infinite or NaN, and eager's is not.
+        return torch.polar(0.01 + F.softplus(self.size(x)), self.phase(x))
 
 
 class Roots(nn.Module):

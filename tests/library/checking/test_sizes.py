@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import types
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +15,7 @@ from pytest_torchcompile.checking import sizes
 from pytest_torchcompile.generation import edges
 from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.results import CheckResult
+from pytest_torchcompile.runtime.budget import Budget
 
 Outputs = list[torch.Tensor]
 
@@ -261,12 +261,16 @@ def test_sizes_that_need_much_memory_are_left_out(monkeypatch: pytest.MonkeyPatc
     assert result.notes[0].endswith("1024 not tried: a call would hold more than 0 GiB")
 
 
-@pytest.mark.parametrize(
-    ("compile_s", "reason"), [(9.0, ""), (11.0, "compiling took more than max_seconds=10")]
-)
-def test_a_compile_budget_ends_the_sizes(compile_s: float, reason: str) -> None:
-    pair: Any = types.SimpleNamespace(recorder=types.SimpleNamespace(compile_s=compile_s))
-    assert sizes._Budget(pair, CheckOptions(max_seconds=10.0), 0.0).exceeded_by(31) == reason
+def test_no_size_is_tried_once_the_seconds_of_the_case_are_spent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Budget, "spent", lambda budget: "the case took too long")
+    met: list[int] = []
+    result = try_sizes(met=met, observation=Box(("T", 5)), factory=Recurrent)
+    assert_passes(result)
+    assert len(set(met)) == 1
+    kinds = ("fixed examples", "batch 2, 3, 7", "T = 2, 7, 8, 16, 33, 64", "memory layouts")
+    said = [note for note in result.notes if note.endswith("not tried: the case took too long")]
+    for kind in kinds:
+        assert any(kind in note for note in said), (kind, result.notes)
 
 
 def test_sizes_of_actions_alone() -> None:

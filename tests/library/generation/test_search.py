@@ -254,16 +254,45 @@ def test_shrinking_takes_no_longer_than_the_option_says() -> None:
     assert time.monotonic() - started < 30
 
 
-def test_a_budget_for_compiling() -> None:
+def test_the_seconds_of_a_case_count_compiling() -> None:
     def slow(graph: torch.fx.GraphModule, inputs: Any) -> Any:
         time.sleep(0.3)
         return graph
 
     result = check(lambda: nn.Linear(8, 4), observation=Box((8,)), backend=slow, max_seconds=0.8, examples=20)
     assert result.verdict is Verdict.EQUAL
-    assert any(note.startswith("compiling took more than max_seconds=0.8") for note in result.notes)
+    assert any("the case took more than max_seconds=0.8" in note for note in result.notes)
     full = check(lambda: nn.Linear(8, 4), observation=Box((8,)), examples=20)
     assert full.examples > result.examples
+
+
+class Slow(nn.Module):
+    """An environment in the policy, or a search: each call takes long and nothing of it is compiled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.look_ahead()
+        return self.net(x)
+
+    @torch.compiler.disable
+    def look_ahead(self) -> None:
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("phase", ["rollout", "update", "lifecycle"])
+def test_the_seconds_of_a_case_count_calls_and_what_is_left_out_is_said(phase: str) -> None:
+    began = time.monotonic()
+    result = check(Slow, phase, observation=Box((8,)), max_seconds=1.0, examples=500)
+    assert result.verdict is Verdict.EQUAL
+    assert result.examples >= 1
+    assert time.monotonic() - began < 30  # 500 examples take 50 seconds and more
+    reason = "the case took more than max_seconds=1"
+    more = "stories" if phase == "lifecycle" else "examples drawn"
+    assert f"no more {more}: {reason}" in result.notes
+    assert f"beyond what was declared not all was tried: {reason}" in result.notes
 
 
 def test_a_failure_that_depends_on_what_ran_before_is_kept() -> None:
