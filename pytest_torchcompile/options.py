@@ -30,6 +30,9 @@ PROFILES: dict[str, dict[str, Any]] = {
 }
 """Options that `profile` sets together; an option that is given by itself wins over them."""
 
+GUARD_FILTER = "guard_filter_fn"
+"""An option of torch.compile itself: it takes it out of `options` before the backend sees them."""
+
 
 def _option(default: Any, accepts: Callable[[Any], Any], expected: str, help: str) -> Any:
     """Return a field of the table; `accepts` normalises a value, or raises ValueError or TypeError."""
@@ -79,7 +82,7 @@ class CheckOptions:
         None,
         values.optional(values.mapping),
         "a dict, or 'name=value name=value'",
-        "torch.compile's options for inductor",
+        "torch.compile's options for inductor, and guard_filter_fn for any backend",
     )
     phases: tuple[str, ...] = _option(
         (*PHASES, LIFECYCLE),
@@ -313,8 +316,9 @@ class CheckOptions:
                 f"{shown('samples')} needs scipy, which is not installed: "
                 f'pip install "pytest-torchcompile[sampling]"'
             )
-        for name in ("mode", "options"):
-            if getattr(self, name) is not None and self.backend != "inductor":
+        for_inductor = {"mode": self.mode, "options": {*(self.options or ())} - {GUARD_FILTER}}
+        for name, value in for_inductor.items():
+            if value and self.backend != "inductor":
                 raise UsageError(
                     f"{shown(name)} is for the inductor backend, but {shown('backend')}; drop one of them"
                 )

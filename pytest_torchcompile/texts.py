@@ -52,7 +52,7 @@ def first_line(error: BaseException) -> str:
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = " ".join(lines[:2]) if lines and lines[0].endswith(":") else "".join(lines[:1])
-    return f"{type(error).__name__}: {said:.300}" if lines else type(error).__name__
+    return f"{type(error).__name__}: {clipped(said, 300)}" if lines else type(error).__name__
 
 
 def is_of_ours(filename: str) -> bool:
@@ -127,6 +127,16 @@ def share(part: int, whole: int) -> str:
     """Return a percentage, which is 0 % only for none and 100 % only for all."""
     rounded = round(100 * part / whole)
     return f"{min(max(rounded, 1), 99) if 0 < part < whole else rounded} %"
+
+
+def clipped(text: str, most: int) -> str:
+    """Return `text` in at most `most` characters, with ``...`` for its end if it is longer.
+
+    Example:
+        >>> clipped("expected all tensors to be on one device", 20)
+        'expected all tens...'
+    """
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def shortened(text: str, most: int) -> str:

@@ -10,12 +10,15 @@ import collections
 import contextlib
 import copy
 import cProfile
+import inspect
 import logging
 import os
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 from unittest.mock import MagicMock
 
 import hypothesis
@@ -1152,6 +1155,41 @@ def test_a_result_taken_for_a_constant_is_known_and_can_be_traced() -> None:
         with under:
             assert compiled(torch.ones(2), 2).tolist() == [3, 3]
     assert internals.constant_results({constant.__code__: globals()}) == [constant]
+
+
+_READ = [1.0]
+
+
+@torch.compiler.allow_in_graph
+def in_graph(x: torch.Tensor) -> torch.Tensor:
+    return x + _READ[0]
+
+
+@torch._dynamo.nonstrict_trace
+def not_traced(x: torch.Tensor) -> torch.Tensor:
+    return x + _READ[0]
+
+
+@pytest.mark.parametrize("function", [in_graph, not_traced])
+def test_a_function_that_dynamo_puts_into_the_graph_is_known_and_can_be_traced(function: Any) -> None:
+    code = inspect.unwrap(function).__code__
+    assert internals.functions_in_graph({code: globals()}) == [function]
+    assert internals.functions_in_graph({constant.__code__: globals()}) == []
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        return function(x) * 2
+
+    for looks_into_it in (False, True):
+        torch.compiler.reset()
+        compiled = torch.compile(run, backend="aot_eager")
+        under = (
+            internals.without_functions_in_graph([function]) if looks_into_it else contextlib.nullcontext()
+        )
+        with under, mock.patch.object(sys.modules[__name__], "_READ", [1.0]):
+            assert compiled(torch.ones(2)).tolist() == [4, 4]
+            _READ[0] = 2.0
+            assert compiled(torch.ones(2)).tolist() == ([6, 6] if looks_into_it else [4, 4])
+    assert internals.functions_in_graph({code: globals()}) == [function]
 
 
 @needs_torch("2.10", "can be made to draw in eager's order")

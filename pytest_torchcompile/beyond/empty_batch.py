@@ -26,7 +26,7 @@ def empty_batch(pair: Pair, options: CheckOptions) -> Iterator[str]:
 
     A policy that its factory compiles is not checked, because it can't be compiled a second time.
     """
-    if pair.twins.deployed or pair.budget.spent() or _may_abort(pair):
+    if pair.twins.deployed or pair.out_of_seconds() or _may_abort(pair):
         return
     recipe = recipes.random_recipe(pair.tree, 0, options.seed)
     try:

@@ -54,7 +54,7 @@ def try_undeclared_inputs(pair: Pair, options: CheckOptions) -> tuple[list[str],
     attempt = _Attempt(pair, recipe)
     remarks: list[str] = []
     for wrong in wrong_inputs(pair.tree):
-        if pair.budget.spent():
+        if pair.out_of_seconds():
             break
         found = attempt(wrong)
         if found is None:

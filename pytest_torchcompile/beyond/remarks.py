@@ -58,7 +58,7 @@ def look_beyond_life(sides: LifecycleSides, options: CheckOptions) -> Beyond:
     if options.beyond == "off":
         return Beyond()
     remarks: list[str] = []
-    if not sides.first.budget.spent():
+    if not sides.first.out_of_seconds():
         with _without_warnings():
             remarks += [*late_hook(sides, options), *undeclared_autocast(sides, options)]
     return Beyond(remarks=(*remarks, *filter(None, [stale])), notes=_left_out(sides.first))
@@ -66,7 +66,7 @@ def look_beyond_life(sides: LifecycleSides, options: CheckOptions) -> Beyond:
 
 def _left_out(pair: Pair) -> tuple[str, ...]:
     """Return a note if the seconds of the case were spent before everything was tried."""
-    reason = pair.budget.spent()
+    reason = pair.out_of_seconds()
     return (f"beyond what was declared not all was tried: {reason}",) if reason else ()
 
 

@@ -17,7 +17,12 @@ from pytest_torchcompile.checking.pair import Pair
 from pytest_torchcompile.checking.repeating import only_trains
 from pytest_torchcompile.checking.sampling import compare_samples
 from pytest_torchcompile.checking.sizes import Sizes
-from pytest_torchcompile.checking.stops import Stop, require_compiled, suppress_stop_if_found
+from pytest_torchcompile.checking.stops import (
+    Stop,
+    does_not_repeat,
+    require_compiled,
+    suppress_stop_if_found,
+)
 from pytest_torchcompile.checking.trial import Failure, Trial
 from pytest_torchcompile.compiling.recurrent import remedies
 from pytest_torchcompile.errors import CompileFailed
@@ -119,7 +124,7 @@ class CheckProtocol:
         before = len(self._pair.capture.recompiles)
         met = options.batch[:1] if sizes.each_compiles else options.batch
         laid_out, views = recipes.in_other_memory(tree, met, options.seed + len(ladder))
-        shared = views if not self._pair.budget.spent() and not self._writes_inputs(views) else []
+        shared = views if not self._pair.out_of_seconds() and not self._writes_inputs(views) else []
         failure = self._first_failure([*laid_out, *shared], "memory layouts")
         self._recompiles_by_layout = len(self._pair.capture.recompiles) - before
         return failure
@@ -151,7 +156,7 @@ class CheckProtocol:
 
     def _first_failure(self, examples: list[Recipe], what: str) -> Failure | None:
         for number, recipe in enumerate(examples):
-            reason = self._pair.budget.spent()
+            reason = self._pair.out_of_seconds()
             # A case that compares nothing has no verdict.
             if reason and self._trial.evidence.examples:
                 self._notes.append(f"{len(examples) - number} {what} not tried: {reason}")
@@ -233,7 +238,7 @@ class CheckProtocol:
         return st.sampled_from(sorted(near)) | st.integers(low, high)
 
     def _out_of_budget(self) -> bool:
-        reason = self._pair.budget.spent()
+        reason = self._pair.out_of_seconds()
         note = f"no more examples drawn: {reason}"
         if reason and note not in self._notes:
             self._notes.append(note)
@@ -247,11 +252,9 @@ class CheckProtocol:
                 lambda lenient: Trial(self._pair, lenient)(failure.recipe) is None,
                 self._trial.rerun(failure.recipe),
             )
-        reason = (
-            ""
-            if failure.replayed
-            else f"depends on what ran before: differed on call {failure.call}, not when tried again"
-        )
+        reason = ""
+        if not failure.replayed:
+            reason = does_not_repeat(f"call {failure.call}", self._trial.rerun(failure.recipe))
         return self._with_differences(reason, self._trial.differences(failure), failure.recipe)
 
     def _with_differences(

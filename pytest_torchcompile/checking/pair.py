@@ -67,7 +67,7 @@ class Pair:
         remember_parameters: bool = False,
     ) -> None:
         require_known(options)
-        self.budget = beside.budget if beside else Budget(options.max_seconds)
+        self.budget: Budget = beside.budget if beside else Budget(options.max_seconds)
         self.method = method
         self.phase = phase
         self.factory = factory
@@ -177,6 +177,11 @@ class Pair:
         self.recorder.begin(recipe)
         state = self.compiled.state
         self._counters = {} if state is None else state.counters()
+
+    def out_of_seconds(self) -> str:
+        """Return why nothing more is tried, if the case has taken long enough; empty otherwise."""
+        limit = self._options.max_seconds
+        return f"the case took more than max_seconds={limit:g}" if self.budget.left < 0 else ""
 
     def report_step(self, what: str) -> None:
         """Report a step on the current example as progress."""

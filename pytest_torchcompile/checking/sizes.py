@@ -95,7 +95,7 @@ class Sizes:
         compiled: list[int] = []
         in_a_row = 0
         for number, size in enumerate(sizes):
-            reason = self._pair.budget.spent() or (budget.exceeded_by(size) if budget else "")
+            reason = self._pair.out_of_seconds() or (budget.exceeded_by(size) if budget else "")
             if reason:
                 self._note_not_tried(kind, sizes[number:], reason)
                 break
@@ -136,7 +136,7 @@ class _Budget:
         """Return why a size is not tried; empty if it is."""
         if size > max(self._options.batch) and size * self._bytes_of_a_row() > MOST_BYTES:
             return f"a call would hold more than {MOST_BYTES / 2**30:.0f} GiB"
-        allowed = max(LEAST_S, SHARE * self._pair.budget.seconds)
+        allowed = max(LEAST_S, SHARE * self._pair.budget.spent)
         if size > CHEAP and self._spent_s + size * self._per_row_s > allowed:
             return f"they would take more than {SHARE:.0%} of the case's time"
         return ""

@@ -23,6 +23,10 @@ RECOMPILES_IN_A_ROW = 3
 """A check stops after this many consecutive calls that compile again for a shape already seen."""
 
 
+REPEATS = 8
+"""How often eager is repeated on one example if the policy keeps state that the check can't restore."""
+
+
 class Stop(BaseException):
     """Ends a check with a verdict. It is not an `Exception`, so that Hypothesis does not catch it."""
 
@@ -58,7 +62,8 @@ def compiles_again(in_a_row: int, limit: int, recompiles: Sequence[str]) -> Stop
     return Stop(
         Verdict.NOT_COMPILED,
         f"{in_a_row} calls in a row compiled again for shapes already seen; torch gives up after {limit} and "
-        f"runs eager instead; the guard that fails: {recompiles[-1] if recompiles else 'unknown'}",
+        f"runs eager instead; the guard that fails: {recompiles[-1] if recompiles else 'unknown'}. Keep what "
+        f"changes with each call in a tensor, such as a buffer, or out of the compiled method",
     )
 
 
@@ -91,6 +96,37 @@ def require_repeated(
         f"check can't restore{kept}. Keep that state in buffers or in attributes that are tensors, and draw "
         f"random numbers from torch's, numpy's or python's global generators",
     )
+
+
+def require_repeatable(eager: Outcome, tolerance: Tolerance, rerun: Callable[[], Outcome]) -> None:
+    """Return if repeated calls of eager on one example have the same outcome.
+
+    If the policy keeps state that the check can't restore, eager is repeated more often: what depends on
+    whether a call is an even one repeats now and then.
+
+    Args:
+        eager: the outcome of a call.
+        tolerance: what counts as the same.
+        rerun: calls eager once more.
+
+    Raises:
+        Stop: if an outcome differs, because a difference from compiled would then prove nothing.
+    """
+    require_repeated(eager, rerun(), tolerance, rerun)
+    for _ in range(REPEATS if kept_state(rerun) else 0):
+        require_repeated(eager, rerun(), tolerance, rerun)
+
+
+def does_not_repeat(call: str, rerun: Callable[[], object]) -> str:
+    """Return the sentence for a difference that does not appear when the same is tried again.
+
+    Args:
+        call: the call or move that differed, such as ``call 3``.
+        rerun: calls eager once more, to find the state that it keeps.
+    """
+    found = kept_state(rerun)
+    kept = f"; it keeps state that the check can't restore: {some(found)}" if found else ""
+    return f"depends on what ran before: differed on {call}, not when tried again{kept}"
 
 
 def require_compiled(pair: Pair, options: CheckOptions) -> None:

@@ -19,7 +19,13 @@ from pytest_torchcompile.checking.evidence import Evidence
 from pytest_torchcompile.checking.pair import Pair
 from pytest_torchcompile.checking.repeating import caused_by_earlier_call
 from pytest_torchcompile.checking.sensitivity import SensitivityRecord
-from pytest_torchcompile.checking.stops import RECOMPILES_IN_A_ROW, Stop, compiles_again, require_repeated
+from pytest_torchcompile.checking.stops import (
+    RECOMPILES_IN_A_ROW,
+    Stop,
+    compiles_again,
+    require_repeatable,
+    require_repeated,
+)
 from pytest_torchcompile.comparing import nonfinite, representation
 from pytest_torchcompile.comparing.float64 import errors, with_float64
 from pytest_torchcompile.comparing.measure import Tolerance
@@ -303,7 +309,7 @@ class Trial:
 
     def _rerun(self, recipe: Recipe, learning: Learning) -> Rerun:
         pair = self._pair
-        return lambda under, wide=False: pair.run(
+        return lambda under=contextlib.nullcontext, wide=False: pair.run(
             pair.eager, recipe, under=under, wide=wide, learning=learning
         )
 
@@ -319,7 +325,7 @@ class Trial:
         def floors(paths: Collection[str]) -> Iterator[Floor]:
             # Checked before the first floor of the case, and whenever no floor explains the difference.
             if not self._repeats:
-                require_repeated(eager, once(), self._tolerance, once)
+                require_repeatable(eager, self._tolerance, once)
                 self._repeats = True
             yield from asked.floors(paths)
             require_repeated(eager, once(), self._tolerance, once)

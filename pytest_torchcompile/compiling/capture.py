@@ -100,7 +100,8 @@ def compile_function(function: Callable[..., Any], options: CheckOptions) -> Cal
             mode=options.mode,
             dynamic=options.dynamic,
             fullgraph=options.fullgraph,
-            options=options.options,
+            # A copy, because torch.compile takes some options out of it.
+            options=None if options.options is None else dict(options.options),
         )
     except Exception as error:
         raise UsageError(f"torch.compile rejects the module or the options: {first_line(error)}") from error

@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from pytest_torchcompile import internals
-from pytest_torchcompile.compiling.capture import Recorder, compile_function, failure_text
+from pytest_torchcompile.compiling.capture import Recorder, compile_function
 from pytest_torchcompile.options import CheckOptions
+from pytest_torchcompile.texts import clipped, first_line
 
 SETTING = "torch._dynamo.config.allow_rnn = True"
 """The setting that lets dynamo capture recurrent modules."""
@@ -102,5 +103,6 @@ def _failure(rnn: nn.RNNBase, options: CheckOptions) -> str:
                 if grad:
                     found.sum().backward()
     except Exception as error:
-        return failure_text(error)
+        # Whether it works matters here, and only little how it fails.
+        return clipped(first_line(internals.inner_error(error)), 120)
     return ""

@@ -22,23 +22,22 @@ from pytest_torchcompile.explaining.in_place import assigning_agrees, find_write
 from pytest_torchcompile.explaining.place import Graph, capture_graphs, find_graph, find_module
 from pytest_torchcompile.explaining.policy_script import case_script, story_script
 from pytest_torchcompile.explaining.proof import CantWrite, Proof, Script, write_proof
-from pytest_torchcompile.explaining.python_code import constant_results, foreign_numbers
-from pytest_torchcompile.explaining.stages import PARTITIONER, STAGES, Stage, first_stage, narrow, up_to
-from pytest_torchcompile.explaining.subjects import (
-    Budget,
-    CannotCompare,
-    OutOfTime,
-    Sampler,
-    Subject,
-    WholeCase,
-    WholeStory,
+from pytest_torchcompile.explaining.python_code import (
+    PythonCause,
+    constant_results,
+    dropped_guards,
+    foreign_numbers,
+    functions_in_graph,
 )
+from pytest_torchcompile.explaining.stages import PARTITIONER, STAGES, Stage, first_stage, narrow, up_to
+from pytest_torchcompile.explaining.subjects import CannotCompare, Sampler, Subject, WholeCase, WholeStory
 from pytest_torchcompile.generation.recipes import Recipe, random_recipe
 from pytest_torchcompile.lifecycle.sides import LifecycleSides
 from pytest_torchcompile.lifecycle.trial import StoryFailure
 from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.policies.calls import EXITS
 from pytest_torchcompile.results import Difference, Explanation
+from pytest_torchcompile.runtime.budget import Budget, OutOfTime
 from pytest_torchcompile.texts import raised_text, shortest, some
 
 Found = TypeVar("Found")
@@ -174,15 +173,20 @@ class _Explainer:
         recipe: Recipe,
         differences: Sequence[Difference],
     ) -> None:
-        """If the stage is dynamo, find what in the policy's Python code makes compiled another program."""
-        if self._found.stage != STAGES["eager"]:
-            return
-        what = "the Python code at fault"
-        found = self._try(what, lambda: foreign_numbers(pair, recipe, differences)) or self._try(
-            what, lambda: constant_results(case, options, pair, recipe)
-        )
-        if found is not None:
-            self._note(place=found.place, lines=found.lines, advice=found.advice)
+        """Find what in the policy's Python code makes compiled another program, in dynamo or AOTAutograd."""
+        searches: dict[str, list[Callable[[], PythonCause | None]]] = {
+            STAGES["eager"]: [
+                lambda: foreign_numbers(pair, recipe, differences),
+                lambda: constant_results(case, options, pair, recipe),
+                lambda: dropped_guards(case, options),
+            ],
+            STAGES["aot_eager"]: [lambda: functions_in_graph(case, options, pair, recipe)],
+        }
+        for search in searches.get(self._found.stage, ()):
+            found = self._try("the Python code at fault", search)
+            if found is not None:
+                self._note(place=found.place, lines=found.lines, advice=found.advice)
+                return
 
     def _reproducing_options(self, case: Subject) -> CheckOptions:
         """Return options under which the case differs when it is compiled for its example alone.

@@ -16,10 +16,11 @@ from torch import fx, nn
 
 from pytest_torchcompile import internals
 from pytest_torchcompile.explaining.stages import up_to
-from pytest_torchcompile.explaining.subjects import Budget, CannotCompare, Part, WholeCase
+from pytest_torchcompile.explaining.subjects import CannotCompare, Part, WholeCase
 from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.policies.holders import policy_of
 from pytest_torchcompile.policies.snapshots import copied, map_tensors
+from pytest_torchcompile.runtime.budget import Budget
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

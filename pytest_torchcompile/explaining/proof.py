@@ -135,6 +135,8 @@ def compile_arguments(options: CheckOptions, *, draws: bool) -> dict[str, Any]:
     if not isinstance(options.backend, str):
         raise CantWrite(f"the backend {options.backend_name} has no name by which a script can find it")
     own = options.options
+    if any(callable(value) for value in (own or {}).values()):
+        raise CantWrite("options holds a function, and a script can't find it")
     if draws and options.backend == "inductor" and options.mode is None:
         # As in the check: without this option inductor draws other random numbers than eager.
         own = {**(own or {}), "fallback_random": True}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 from collections.abc import Iterable, Iterator
 
 from pytest_torchcompile import internals
@@ -14,7 +15,7 @@ from pytest_torchcompile.checking.executed import drawing_lines, functions_run
 from pytest_torchcompile.checking.pair import Pair
 from pytest_torchcompile.explaining.subjects import Subject
 from pytest_torchcompile.generation.recipes import Recipe
-from pytest_torchcompile.options import CheckOptions
+from pytest_torchcompile.options import GUARD_FILTER, CheckOptions
 from pytest_torchcompile.results import Difference
 from pytest_torchcompile.texts import line_of, some
 
@@ -63,6 +64,51 @@ def constant_results(case: Subject, options: CheckOptions, pair: Pair, recipe: R
         f"value of {names}{reads}",
         lines=lines,
         advice=f"drop assume_constant_result from {names} ({some(lines)}): tried, this example then agrees",
+    )
+
+
+def dropped_guards(case: Subject, options: CheckOptions) -> PythonCause | None:
+    """Return the user's guard filter, if the case agrees with all guards."""
+    own = dict(options.options or {})
+    filter_ = own.pop(GUARD_FILTER, None)
+    if filter_ is None or case.differences(dataclasses.replace(options, options=own or None)):
+        return None
+    name = getattr(filter_, "__name__", repr(filter_))
+    return PythonCause(
+        place=f"the guards that options={{{GUARD_FILTER!r}: {name}}} drops: compiled keeps values that have "
+        f"changed since it was compiled",
+        lines=(),
+        advice=f"keep the guards on what changes, or drop {GUARD_FILTER}: tried, this example then agrees",
+    )
+
+
+def functions_in_graph(
+    case: Subject, options: CheckOptions, pair: Pair, recipe: Recipe
+) -> PythonCause | None:
+    """Return the functions under ``allow_in_graph`` or ``nonstrict_trace``, if the case agrees without that.
+
+    Dynamo does not look into them, so nothing guards what they read besides their arguments.
+
+    Args:
+        case: the case that differs.
+        options: options under which it differs.
+        pair: its two sides.
+        recipe: an example.
+    """
+    allowed = internals.functions_in_graph(functions_run(pair, recipe))
+    if not allowed:
+        return None
+    if case.differences(options, lambda: internals.without_functions_in_graph(allowed)):
+        return None
+    codes = [inspect.unwrap(function).__code__ for function in allowed]
+    lines = tuple(line_of(code.co_filename, code.co_firstlineno) for code in codes)
+    names = some([f.__name__ for f in allowed])
+    return PythonCause(
+        place=f"{some(lines)}: {names} runs only while torch traces (torch.compiler.allow_in_graph or "
+        f"nonstrict_trace), and compiled keeps what it read then besides its arguments",
+        lines=lines,
+        advice=f"pass what changes to {names} as an argument, as a tensor if it is a number: with dynamo "
+        f"looking into {names}, this example agrees",
     )
 
 

@@ -13,10 +13,11 @@ import functools
 from typing import Any
 
 from pytest_torchcompile import internals
-from pytest_torchcompile.explaining.subjects import CannotCompare, OutOfTime, Subject
+from pytest_torchcompile.explaining.subjects import CannotCompare, Subject
 from pytest_torchcompile.internals import CompilerStep
-from pytest_torchcompile.options import CheckOptions
+from pytest_torchcompile.options import GUARD_FILTER, CheckOptions
 from pytest_torchcompile.policies.calls import Around
+from pytest_torchcompile.runtime.budget import OutOfTime
 from pytest_torchcompile.texts import some
 
 STAGES = {
@@ -76,10 +77,11 @@ class Cause:
 
 
 def up_to(options: CheckOptions, backend: object) -> CheckOptions:
-    """Return `options` with another backend, without mode and options, which are for the user's backend."""
+    """Return `options` with another backend, without mode and options that are for the user's backend."""
     if backend == options.backend:
         return options
-    return dataclasses.replace(options, backend=backend, mode=None, options=None)
+    kept = {name: value for name, value in (options.options or {}).items() if name == GUARD_FILTER}
+    return dataclasses.replace(options, backend=backend, mode=None, options=kept or None)
 
 
 def first_stage(subject: Subject, options: CheckOptions) -> Stage:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -33,32 +32,11 @@ from pytest_torchcompile.policies.calls import Around, Outcome, Side
 from pytest_torchcompile.policies.methods import Method
 from pytest_torchcompile.policies.snapshots import copied, map_tensors
 from pytest_torchcompile.results import Difference
-
-
-class OutOfTime(Exception):
-    """The time for an explanation is up."""
+from pytest_torchcompile.runtime.budget import Budget
 
 
 class CannotCompare(Exception):
     """A subject can't be compiled or compared in this way; the message says why."""
-
-
-class Budget:
-    """The seconds that an explanation may take."""
-
-    def __init__(self, seconds: float) -> None:
-        self._begun = time.monotonic()
-        self._seconds = seconds
-
-    @property
-    def left(self) -> float:
-        """The seconds that are left."""
-        return self._begun + self._seconds - time.monotonic()
-
-    def require(self) -> None:
-        """Raise `OutOfTime` if no time is left."""
-        if self.left <= 0:
-            raise OutOfTime
 
 
 class Subject(Protocol):

@@ -12,12 +12,14 @@ from pytest_torchcompile.internals.compiled import (
     compiled_owner,
     constant_results,
     eager_call,
+    functions_in_graph,
     is_compiled,
     module_of,
     owner_of,
     set_compiled_call,
     uncompiled,
     without_constant_results,
+    without_functions_in_graph,
 )
 from pytest_torchcompile.internals.draws import eager_random_numbers
 from pytest_torchcompile.internals.events import (
@@ -105,6 +107,7 @@ __all__ = [
     "eager_random_numbers",
     "fake_tensors",
     "fresh_compile_cache",
+    "functions_in_graph",
     "graph_break_count",
     "graph_breaks",
     "graphs_run",
@@ -141,5 +144,6 @@ __all__ = [
     "user_line",
     "why_disabled",
     "without_constant_results",
+    "without_functions_in_graph",
     "written_arguments",
 ]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -48,16 +50,54 @@ def _original_callable(value: Any) -> Any:
 def constant_results(codes: Mapping[types.CodeType, Mapping[str, Any]]) -> list[types.FunctionType]:
     """Return the functions with one of these codes whose result dynamo takes for a constant.
 
-    ``torch._dynamo.assume_constant_result`` marks them. They are looked for among the globals that belong to
-    each code, and in the classes there.
+    ``torch._dynamo.assume_constant_result`` marks them.
+    """
+    return [function for function in _functions(codes) if vars(function).get(_CONSTANT)]
+
+
+def _functions(codes: Mapping[types.CodeType, Mapping[str, Any]]) -> list[types.FunctionType]:
+    """Return the functions with one of these codes, among the globals of each code and in the classes there.
+
+    Of a function that `functools.wraps` wraps around another, it has the code of the other.
     """
     found: dict[types.FunctionType, None] = {}
     for scope in {id(scope): scope for scope in codes.values()}.values():
         for value in list(scope.values()):
             for one in list(vars(value).values()) if isinstance(value, type) else [value]:
-                if type(one) is types.FunctionType and one.__code__ in codes and vars(one).get(_CONSTANT):
+                if type(one) is types.FunctionType and inspect.unwrap(one).__code__ in codes:
                     found[one] = None
     return list(found)
+
+
+def functions_in_graph(codes: Mapping[types.CodeType, Mapping[str, Any]]) -> list[types.FunctionType]:
+    """Return the functions with one of these codes that dynamo puts into the graph without looking into them.
+
+    ``torch.compiler.allow_in_graph`` and ``torch.compiler.nonstrict_trace`` register them.
+    """
+    from torch._dynamo import trace_rules
+
+    return [
+        function
+        for function in _functions(codes)
+        if trace_rules.is_callable_allowed(function) or trace_rules.is_nonstrict_trace_callable(function)
+    ]
+
+
+@contextlib.contextmanager
+def without_functions_in_graph(functions: Iterable[types.FunctionType]) -> Iterator[None]:
+    """In the body, dynamo looks into these functions, or into what they wrap."""
+    from torch._dynamo import trace_rules
+
+    ids = {id(function) for function in functions}
+
+    def among_others(is_registered: Callable[[Any], bool]) -> Callable[[Any], bool]:
+        return lambda value: id(value) not in ids and is_registered(value)
+
+    with contextlib.ExitStack() as stack:
+        for name in ("is_callable_allowed", "is_nonstrict_trace_callable"):
+            changed = among_others(getattr(trace_rules, name))
+            stack.enter_context(mock.patch.object(trace_rules, name, changed))
+        yield
 
 
 @contextlib.contextmanager

@@ -103,11 +103,16 @@ def known_modes() -> list[str]:
     return sorted(list_mode_options())
 
 
+_OWN_OPTIONS = ("guard_filter_fn", "use_aoti")
+"""Options that torch.compile takes out of `options` before inductor sees them."""
+
+
 def known_inductor_options() -> list[str]:
     """Return the options that torch.compile accepts with inductor, with underscores and with dashes."""
     from torch._inductor import list_options
 
-    return [spelled for name in list_options() for spelled in (name, name.replace("_", "-"))]
+    spelled = [spelled for name in list_options() for spelled in (name, name.replace("_", "-"))]
+    return [*spelled, *_OWN_OPTIONS]
 
 
 @contextlib.contextmanager

@@ -15,7 +15,12 @@ from pytest_torchcompile.checking.freshness import FROZEN, frozen
 from pytest_torchcompile.checking.known_causes import rounding_causes
 from pytest_torchcompile.checking.pair import Pair
 from pytest_torchcompile.checking.repeating import only_trains
-from pytest_torchcompile.checking.stops import Stop, require_compiled, suppress_stop_if_found
+from pytest_torchcompile.checking.stops import (
+    Stop,
+    does_not_repeat,
+    require_compiled,
+    suppress_stop_if_found,
+)
 from pytest_torchcompile.errors import CompileFailed, UsageError
 from pytest_torchcompile.generation import recipes
 from pytest_torchcompile.generation.recipes import Recipe
@@ -232,7 +237,7 @@ class LifecycleProtocol:
         return None
 
     def _out_of_budget(self) -> bool:
-        reason = self._sides.first.budget.spent()
+        reason = self._sides.first.out_of_seconds()
         note = f"no more stories: {reason}"
         if reason and note not in self._notes:
             self._notes.append(note)
@@ -263,8 +268,7 @@ class LifecycleProtocol:
         differences = self._trial.differences(failure)
         reasons = list(likeness(failure, self._trial.rerun, self._trial.tolerance))
         if not failure.replayed:
-            number = failure.move
-            reasons.insert(0, f"depends on what ran before: differed on move {number}, not when tried again")
+            reasons.insert(0, does_not_repeat(f"move {failure.move}", self._trial.rerun(failure.story)))
         return dataclasses.replace(
             self._result(Verdict.DIFFERS, "; ".join(reasons), capture),
             worst=differences[0],

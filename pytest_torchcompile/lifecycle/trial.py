@@ -14,7 +14,7 @@ import torch
 from pytest_torchcompile import internals
 from pytest_torchcompile.checking.evidence import Evidence
 from pytest_torchcompile.checking.repeating import graph_advice
-from pytest_torchcompile.checking.stops import Stop, compiles_again, require_repeated
+from pytest_torchcompile.checking.stops import Stop, compiles_again, require_repeatable
 from pytest_torchcompile.comparing.float64 import with_float64
 from pytest_torchcompile.comparing.measure import Tolerance
 from pytest_torchcompile.comparing.references import References, references
@@ -263,7 +263,7 @@ class StoryTrial:
         def floors(paths: Collection[str]) -> Iterator[Floor]:
             self._disturbed = True
             if not self._repeats:
-                require_repeated(eager, rerun(), self.tolerance, rerun)
+                require_repeatable(eager, self.tolerance, rerun)
                 self._repeats = True
             yield from asked.floors(paths)
 

@@ -242,8 +242,9 @@ def explanation_rows(explanation: Explanation) -> list[tuple[str, str]]:
     rows += [("vanishes", f"without {cause}") for cause in explanation.causes]
     if explanation.place:
         rows.append(("place", explanation.place))
-    if explanation.lines:
-        rows.append(("code", some(explanation.lines)))
+    elsewhere = [line for line in explanation.lines if line not in explanation.place]
+    if elsewhere:
+        rows.append(("code", some(elsewhere)))
     if explanation.remedy:
         rows.append(("remedy", f"options={explanation.remedy!r}, under which this example agrees"))
     if explanation.advice:

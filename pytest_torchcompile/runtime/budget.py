@@ -1,32 +1,37 @@
-"""Limits the seconds that a case may take before it stops trying more."""
+"""Counts the seconds that a case, or the explanation of one, may take."""
 
 from __future__ import annotations
 
 import time
 
 
-class Budget:
-    """The seconds of one case, from its beginning: compiling, drawing and calls of both sides.
+class OutOfTime(Exception):
+    """The seconds of a budget are up."""
 
-    Args:
-        seconds: how many; infinity for no limit.
+
+class Budget:
+    """A number of seconds, which begin when the object is made.
 
     Example:
-        >>> Budget(0.0).spent()
-        'the case took more than max_seconds=0'
+        >>> Budget(0.0).left <= 0
+        True
     """
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._began = time.monotonic()
+        self._begun = time.monotonic()
 
     @property
-    def seconds(self) -> float:
-        """The seconds since the case began."""
-        return time.monotonic() - self._began
+    def spent(self) -> float:
+        """The seconds since the beginning."""
+        return time.monotonic() - self._begun
 
-    def spent(self) -> str:
-        """Return why nothing more is tried; empty while there are seconds left."""
-        return (
-            f"the case took more than max_seconds={self._seconds:g}" if self.seconds > self._seconds else ""
-        )
+    @property
+    def left(self) -> float:
+        """The seconds that are left; negative after the end."""
+        return self._seconds - self.spent
+
+    def require(self) -> None:
+        """Raise `OutOfTime` if no time is left."""
+        if self.left <= 0:
+            raise OutOfTime

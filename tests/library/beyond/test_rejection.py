@@ -29,9 +29,9 @@ from pytest_torchcompile import (
     Verdict,
 )
 from pytest_torchcompile.beyond import rejection
+from pytest_torchcompile.checking.pair import Pair
 from pytest_torchcompile.generation import tensors
 from pytest_torchcompile.generation.recipes import random_recipe
-from pytest_torchcompile.runtime.budget import Budget
 from pytest_torchcompile.specs import spaces, trees
 from pytest_torchcompile.specs.invalid_inputs import MOST, wrong_inputs
 from pytest_torchcompile.specs.spaces import Wrapped
@@ -413,7 +413,7 @@ def test_no_input_is_tried_once_the_seconds_of_the_case_are_spent(monkeypatch: p
         return Actor(lambda x: x[..., :8])
 
     assert_remarks(check_small(lenient, nonfinite=False), "one too large")
-    monkeypatch.setattr(Budget, "spent", lambda budget: "the case took too long")
+    monkeypatch.setattr(Pair, "out_of_seconds", lambda pair: "the case took too long")
     result = check_small(lenient, nonfinite=False)
     assert result.verdict is Verdict.EQUAL
     assert not result.remarks

@@ -108,6 +108,41 @@ def test_what_is_kept_is_named(policy: type[Base], named: str, function: Any, ph
     assert ", then " in text
 
 
+class Alternates(Base):
+    """Two of seven calls return another result, so that eager repeats itself more often than not."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.as_tensor(self.layer(x) * self.sign())
+
+    @torch.compiler.disable
+    def sign(self) -> float:
+        global STEP
+        STEP = (STEP + 1.0) % 7
+        return 1.1 if STEP < 2 else 1.0
+
+
+@pytest.mark.parametrize("phase", ["rollout", "update", "lifecycle"])
+@pytest.mark.parametrize("seed", range(3))
+def test_state_that_mostly_repeats_is_no_rounding(phase: str, seed: int) -> None:
+    result = check(Alternates, phase, observation=OBSERVATION, seed=seed, explain_seconds=0)
+    assert result.verdict is Verdict.EAGER_FAILED
+    assert "it keeps state that the check can't restore: the global STEP is " in result.reason
+
+
+@pytest.mark.parametrize("phase", ["rollout", "lifecycle"])
+def test_it_is_named_beside_a_difference_that_does_not_appear_again(phase: str) -> None:
+    """Without a reference in eager, nothing asks whether eager repeats itself."""
+    seen = set()
+    for seed in range(6):
+        result = check(
+            Alternates, phase, observation=OBSERVATION, seed=seed, reference="eager", explain_seconds=0
+        )
+        assert result.verdict is Verdict.DIFFERS
+        seen.add("depends on what ran before" in result.reason)
+        assert ("can't restore: the global STEP is " in result.reason) is ("depends on" in result.reason)
+    assert True in seen
+
+
 def test_what_is_restored_is_not_named() -> None:
     result = check(Counts, observation=OBSERVATION)
     assert result.verdict.passed

@@ -12,10 +12,10 @@ from torch import nn
 
 from pytest_torchcompile import Box, Discrete
 from pytest_torchcompile.checking import sizes
+from pytest_torchcompile.checking.pair import Pair
 from pytest_torchcompile.generation import edges
 from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.results import CheckResult
-from pytest_torchcompile.runtime.budget import Budget
 
 Outputs = list[torch.Tensor]
 
@@ -262,7 +262,7 @@ def test_sizes_that_need_much_memory_are_left_out(monkeypatch: pytest.MonkeyPatc
 
 
 def test_no_size_is_tried_once_the_seconds_of_the_case_are_spent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Budget, "spent", lambda budget: "the case took too long")
+    monkeypatch.setattr(Pair, "out_of_seconds", lambda pair: "the case took too long")
     met: list[int] = []
     result = try_sizes(met=met, observation=Box(("T", 5)), factory=Recurrent)
     assert_passes(result)

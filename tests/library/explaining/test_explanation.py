@@ -680,3 +680,89 @@ def test_numbers_of_another_generator_are_named_with_the_line_and_nothing_else(p
     )
     assert "draw these numbers from torch's generator" in failure_text(result)
     assert "assume_constant_result" not in failure_text(result)
+
+
+class Annealing(nn.Module):
+    """Divides by a temperature, which is an attribute that a run may anneal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.actor = nn.Linear(8, 4)
+        self.temperature = 1.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.actor(x) / self.temperature
+
+
+class UnseenTemperature(Annealing):
+    """Dynamo does not look into what reads the temperature, and guards nothing there."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        _acting["policy"] = self
+        return tempered(self.actor(x))
+
+
+class UntracedTemperature(Annealing):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        _acting["policy"] = self
+        return tempered_untraced(self.actor(x))
+
+
+class PassedTemperature(Annealing):
+    """The control: what the function needs is an argument of it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return divided(self.actor(x), self.temperature)
+
+
+_acting: dict[str, Annealing] = {}
+
+
+@torch.compiler.allow_in_graph
+def tempered(y: torch.Tensor) -> torch.Tensor:
+    return y / _acting["policy"].temperature
+
+
+@torch._dynamo.nonstrict_trace
+def tempered_untraced(y: torch.Tensor) -> torch.Tensor:
+    return y / _acting["policy"].temperature
+
+
+@torch.compiler.allow_in_graph
+def divided(y: torch.Tensor, temperature: float) -> torch.Tensor:
+    return y / temperature
+
+
+@pytest.mark.parametrize(
+    ("policy", "function"), [(UnseenTemperature, tempered), (UntracedTemperature, tempered_untraced)]
+)
+def test_what_an_untraced_function_reads_is_kept_and_it_is_named(policy: Any, function: Any) -> None:
+    result, explanation = explained(policy, "lifecycle", backend="aot_eager")
+    assert "uses the attribute from before the change" in result.reason
+    assert explanation.stage == "AOTAutograd"
+    code = inspect.unwrap(function).__code__
+    line = line_of(code.co_filename, code.co_firstlineno)
+    assert explanation.place.startswith(f"{line}: {function.__name__} runs only while torch traces")
+    assert f"pass what changes to {function.__name__} as an argument" in explanation.advice
+    assert failure_text(result).count(line) == 1
+    assert_passes(check(PassedTemperature, "lifecycle", observation=Box((8,)), backend="aot_eager"))
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_a_guard_filter_that_drops_a_guard_is_named(backend: str) -> None:
+    own = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
+    result, explanation = explained(Annealing, "lifecycle", backend=backend, options=own)
+    assert "uses the attribute from before the change" in result.reason
+    assert explanation.stage == "dynamo"
+    assert "options={'guard_filter_fn': skip_guard_on_all_nn_modules_unsafe} drops" in explanation.place
+    assert "tried, this example then agrees" in explanation.advice
+    assert list(own) == ["guard_filter_fn"], "torch.compile takes it out of what it gets"
+
+
+def test_a_guard_filter_that_keeps_what_matters_passes() -> None:
+    def all_of_them(guards: Any) -> list[bool]:
+        return [True for _ in guards]
+
+    options = {"guard_filter_fn": all_of_them}
+    result = check(Annealing, "lifecycle", observation=Box((8,)), backend="aot_eager", options=options)
+    assert result.verdict.passed, failure_text(result)
