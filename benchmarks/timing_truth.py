@@ -6,6 +6,8 @@ Under a load of its own making (a process that computes and sleeps at random), i
 
 * how often something timed against itself is called ``faster`` or ``slower``, which should be never;
 * how often a policy that is slower by a known share of its own time, which it spends spinning, is called so;
+* how many of the intervals of 95 % hold the truth, for a policy against itself and for six calls of it
+  against five, without and with the load;
 * the spread of the speedup over processes, beside that of the ratio of two medians that were timed one
   after the other, as pytest-benchmark does.
 """
@@ -27,6 +29,7 @@ import torch
 from torch import nn
 
 from pytest_torchcompile import Speedup, measure_speedup
+from pytest_torchcompile.results.speedup import TOO_FEW
 
 Policy = Callable[..., Any]
 
@@ -96,6 +99,29 @@ def spinning(policy: Policy, extra_s: float) -> Policy:
     return call
 
 
+def repeated(policy: Policy, times: int) -> Policy:
+    """`policy` called so often: under any load, six calls take six fifths of the time of five."""
+
+    def call(*args: torch.Tensor) -> Any:
+        for _ in range(times - 1):
+            policy(*args)
+        return policy(*args)
+
+    return call
+
+
+def coverage(policy: Policy, x: torch.Tensor, times: int, seconds: float, timings: int) -> str:
+    """How many intervals of the speedup hold the truth if the second side makes so many calls, not five."""
+    first, second, truth = repeated(policy, 5), repeated(policy, times), 5 / times
+    found = [measure_speedup(first, second, x, seconds=seconds) for _ in range(timings)]
+    given = [speedup for speedup in found if speedup.conclusion != TOO_FEW]
+    held = sum(speedup.interval[0] <= truth <= speedup.interval[1] for speedup in given)
+    widths = [speedup.interval[1] / speedup.interval[0] - 1 for speedup in given]
+    width = statistics.median(widths) if widths else float("nan")
+    none = f", {len(found) - len(given)} without (too few rounds)" if len(given) < len(found) else ""
+    return f"{held} of {len(given)} intervals hold {truth:.3f}, median width {width:.1%}{none}"
+
+
 def sequential(policy: nn.Module, x: torch.Tensor, seconds: float) -> float:
     """The ratio of two medians timed one after the other."""
     medians = []
@@ -139,6 +165,9 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=10, help="processes of the spread")
     parser.add_argument("--seconds", type=float, default=2.0, help="budget of one timing")
     parser.add_argument("--load", type=int, default=2, help="processes that compute half of the time")
+    parser.add_argument("--intervals", type=int, default=100, help="timings whose intervals are judged")
+    parser.add_argument("--interval-seconds", type=float, default=1.0, help="budget of one of them")
+    parser.add_argument("--only", choices=("intervals",), help="measure this alone")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
@@ -146,6 +175,13 @@ def main() -> None:
         return
     for name, make in POLICIES.items():
         policy, x = make()
+        for processes in (0, arguments.load):
+            with load(processes):
+                for times in (5, 6):
+                    held = coverage(policy, x, times, arguments.interval_seconds, arguments.intervals)
+                    print(f"{name}, {processes} processes beside it: {held}", flush=True)
+        if arguments.only == "intervals":
+            continue
         alone_s = seconds_of(policy, x)
         slow = {share: spinning(policy, share * alone_s) for share in (0.1, 0.2, 0.4)}
 
