@@ -18,7 +18,12 @@ from pytest_torchcompile.checking.pair import Pair
 from pytest_torchcompile.checking.sampling import compare_samples
 from pytest_torchcompile.compiling.budgets import exceeded
 from pytest_torchcompile.compiling.toolchain import repeat_without_broken_files
-from pytest_torchcompile.explaining.explanation import explain, explain_draws, explain_story
+from pytest_torchcompile.explaining.explanation import (
+    explain,
+    explain_draws,
+    explain_rejection,
+    explain_story,
+)
 from pytest_torchcompile.lifecycle.protocol import LifecycleProtocol
 from pytest_torchcompile.lifecycle.sides import LifecycleSides
 from pytest_torchcompile.options import LIFECYCLE, PHASES, CheckOptions
@@ -175,7 +180,7 @@ def _check_case(
             progress.step(BEYOND)
             beyond = look_beyond(pair, options) if found.verdict.passed else Beyond()
             progress.step(EXPLAINING)
-            explanation = _why(pair, protocol, options, name or found.case)
+            explanation = _why(pair, protocol, beyond, options, name or found.case)
         finally:
             pair.restore()
     result = _result(concluded(found, beyond, options), options, timed, explanation)
@@ -234,7 +239,9 @@ def _check_lifecycle(
     return result, tuple(failures)
 
 
-def _why(pair: Pair, protocol: CheckProtocol, options: CheckOptions, name: str) -> Explanation | None:
+def _why(
+    pair: Pair, protocol: CheckProtocol, beyond: Beyond, options: CheckOptions, name: str
+) -> Explanation | None:
     """Return why a case differs; None if it does not, or with ``explain_seconds=0``."""
 
     def differing_draws(pair: Pair, options: CheckOptions) -> tuple[Difference, ...]:
@@ -244,6 +251,8 @@ def _why(pair: Pair, protocol: CheckProtocol, options: CheckOptions, name: str) 
         return None
     if protocol.failure is not None:
         return explain(pair, protocol.failure, options, name)
+    if beyond.broken is not None:
+        return explain_rejection(pair, beyond.broken, options, name)
     return explain_draws(pair, differing_draws, options, name) if protocol.sampled else None
 
 

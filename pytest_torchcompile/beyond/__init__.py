@@ -2,5 +2,5 @@
 
 Input: a case that has passed. Output: its remarks.
 
-Other folders use `remarks`.
+Other folders use `rejection`, `remarks`.
 """

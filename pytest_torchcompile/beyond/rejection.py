@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import torch
 
@@ -36,11 +37,15 @@ class BrokenContract:
         reason: one sentence for the user.
         difference: the difference between the two sides; None if nothing was called.
         example: the inputs of the calls, in one line.
+        tree: the specs of those inputs.
+        recipe: the example of them.
     """
 
     reason: str
     difference: Difference | None = None
     example: str = ""
+    tree: Any = None
+    recipe: Recipe | None = None
 
 
 def try_undeclared_inputs(pair: Pair, options: CheckOptions) -> tuple[list[str], BrokenContract | None]:
@@ -51,7 +56,7 @@ def try_undeclared_inputs(pair: Pair, options: CheckOptions) -> tuple[list[str],
         options: how it was checked. No more inputs are tried once its budget is spent.
     """
     recipe = recipes.random_recipe(pair.tree, options.batch[0], options.seed)
-    attempt = _Attempt(pair, recipe)
+    attempt = Attempt(pair, recipe)
     remarks: list[str] = []
     for wrong in wrong_inputs(pair.tree):
         if pair.out_of_seconds():
@@ -64,27 +69,39 @@ def try_undeclared_inputs(pair: Pair, options: CheckOptions) -> tuple[list[str],
                 reason=f"compiled does not reject what eager rejects: {wrong.what}",
                 difference=found.difference,
                 example=descriptions.describe(wrong.tree, recipe),
+                tree=wrong.tree,
+                recipe=recipe,
             )
         remarks.append(f"on inputs that were not declared ({wrong.what}) {rejection_text(found.difference)}")
     return remarks, None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Disagreement:
-    """An exception that only one side raises."""
+class Disagreement:
+    """An exception that only one side raises, or two that differ.
+
+    Args:
+        difference: the difference.
+        is_contract: whether the user's code or a library's validation rejects the inputs on purpose.
+    """
 
     difference: Difference
     is_contract: bool
 
 
-class _Attempt:
-    """Gives wrong inputs to both sides of a pair."""
+class Attempt:
+    """Gives wrong inputs to both sides of a pair.
+
+    Args:
+        pair: the two sides.
+        recipe: the example whose inputs are wrong.
+    """
 
     def __init__(self, pair: Pair, recipe: Recipe) -> None:
         self._pair = pair
         self._recipe = recipe
 
-    def __call__(self, wrong: Wrong) -> _Disagreement | None:
+    def __call__(self, wrong: Wrong) -> Disagreement | None:
         """Return how the sides disagree; None if both accept the inputs or both reject them."""
         eager = self._outcome(self._pair.eager, wrong)
         if eager is None or (eager.error is None and not self._costs_no_compile(wrong)):
@@ -95,7 +112,7 @@ class _Attempt:
         difference = self._difference(eager, compiled)
         if difference is None:
             return None
-        return _Disagreement(difference=difference, is_contract=is_contract(eager.error, compiled.error))
+        return Disagreement(difference=difference, is_contract=is_contract(eager.error, compiled.error))
 
     def _difference(self, eager: Outcome, compiled: Outcome) -> Difference | None:
         if eager.error is not None:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from pytest_torchcompile.beyond.rejection import BrokenContract
 from pytest_torchcompile.checking.compiling_branches import compiling_branches
 from pytest_torchcompile.checking.pair import Pair
 from pytest_torchcompile.checking.trial import Failure
@@ -30,7 +31,14 @@ from pytest_torchcompile.explaining.python_code import (
     functions_in_graph,
 )
 from pytest_torchcompile.explaining.stages import PARTITIONER, STAGES, Stage, first_stage, narrow, up_to
-from pytest_torchcompile.explaining.subjects import CannotCompare, Sampler, Subject, WholeCase, WholeStory
+from pytest_torchcompile.explaining.subjects import (
+    CannotCompare,
+    RejectedInputs,
+    Sampler,
+    Subject,
+    WholeCase,
+    WholeStory,
+)
 from pytest_torchcompile.generation.recipes import Recipe, random_recipe
 from pytest_torchcompile.lifecycle.sides import LifecycleSides
 from pytest_torchcompile.lifecycle.trial import StoryFailure
@@ -102,6 +110,32 @@ def explain_story(
         recipe = random_recipe(pair.tree, options.batch[0], options.seed)
         explainer.find_branches(pair, recipe)
         explainer.find_python_code(story, found[1], pair, recipe, failure.differences)
+    return explainer.explanation()
+
+
+def explain_rejection(pair: Pair, broken: BrokenContract, options: CheckOptions, name: str) -> Explanation:
+    """Explain at which stage compiled accepts what eager rejects, within `options.explain_seconds`.
+
+    Args:
+        pair: the case.
+        broken: the inputs, and what each side does with them.
+        options: how the case is compiled, and the folder for a proof.
+        name: the name of the case in the proof.
+    """
+    explainer = _Explainer(options, name)
+    recipe, differences = broken.recipe, tuple(filter(None, [broken.difference]))
+    assert recipe is not None  # something was called
+
+    def script(options: CheckOptions) -> Script:
+        return case_script(name, pair, recipe, differences, options, broken.tree)
+
+    if pair.twins.deployed:
+        explainer.prove([lambda: script(options)])
+        return explainer.explanation_of_deployed()
+    found = explainer.find_stage(RejectedInputs(pair, broken, explainer.budget))
+    if found is not None:
+        explainer.prove([lambda: script(found[1])])
+        explainer.find_branches(pair, recipe)
     return explainer.explanation()
 
 

@@ -34,7 +34,12 @@ Step = dict[str, Any]
 
 
 def case_script(
-    case: str, pair: Pair, recipe: Recipe, differences: tuple[Difference, ...], options: CheckOptions
+    case: str,
+    pair: Pair,
+    recipe: Recipe,
+    differences: tuple[Difference, ...],
+    options: CheckOptions,
+    tree: Any = None,
 ) -> Script:
     """Return the script of a case: one call of its method.
 
@@ -44,12 +49,13 @@ def case_script(
         recipe: the inputs.
         differences: the differences of the call.
         options: how the case was compiled.
+        tree: the specs of the inputs; None for those declared.
 
     Raises:
         CantWrite: if a script can't import the factory or make the same call.
     """
     update = pair.phase == "update"
-    bound = pair.arguments(recipe, wide=False)
+    bound = pair.arguments(recipe, wide=False, tree=tree)
     steps = _Steps(pairs=[pair], what="one call")
     train = update and pair.learning.training
     steps.call(pair, bound, train=train, grad=update, seed=recipe.seed, compare=True)

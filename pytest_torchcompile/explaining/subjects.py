@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from pytest_torchcompile import internals
+from pytest_torchcompile.beyond.rejection import BrokenContract
 from pytest_torchcompile.checking.pair import Pair
 from pytest_torchcompile.checking.stops import Stop
 from pytest_torchcompile.checking.trial import Trial
@@ -33,6 +34,7 @@ from pytest_torchcompile.policies.methods import Method
 from pytest_torchcompile.policies.snapshots import copied, map_tensors
 from pytest_torchcompile.results import Difference
 from pytest_torchcompile.runtime.budget import Budget
+from pytest_torchcompile.runtime.isolation import quietly
 
 
 class CannotCompare(Exception):
@@ -83,6 +85,39 @@ class WholeCase:
         except Stop as stop:
             raise CannotCompare(stop.reason) from None
         return () if failure is None else failure.judgement.differences
+
+
+class RejectedInputs:
+    """A case, called on inputs that eager rejects.
+
+    Args:
+        pair: the case.
+        broken: what compiled does not reject.
+        budget: the budget of the explanation.
+    """
+
+    def __init__(self, pair: Pair, broken: BrokenContract, budget: Budget) -> None:
+        self._pair = pair
+        self._broken = broken
+        self._budget = budget
+
+    def differences(
+        self, options: CheckOptions, under: Around = contextlib.nullcontext
+    ) -> tuple[Difference, ...]:
+        """See `Subject`."""
+        self._budget.require()
+        pair, recipe = self._pair.compiled_anew(options), self._broken.recipe
+        assert recipe is not None  # something was called
+        with under():
+            eager, compiled = (
+                pair.run(side, recipe, under=quietly, tree=self._broken.tree)
+                for side in (pair.eager, pair.compiled)
+            )
+        if compiled.error is not None and pair.recorder.is_compile_failure(compiled.error):
+            raise CannotCompare(failure_text(compiled.error))
+        if eager.error is None or compiled.error is not None:
+            return ()
+        return (self._broken.difference,) if self._broken.difference else ()
 
 
 class WholeStory:

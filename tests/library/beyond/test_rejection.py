@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,6 +33,7 @@ from pytest_torchcompile.beyond import rejection
 from pytest_torchcompile.checking.pair import Pair
 from pytest_torchcompile.generation import tensors
 from pytest_torchcompile.generation.recipes import random_recipe
+from pytest_torchcompile.reports.failure import failure_text
 from pytest_torchcompile.specs import spaces, trees
 from pytest_torchcompile.specs.invalid_inputs import MOST, wrong_inputs
 from pytest_torchcompile.specs.spaces import Wrapped
@@ -297,6 +299,19 @@ def test_what_is_raised_on_purpose_is_a_contract(how: str) -> None:
     assert_passes_small(check_small(lambda: Guarded(how), **SPREAD))
 
 
+def test_a_rejection_that_is_lost_has_its_stage_its_line_and_a_script(tmp_path: Path) -> None:
+    result = check(
+        NegatedByItself, examples=0, explain_seconds=300, proof=str(tmp_path), observation=Box((8,)), **SPREAD
+    )
+    assert result.reason == DECLARED
+    explanation = result.explanation
+    assert explanation is not None
+    assert explanation.stage == "dynamo"
+    assert "asks whether it is being compiled" in explanation.place
+    assert explanation.confirmed, explanation.remarks
+    assert "which reproduces the difference" in failure_text(result)
+
+
 def test_a_distribution_that_does_not_validate_promises_nothing() -> None:
     assert_passes_small(check_small(lambda: Guarded("nothing"), **SPREAD))
 
@@ -319,6 +334,13 @@ class Negated(nn.Module):
 def test_a_negative_deviation_is_a_contract_where_the_policy_validates() -> None:
     assert check_small(lambda: Negated(True), **SPREAD).reason == DECLARED
     assert_remarks(check_small(lambda: Negated(False), **SPREAD), "std: values below the minimum, 0.1")
+
+
+class NegatedByItself(Negated):
+    """Can be made without arguments, as a script makes it."""
+
+    def __init__(self) -> None:
+        super().__init__(validate=True)
 
 
 class OnlyCompiled(Actor):
