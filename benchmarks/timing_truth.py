@@ -6,8 +6,8 @@ Under a load of its own making (a process that computes and sleeps at random), i
 
 * how often something timed against itself is called ``faster`` or ``slower``, which should be never;
 * how often a policy that is slower by a known share of its own time, which it spends spinning, is called so;
-* how many of the intervals of 95 % hold the truth, for a policy against itself and for six calls of it
-  against five, without and with the load;
+* how many of the intervals of 95 % hold the truth, for a policy against itself and for 30 calls of it
+  against 25, without and with the load;
 * the spread of the speedup over processes, beside that of the ratio of two medians that were timed one
   after the other, as pytest-benchmark does.
 """
@@ -100,7 +100,10 @@ def spinning(policy: Policy, extra_s: float) -> Policy:
 
 
 def repeated(policy: Policy, times: int) -> Policy:
-    """`policy` called so often: under any load, six calls take six fifths of the time of five."""
+    """`policy` called so often: under any load, 30 calls take six fifths of the time of 25.
+
+    With fewer calls what the timing itself does before each of them would count.
+    """
 
     def call(*args: torch.Tensor) -> Any:
         for _ in range(times - 1):
@@ -111,8 +114,8 @@ def repeated(policy: Policy, times: int) -> Policy:
 
 
 def coverage(policy: Policy, x: torch.Tensor, times: int, seconds: float, timings: int) -> str:
-    """How many intervals of the speedup hold the truth if the second side makes so many calls, not five."""
-    first, second, truth = repeated(policy, 5), repeated(policy, times), 5 / times
+    """How many intervals of the speedup hold the truth if the second side makes so many calls, not 25."""
+    first, second, truth = repeated(policy, 25), repeated(policy, times), 25 / times
     found = [measure_speedup(first, second, x, seconds=seconds) for _ in range(timings)]
     given = [speedup for speedup in found if speedup.conclusion != TOO_FEW]
     held = sum(speedup.interval[0] <= truth <= speedup.interval[1] for speedup in given)
@@ -177,7 +180,7 @@ def main() -> None:
         policy, x = make()
         for processes in (0, arguments.load):
             with load(processes):
-                for times in (5, 6):
+                for times in (25, 30):
                     held = coverage(policy, x, times, arguments.interval_seconds, arguments.intervals)
                     print(f"{name}, {processes} processes beside it: {held}", flush=True)
         if arguments.only == "intervals":

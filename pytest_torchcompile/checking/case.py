@@ -111,7 +111,11 @@ class CheckProtocol:
         tree, options = self._pair.tree, self._options
         ladder = recipes.ladder(tree, options.batch, nonfinite=options.nonfinite, seed=options.seed)
         self._try_eager(ladder[0])
-        failure = self._first_failure(ladder, "fixed examples") or self._learn_in_evaluation(ladder[0])
+        failure = (
+            self._first_failure(ladder, "fixed examples")
+            or self._learn_from_sum(ladder[0])
+            or self._learn_in_evaluation(ladder[0])
+        )
         self._fix_learning(failure)
         if failure is not None:
             return failure
@@ -165,6 +169,15 @@ class CheckProtocol:
             if failure is not None:
                 return failure
         return None
+
+    def _learn_from_sum(self, recipe: Recipe) -> Failure | None:
+        """Learn from the plain sum of the outputs, as ``loss.sum().backward()`` and ``mean()`` do.
+
+        The gradients of the outputs then have another memory layout than the outputs.
+        """
+        if self._pair.phase != "update" or not self._trial.evidence.learns:
+            return None
+        return self._trial.learn_from_sum(recipe)
 
     def _learn_in_evaluation(self, recipe: Recipe) -> Failure | None:
         """Learn from an example in ``eval()`` mode, as imitation learning does.

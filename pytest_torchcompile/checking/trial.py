@@ -193,6 +193,18 @@ class Trial:
                     return failure
         return None
 
+    def learn_from_sum(self, recipe: Recipe) -> Failure | None:
+        """Compare the gradients of the plain sum of the outputs; return the failure, or None.
+
+        Many of them cancel, such as that of the sum of a softmax, so that small ones are only rounding.
+        """
+        before, self.small = self.small, False
+        try:
+            learning = dataclasses.replace(self._pair.learning, summed=True)
+            return self._learn(recipe, learning, hidden=False)
+        finally:
+            self.small = before
+
     def _learn(self, recipe: Recipe, learning: Learning, *, hidden: bool) -> Failure | None:
         """Compare the gradients that another `learning` computes; return the failure, or None.
 

@@ -127,7 +127,7 @@ class _Steps:
         learnt = pair.learning.outputs
         how: Step = {"train": train, "grad": grad, "seed": seed, "inference": inference}
         how["learn_from"] = None if learnt is None else sorted(learnt)
-        how["not_from"] = sorted(pair.learning.without)
+        how |= {"not_from": sorted(pair.learning.without), "summed": pair.learning.summed}
         how |= {"refill": refill, "settled": list(settled)}
         step = {"do": "call", "compare": compare, "method": pair.method.name, "inputs": len(self.inputs)}
         self.all.append(step | how)

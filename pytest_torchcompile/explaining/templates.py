@@ -171,7 +171,7 @@ class Side:
                 mine.copy_(theirs)
         return self.last[method]
 
-    def call(self, args, kwargs, method, train, grad, seed, inference, refill, settled, learn_from, not_from):
+    def call(self, args, kwargs, method, train, grad, seed, inference, refill, settled, **learning):
         if refill:
             args, kwargs = self.refilled(args, kwargs, method)
         self.last[method] = (args, kwargs)
@@ -189,9 +189,7 @@ class Side:
             inputs = {p: t for name, value in named for p, t in parts(value, f"input {name}")}
             found = {**outputs, **inputs}
             if grad:
-                learnt = outputs.keys() if learn_from is None else learn_from
-                roots = {p: t for p, t in outputs.items() if p in learnt and p not in not_from}
-                found |= self.gradients(roots, inputs, seed)
+                found |= self.gradients(outputs, inputs, seed, **learning)
             if "observe" in OWN:
                 found |= dict(parts(imported(*OWN["observe"])(self.policy), "observed"))
         found = {path: tensor.detach().clone() for path, tensor in found.items()}
@@ -201,14 +199,18 @@ class Side:
         named = without_wrapper(self.policy.named_buffers())
         return {f"buffer {name}": buffer.clone() for name, buffer in named}
 
-    def gradients(self, outputs, inputs, seed):
-        roots = {p: t for p, t in sorted(outputs.items()) if t.requires_grad and t.is_floating_point()}
+    def gradients(self, outputs, inputs, seed, learn_from, not_from, summed):
+        learnt = (outputs.keys() if learn_from is None else {*learn_from}) - {*not_from}
+        roots = {p: outputs[p] for p in sorted(learnt & outputs.keys())}
+        roots = {p: t for p, t in roots.items() if t.requires_grad and t.is_floating_point()}
         named = without_wrapper(self.policy.named_parameters())
         leaves = {name: p for name, p in named if p.requires_grad}
         leaves |= {path: tensor for path, tensor in inputs.items() if tensor.requires_grad}
         if not roots or not leaves:
             return {}
         directions = [direction(path, root, seed) for path, root in roots.items()]
+        if summed:
+            directions = [torch.ones((), dtype=root.dtype).expand(root.shape) for root in roots.values()]
         gradients = torch.autograd.grad(
             list(roots.values()), list(leaves.values()), directions, allow_unused=True
         )

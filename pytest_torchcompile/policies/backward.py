@@ -26,17 +26,20 @@ class Learning:
     Args:
         outputs: paths of the outputs that the loss is computed from; None means all.
         without: paths of the outputs that are left out of the loss.
+        summed: whether the loss is the plain sum of the outputs: the gradient of each is one number in
+            memory for all elements.
         training: whether the policy is in ``train()``; in ``eval()`` otherwise.
     """
 
     outputs: frozenset[str] | None = None
     without: frozenset[str] = frozenset()
+    summed: bool = False
     training: bool = True
 
     def __str__(self) -> str:
         of = "all outputs" if self.outputs is None else f"{some(sorted(self.outputs))} alone"
         without = f" but {some(sorted(self.without))}" if self.outputs is None and self.without else ""
-        return f"{of}{without}{'' if self.training else ', in eval()'}"
+        return f"{'the sum of ' * self.summed}{of}{without}{'' if self.training else ', in eval()'}"
 
     def leaving_out(self, paths: Iterable[str]) -> Learning:
         """Return a copy that leaves out `paths` as well."""
@@ -93,12 +96,14 @@ def backward_of(
         leaves: by name.
         seed: seed of the gradients of the outputs. Each is drawn separately, so that it does not depend on
             which other outputs exist.
-        learning: which outputs the loss is computed from.
+        learning: which outputs the loss is computed from, and how.
     """
     roots = learning.roots(outputs)
     if not roots or not leaves:
         return None
-    directions = [_direction(path, root, seed) for path, root in roots.items()]
+    directions = [
+        _of_sum(root) if learning.summed else _direction(path, root, seed) for path, root in roots.items()
+    ]
     return Backward(list(roots.values()), leaves, directions)
 
 
@@ -109,6 +114,11 @@ def learnt_from(outputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         for path, tensor in sorted(outputs.items())
         if (tensor.is_floating_point() or tensor.is_complex()) and internals.has_history(tensor)
     }
+
+
+def _of_sum(root: torch.Tensor) -> torch.Tensor:
+    """Return the gradient of ``root.sum()`` as autograd passes it on: a one that is expanded."""
+    return torch.ones((), device=root.device, dtype=root.dtype).expand(root.shape)
 
 
 def _direction(path: str, root: torch.Tensor, seed: int) -> torch.Tensor:

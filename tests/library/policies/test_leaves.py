@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import collections
+import copy
 import dataclasses
 import itertools
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -357,3 +359,66 @@ def test_complex_outputs_and_their_gradients_are_compared() -> None:
 def test_equal_values(one: list[float], other: list[float], equal: bool) -> None:
     assert equal_values(torch.tensor(one), torch.tensor(other)) is equal
     assert equal_values(torch.tensor(other), torch.tensor(one)) is equal
+
+
+# --- the gradient of a plain sum -------------------------------------------------------------------
+
+
+class _WrongIfExpanded(torch.autograd.Function):
+    """The gradient is doubled if all of its elements are one number in memory."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        return grad * (1 if any(grad.stride()) else 2)
+
+
+@torch.compiler.disable
+def _expanded_doubled(y: torch.Tensor) -> torch.Tensor:
+    return torch.as_tensor(_WrongIfExpanded.apply(y))
+
+
+@torch.compiler.disable
+def _kept(y: torch.Tensor) -> torch.Tensor:
+    return y.clone()
+
+
+class Summed(nn.Module):
+    """Compiled is wrong for ``loss.sum().backward()``."""
+
+    last: Callable[[torch.Tensor], torch.Tensor] = staticmethod(_expanded_doubled)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.net(x)
+        return self.last(y) if torch.compiler.is_compiling() else y
+
+
+class KeptSummed(Summed):
+    last = staticmethod(_kept)
+
+
+def test_the_gradient_of_a_plain_sum_is_compared(tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {"observation": Box((8,)), "examples": 0}
+    wrong = check(Summed, "update", explain_seconds=300, proof=str(tmp_path), **arguments)
+    assert_differs(wrong, "gradient of net.weight")
+    assert "it differs when learning from the sum of all outputs" in wrong.notes
+    assert wrong.explanation is not None
+    assert wrong.explanation.confirmed, wrong.explanation.remarks
+    assert_passes(check(KeptSummed, "update", **arguments))
+
+
+@pytest.mark.parametrize("last", [nn.Softmax(-1), nn.LogSoftmax(-1), nn.LayerNorm(4), nn.BatchNorm1d(4)])
+def test_a_gradient_that_cancels_in_the_sum_passes(last: nn.Module) -> None:
+    def policy() -> nn.Module:
+        return nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 4), copy.deepcopy(last))
+
+    for seed in range(3):
+        result = check(policy, "update", observation=Box((8,)), backend="inductor", batch=33, seed=seed)
+        assert_passes(result)
