@@ -176,7 +176,7 @@ class CheckOptions:
         0.0,
         values.number(0.0, 1.0),
         "a number from 0 to 1",
-        "least share of the parameters used by eager that the compiled graphs must contain",
+        "least share of the parameters used by eager, by number of elements, that graphs must contain",
     )
     min_coverage_work: float = _option(
         0.0,

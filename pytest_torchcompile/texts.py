@@ -123,7 +123,7 @@ def shortest(path: str) -> str:
     return min(path, os.path.relpath(path), key=len)
 
 
-def share(part: int, whole: int) -> str:
+def share(part: float, whole: float = 1.0) -> str:
     """Return a percentage, which is 0 % only for none and 100 % only for all."""
     rounded = round(100 * part / whole)
     return f"{min(max(rounded, 1), 99) if 0 < part < whole else rounded} %"

@@ -59,13 +59,17 @@ def _seen(rerun: Callable[[], object]) -> _Seen:
     """Return the values that the user's functions refer to, at the first call of each."""
     seen: _Seen = {}
     codes: set[types.CodeType] = set()
+    inner: set[types.CodeType] = set()
 
     def on_event(frame: types.FrameType, event: str, argument: Any) -> None:
         code = frame.f_code
         if event == "call" and code not in codes and is_users_code(code.co_filename):
             codes.add(code)
+            inner.update(constant for constant in code.co_consts if isinstance(constant, types.CodeType))
             named = (pair for place, value in _referred(frame) for pair in _parts(place, value))
-            seen.update((place, text) for place, value in named if (text := _text(value)))
+            # What is around a function that this call defines was made in this call.
+            kept = ((p, value) for p, value in named if p.kind != "closure" or code not in inner)
+            seen.update((place, text) for place, value in kept if (text := _text(value)))
 
     with profiled(on_event):
         rerun()

@@ -168,13 +168,17 @@ class Pair:
             yield
 
     def begin(self, recipe: Recipe) -> None:
-        """Begin an example: record compiled's counters, from which each call of eager starts.
-
-        Counters are not reset between examples. If a guard depends on a counter, every call compiles again,
-        and the check has to see that.
-        """
+        """Begin an example."""
         self._examples += 1
         self.recorder.begin(recipe)
+        self.begin_call()
+
+    def begin_call(self) -> None:
+        """Record compiled's counters, from which the next calls of eager start.
+
+        Counters are not reset between calls of compiled. If a guard depends on a counter, every call compiles
+        again, and the check has to see that.
+        """
         state = self.compiled.state
         self._counters = {} if state is None else state.counters()
 

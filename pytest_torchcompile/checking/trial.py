@@ -143,6 +143,7 @@ class Trial:
     def _called(self, recipe: Recipe, learning: Learning) -> tuple[Outcome, Outcome, bool]:
         """Call both sides; return both outcomes, and whether eager changed the state of the policy."""
         pair = self._pair
+        pair.begin_call()
         pair.report_step("eager call")
         eager = pair.run(pair.eager, recipe, learning=learning)
         if self.extra_checks:

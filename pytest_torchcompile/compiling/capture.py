@@ -28,7 +28,7 @@ from pytest_torchcompile.policies.reachable import Reachable
 from pytest_torchcompile.results import Capture
 from pytest_torchcompile.runtime.progress import Progress, silent
 from pytest_torchcompile.runtime.watchdog import Watchdog
-from pytest_torchcompile.texts import at, first_line, some, suggestion
+from pytest_torchcompile.texts import at, first_line, share, some, suggestion
 
 # If generated code raises one of these at run time, the code is invalid; a failing kernel raises others.
 _BROKEN_CODE = (AssertionError, AttributeError, NameError, SyntaxError, TypeError)
@@ -285,12 +285,12 @@ def _why_too_little(capture: Capture, options: CheckOptions) -> str:
     """Return which share of the method is smaller than the user's minimum; empty if none is."""
     if capture.coverage is not None and capture.coverage < options.min_coverage:
         return (
-            f"{capture.coverage:.0%} of the parameters were compiled, min_coverage="
+            f"{share(capture.coverage)} of the parameters were compiled, min_coverage="
             f"{options.min_coverage:g} asks for more; left eager: {some(capture.modules_left_eager)}"
         )
     if capture.coverage_work is not None and capture.coverage_work < options.min_coverage_work:
         return (
-            f"{capture.coverage_work:.0%} of the work was compiled, min_coverage_work="
+            f"{share(capture.coverage_work)} of the work was compiled, min_coverage_work="
             f"{options.min_coverage_work:g} asks for more; eager: {some(capture.work_left_eager)}"
         )
     return ""

@@ -197,7 +197,8 @@ class _Explainer:
         lines = self._try("a branch on compiling", lambda: compiling_branches(pair, recipe))
         if lines:
             asks = f"{some(lines)}, where the policy's own code asks whether it is being compiled"
-            self._note(place=asks, lines=lines)
+            advice = f"let both branches compute the same, or compile what lies in neither ({some(lines)})"
+            self._note(place=asks, lines=lines, advice=advice)
 
     def find_python_code(
         self,

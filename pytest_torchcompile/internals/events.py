@@ -98,8 +98,14 @@ def recompile_reasons() -> dict[str, str]:
 def _guard(reason: str) -> str:
     """Convert ``0/1: GUARD  # SOURCE  # FILE:LINE in FUNCTION (...)`` to ``GUARD (at FILE:LINE)``."""
     guard, *comments = reason.strip().splitlines()[0].split("  # ")
-    place = re.match(r"(\S+:\d+) in ", comments[-1]) if comments else None
-    return re.sub(r"^\d+/\d+: ", "", guard) + (f" (at {place[1]})" if place else "")
+    place = re.match(r"(\S+):(\d+) in ", comments[-1]) if comments else None
+    return re.sub(r"^\d+/\d+: ", "", guard) + (at(_whole(place[1]), int(place[2])) if place else "")
+
+
+def _whole(end: str) -> str:
+    """Return the file of a loaded module whose path ends like this: torch cuts off where long paths begin."""
+    files = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
+    return next((file for file in files if isinstance(file, str) and file.endswith(end)), end)
 
 
 def compile_seconds(latest: int) -> dict[str, float]:

@@ -231,7 +231,7 @@ def _require_drawn(tree: Any, name: str, policy: Any) -> None:
         raise UsageError(
             f"{name} is a tensor of shape {tuple(held[0].shape)}, but must be a spec: every example would "
             f"use this one tensor; declare a spec without the batch dimension: "
-            f"{name}={conventions.spec_like(held[0])}"
+            f"{name}={conventions.spec_like(held[0], policy)}"
         )
     value = tree.value if isinstance(tree, spaces.Constant) else tree
     raise UsageError(

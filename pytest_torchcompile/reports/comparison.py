@@ -20,32 +20,19 @@ def comparison_markdown(reports: Reports, rules: Rules) -> str:
 
     Args:
         reports: see `compare`.
-        rules: thresholds by metric. Metrics without one have the threshold of `DEFAULT_RULES`.
+        rules: thresholds by metric, which decide whether a case is worse.
     """
-    return fitted(_lines(reports, {**DEFAULT_RULES, **rules}), MOST_CHARACTERS)
+    return fitted(_lines(reports, rules), MOST_CHARACTERS)
 
 
 def _lines(reports: Reports, rules: Rules) -> Iterator[str]:
-    worse = reports.regressions(rules)
-    unequal = [
-        c
-        for c in reports.comparisons
-        if c.base.result.verdict is not c.head.result.verdict and not c.verdict_got_worse
-    ]
     yield from ("## Compiled against eager, compared with the baseline", "")
     if reports.comparisons:
         yield from (escaped(_versions(reports)), "")
-    yield f"**{_count(reports, worse, unequal)}**"
-    yield ""
-    for comparison in unequal:
-        then, now = (case.result.verdict for case in (comparison.base, comparison.head))
-        yield f"* {SIGNS[now]} {code(comparison.id)}: {escaped(f'{then} -> {now}')}"
-    for name, sentences in worse.items():
-        for sentence in sentences:
-            yield f"* ❌ {code(name)}: {escaped(sentence)}"
+    yield from _findings(reports, rules)
     yield ""
     yield from _gained_and_lost(reports)
-    for sentence in _circumstances(reports):
+    for sentence in _circumstances(reports, rules):
         yield f"* {escaped(sentence)}"
     for kind, names in (("Only here", reports.added), ("Only in the baseline", reports.gone)):
         if names:
@@ -56,12 +43,44 @@ def _lines(reports: Reports, rules: Rules) -> Iterator[str]:
         yield from ("", "</details>")
 
 
-def _count(reports: Reports, worse: dict[str, list[str]], unequal: list[Comparison]) -> str:
+def _findings(reports: Reports, rules: Rules) -> Iterator[str]:
+    """Yield the count, and a line for each other verdict and each figure that got worse.
+
+    A figure that no rule names is shown if it exceeds its default threshold, and does not decide.
+    """
+    worse = reports.regressions(rules)
+    others = {name: threshold for name, threshold in DEFAULT_RULES.items() if name not in rules}
+    beside = [
+        (name, sentence)
+        for name, sentences in reports.regressions(others).items()
+        for sentence in sentences
+        if sentence not in worse.get(name, ())
+    ]
+    unequal = [
+        c
+        for c in reports.comparisons
+        if c.base.result.verdict is not c.head.result.verdict and not c.verdict_got_worse
+    ]
+    yield f"**{_count(reports, len(worse), len(unequal), len({name for name, _ in beside}))}**"
+    yield ""
+    for comparison in unequal:
+        then, now = (case.result.verdict for case in (comparison.base, comparison.head))
+        yield f"* {SIGNS[now]} {code(comparison.id)}: {escaped(f'{then} -> {now}')}"
+    for name, sentences in worse.items():
+        for sentence in sentences:
+            yield f"* ❌ {code(name)}: {escaped(sentence)}"
+    for name, sentence in beside:
+        yield f"* {code(name)}: {escaped(sentence)}; no rule names this figure"
+
+
+def _count(reports: Reports, worse: int, unequal: int, beside: int) -> str:
     if reports.nothing_was_checked:
         return "0 cases: nothing was checked"
-    texts = [f"{len(reports.comparisons)} compared", f"{len(worse)} worse"]
+    texts = [f"{len(reports.comparisons)} compared", f"{worse} worse"]
     if unequal:
-        texts.append(f"{len(unequal)} with another verdict")
+        texts.append(f"{unequal} with another verdict")
+    if beside:
+        texts.append(f"{beside} worse in a figure that no rule names (--fail-on)")
     return ", ".join(texts)
 
 
@@ -91,15 +110,19 @@ def _gained_and_lost(reports: Reports) -> Iterator[str]:
                 yield f"* {code(comparison.id)}: {escaped(f'{what} {change}: {some(texts)}')}"
 
 
-def _circumstances(reports: Reports) -> list[str]:
-    """Return what else changed and what was therefore not compared, each with the number of cases."""
+def _circumstances(reports: Reports, rules: Rules) -> list[str]:
+    """Return what else changed, and what was not compared though it decides or because of it.
+
+    Each is a sentence with the number of cases.
+    """
     counts: dict[str, int] = {}
     for comparison in reports.comparisons:
         for text in comparison.circumstances:
             counts[f"changed: {text}"] = counts.get(f"changed: {text}", 0) + 1
         for metric, reason in comparison.reasons.items():
-            if any(circumstance in reason for circumstance in comparison.circumstances):
-                text = f"not compared: {metric}, because of {reason}"
+            changed = any(circumstance in reason for circumstance in comparison.circumstances)
+            if changed or metric in rules:
+                text = f"not compared: {metric}, because {'of ' * changed}{reason}"
                 counts[text] = counts.get(text, 0) + 1
     return [f"{text} ({number} case{'' if number == 1 else 's'})" for text, number in counts.items()]
 

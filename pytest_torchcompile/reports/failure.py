@@ -11,7 +11,7 @@ from pytest_torchcompile.reports.document import Case
 from pytest_torchcompile.reports.picture import picture_lines
 from pytest_torchcompile.reports.table import speedup_text
 from pytest_torchcompile.results import Capture, CheckResult, Difference, Explanation, Verdict
-from pytest_torchcompile.texts import meaning_of, one_line, some, wrapped
+from pytest_torchcompile.texts import meaning_of, one_line, share, some, wrapped
 
 _MOST = 3
 _WIDTH = 100
@@ -166,11 +166,11 @@ def difference_lines(difference: Difference) -> list[str]:
 
 
 def capture_line(capture: Capture) -> str:
-    """Return text such as ``1 graph, 6 of 8 parameters, 1 break, 2 recompiles, 1.2 s compiling``."""
-    used = len(capture.parameters) + len(capture.left_eager)
+    """Return text such as ``1 graph, 612 of 816 parameters, 1 break, 2 recompiles, 1.2 s compiling``."""
+    used = capture.elements_used
     parts = [
         _count(capture.graphs, "graph"),
-        f"{len(capture.parameters)} of {used} parameters" if used else "no parameters used",
+        f"{capture.elements_inside:,} of {used:,} parameters" if used else "no parameters used",
         *_work(capture),
         _count(len(capture.breaks), "break") + (" (fullgraph)" if capture.fullgraph else ""),
         _count(len(capture.recompiles), "recompile"),
@@ -181,8 +181,8 @@ def capture_line(capture: Capture) -> str:
 
 def _work(capture: Capture) -> list[str]:
     """Return the share of the work, or nothing if it is 100 % or unknown."""
-    share = capture.coverage_work
-    return [] if share in (None, 1.0) else [f"{share:.0%} of the work"]
+    inside = capture.coverage_work
+    return [] if inside in (None, 1.0) else [f"{share(inside)} of the work"]
 
 
 def _context_lines(result: CheckResult, rerun: str, meaning: str) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pytest_torchcompile.results import MARGIN, Verdict
+from pytest_torchcompile.texts import share
 
 HEADINGS = (
     "case",
@@ -53,10 +54,10 @@ def cells(name: str, values: Mapping[str, Any], *, timed: bool) -> tuple[str, ..
 
 def _coverage(values: Mapping[str, Any]) -> str:
     """Return the share of the parameters in graphs; ``each call`` if all are, but compiled on each call."""
-    share = values["coverage"]
-    if share == 1 and values["verdict"] == Verdict.NOT_COMPILED and values["recompiles"]:
+    inside = values["coverage"]
+    if inside == 1 and values["verdict"] == Verdict.NOT_COMPILED and values["recompiles"]:
         return "each call"
-    return share if isinstance(share, str) else f"{share:.0%}"
+    return inside if isinstance(inside, str) else share(inside).replace(" ", "")
 
 
 def verdict_text(values: Mapping[str, Any]) -> str:

@@ -81,10 +81,24 @@ class Capture:
         )
 
     @property
+    def elements_inside(self) -> int:
+        """How many elements the parameters that some graph contains have."""
+        return sum(self._elements[: len(self.parameters)])
+
+    @property
+    def elements_used(self) -> int:
+        """How many elements the parameters that eager uses have."""
+        return sum(self._elements)
+
+    @property
+    def _elements(self) -> tuple[int, ...]:
+        # Reports of earlier versions do not have them: each parameter then counts once.
+        return self.elements or (1,) * (len(self.parameters) + len(self.left_eager))
+
+    @property
     def coverage(self) -> float | None:
-        """The share of the parameters used by eager that some graph contains; None if eager used none."""
-        used = len(self.parameters) + len(self.left_eager)
-        return len(self.parameters) / used if used else None
+        """The share of `elements_used` that some graph contains; None if eager uses no parameters."""
+        return self.elements_inside / self.elements_used if self.elements_used else None
 
     @property
     def coverage_work(self) -> float | None:
@@ -93,16 +107,19 @@ class Capture:
 
     @property
     def what_is_eager(self) -> str:
-        """``71 % compiled; eager: gru (12,480 of 17,300 parameters, 80 % of the work)``; empty if nothing."""
+        """``20 % compiled; eager: gru (12,480 of 17,300 parameters, 80 % of the work)``; empty if nothing.
+
+        The share is that of the work, or that of the parameters if no work was counted.
+        """
         if not self.left_eager and not self.work_left_eager:
             return ""
         parts = []
+        used = self.elements_used
         if self.left_eager and self.elements:
-            left = sum(self.elements[len(self.parameters) :])
-            parts.append(f"{left:,} of {sum(self.elements):,} parameters")
+            parts.append(f"{used - self.elements_inside:,} of {used:,} parameters")
         if self.work:
             parts.append(f"{share(self.work - self.work_inside, self.work)} of the work")
-        compiled = len(self.parameters), len(self.parameters) + len(self.left_eager)
+        compiled = (self.work_inside, self.work) if self.work else (self.elements_inside, used)
         head = f"{share(*compiled)} compiled; " if compiled[1] else ""
         working = {place.partition(" at ")[0]: place for place in self.work_left_eager}
         names = {name: working.pop(name, name) for name in self.modules_left_eager}

@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch
 from torch import nn
 
 from pytest_torchcompile.specs import conversion, spaces
@@ -97,10 +98,20 @@ def proposed_observation(policy: Any) -> str:
     return "Box((8,))"
 
 
-def spec_like(tensor: Any) -> str:
-    """Return a spec, for a message, of tensors like this one; its first dimension is the batch."""
+def spec_like(tensor: Any, policy: Any) -> str:
+    """Return a spec, for a message, of tensors like this one.
+
+    Its first dimension is the batch, unless it has one only, or as many as the policy's first layer takes.
+    """
+    shape = tuple(tensor.shape)
+    if len(shape) > 1 and f"Box({shape})" != proposed_observation(policy):
+        shape = shape[1:]
+    # An array is float64 because NumPy makes it so.
+    usual = {torch.float32, torch.float64} if tensor.is_floating_point() else set()
+    weights = next((p.dtype for m in _modules(policy) for p in m.parameters()), torch.float32)
+    shown = tensor.dtype not in usual or weights is not torch.float32
     dtype = str(tensor.dtype).removeprefix("torch.")
-    return f"Box({tuple(tensor.shape[1:])}{'' if dtype == 'float32' else f', dtype={dtype!r}'})"
+    return f"Box({shape}{f', dtype={dtype!r}' if shown else ''})"
 
 
 def proposed_input(name: str, policy: Any) -> str:

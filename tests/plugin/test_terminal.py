@@ -154,10 +154,10 @@ def test_what_is_left_eager_is_a_share_and_breaks_are_counted(project):
     )
     result = project.check()
     row = table(result)["test_policy.py::test_agent[forward-rollout]"]
-    assert (row["verdict"], row["compiled"], row["breaks"]) == ("equal", "50%", "1")
+    assert (row["verdict"], row["compiled"], row["breaks"]) == ("equal", "25%", "1")
     assert verdicts(result)["test_policy.py::test_most[forward-rollout]"] == "not compiled"
     assert "left eager: actor" in failure(result)
-    assert "50%" in failure(result)
+    assert "25 %" in failure(result)
 
 
 def test_recompiles_are_counted(project):

@@ -105,7 +105,7 @@ class WithCompiledPart(nn.Module):
         (compiled_in_place, "forward", 1.0),
         (with_a_compiled_method, "act", 1.0),
         (WithCompiledAttribute, "fast", 1.0),
-        (WithCompiledPart, "forward", 0.5),
+        (WithCompiledPart, "forward", 36 / 108),
     ],
     ids=["torch.compile(m)", "m.compile()", "m.act = torch.compile(m.act)", "in __init__", "one layer"],
 )
@@ -247,7 +247,7 @@ def test_a_trunk_left_out_between_two_captured_operations() -> None:
 def test_the_share_of_what_was_compiled_is_reported() -> None:
     result = check(lambda: PartlyCompiled(head=True), observation=Box((8,)))
     assert_passes(result)
-    assert result.capture.coverage == 0.5
+    assert result.capture.coverage == 36 / 108, "the elements of its parameters"
     assert result.capture.left_eager == ("trunk.weight", "trunk.bias")
     assert result.capture.modules_left_eager == ("trunk",)
     assert result.capture.breaks, "the break is reported with its reason and place"
@@ -258,8 +258,8 @@ def test_min_coverage_makes_a_share_too_small_a_failure() -> None:
     def verdict(least: float) -> CheckResult:
         return check(lambda: PartlyCompiled(head=True), observation=Box((8,)), min_coverage=least)
 
-    assert_passes(verdict(0.5))
-    assert_not_compiled(verdict(0.51), "50%", "min_coverage=0.51", "trunk")
+    assert_passes(verdict(0.33))
+    assert_not_compiled(verdict(0.34), "33 %", "min_coverage=0.34", "trunk")
     assert_passes(check(Agent, observation=Box((8,)), min_coverage=1.0))
 
 

@@ -226,7 +226,7 @@ def test_min_coverage_work_makes_a_share_too_small_a_failure() -> None:
     assert_passes(check_body(encoder=True, min_coverage_work=0.25))
     result = check_body(encoder=True, min_coverage_work=0.26)
     assert result.verdict is Verdict.NOT_COMPILED
-    assert "25% of the work was compiled, min_coverage_work=0.26 asks for more; eager: body" in result.reason
+    assert "25 % of the work was compiled, min_coverage_work=0.26 asks for more; eager: body" in result.reason
 
 
 def test_a_graph_break_between_two_layers_leaves_all_work_compiled() -> None:
@@ -385,7 +385,7 @@ def test_the_sentence_of_the_terminal() -> None:
         work_inside=200,
         work_left_eager={"gru at agent.py:31": 800},
     )
-    expected = "71 % compiled; eager: gru at agent.py:31 (12,480 of 17,300 parameters, 80 % of the work)"
+    expected = "20 % compiled; eager: gru at agent.py:31 (12,480 of 17,300 parameters, 80 % of the work)"
     assert capture.what_is_eager == expected
     row = CheckResult(method="act", phase="rollout", verdict=Verdict.EQUAL, capture=capture).row()
     assert notes.sentences([("a", row)]) == [f"a: {expected}"]

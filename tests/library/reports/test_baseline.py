@@ -289,14 +289,18 @@ def test_the_comment_word_for_word():
     lines = comparison_markdown(compare(base, head), {}).splitlines()
     assert lines[0] == "## Compiled against eager, compared with the baseline"
     assert lines[2] == f"torch 2.13.0 -&#62; 2.14.0, python {platform.python_version()}"
-    assert lines[4] == "**2 compared, 2 worse**"
+    assert lines[4] == "**2 compared, 1 worse, 1 worse in a figure that no rule names (--fail-on)**"
     changed = "also changed: torch 2.13.0 -&#62; 2.14.0"
     assert f"* ❌ {case.format('b')}: verdict equal -&#62; differs; {changed}" in lines
-    assert (
-        f"* ❌ {case.format('a')}: speedup 1.50 -&#62; 1.00, 50% worse, allowed 10%; "
-        "also changed: torch 2.13.0 -&#62; 2.14.0"
-    ) in lines
-    assert "changed: torch" not in "".join(line for line in lines if "❌" not in line), "it stands at the top"
+    slower = f"{case.format('a')}: speedup 1.50 -&#62; 1.00, 50% worse, allowed 10%; {changed}"
+    assert f"* {slower}; no rule names this figure" in lines
+    named = comparison_markdown(compare(base, head), {"speedup": 0.1}).splitlines()
+    assert named[4] == "**2 compared, 2 worse**"
+    assert f"* ❌ {slower}" in named
+    assert "* not compared: speedup, because in the baseline it was not timed (1 case)" in named
+    assert "changed: torch" not in "".join(
+        line for line in named if "❌" not in line and "also" not in line
+    ), "it stands at the top"
     assert "* Only here: test&#95;policy.py::test&#95;new&#91;forward-rollout&#93;" in lines
     assert "* Only in the baseline: test&#95;policy.py::test&#95;gone&#91;forward-rollout&#93;" in lines
     assert (
@@ -357,9 +361,10 @@ def files(tmp_path, monkeypatch):
 def test_compare_prints_and_fails_only_if_asked_to(files, capsys):
     assert main(["compare", "base.json", "head.json"]) == 0
     printed = capsys.readouterr().out
-    assert "1 compared, 1 worse" in printed
+    assert "1 compared, 0 worse, 1 worse in a figure that no rule names (--fail-on)" in printed
+    assert "❌" not in printed
     assert main(["compare", "base.json", "head.json", "--fail-on=speedup:10%", "--output=c.md"]) == 1
-    assert (files / "c.md").read_text() == printed
+    assert "1 compared, 1 worse**" in (files / "c.md").read_text()
     assert capsys.readouterr().out == ""
     assert main(["compare", "base.json", "head.json", "--fail-on=speedup:60%"]) == 0
     assert main(["compare", "head.json", "base.json", "--fail-on=speedup"]) == 0
