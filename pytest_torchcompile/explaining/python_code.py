@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import inspect
 from collections.abc import Iterable, Iterator
 
 from pytest_torchcompile import internals
@@ -100,7 +99,7 @@ def functions_in_graph(
         return None
     if case.differences(options, lambda: internals.without_functions_in_graph(allowed)):
         return None
-    codes = [inspect.unwrap(function).__code__ for function in allowed]
+    codes = [internals.code_of(function) for function in allowed]
     lines = tuple(line_of(code.co_filename, code.co_firstlineno) for code in codes)
     names = some([f.__name__ for f in allowed])
     return PythonCause(

@@ -9,6 +9,7 @@ Written for torch 2.9 to 2.15. Other folders import this package and not its mod
 
 from pytest_torchcompile.internals.compiled import (
     COMPILED_MARKS,
+    code_of,
     compiled_owner,
     constant_results,
     eager_call,
@@ -93,6 +94,7 @@ __all__ = [
     "backend_function",
     "cached_graph_count",
     "code_cache",
+    "code_of",
     "compile_events",
     "compile_seconds",
     "compiled_code_run",

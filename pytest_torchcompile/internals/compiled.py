@@ -58,15 +58,21 @@ def constant_results(codes: Mapping[types.CodeType, Mapping[str, Any]]) -> list[
 def _functions(codes: Mapping[types.CodeType, Mapping[str, Any]]) -> list[types.FunctionType]:
     """Return the functions with one of these codes, among the globals of each code and in the classes there.
 
-    Of a function that `functools.wraps` wraps around another, it has the code of the other.
+    A function that `functools.wraps` wraps around another counts with the code of the other.
     """
     found: dict[types.FunctionType, None] = {}
     for scope in {id(scope): scope for scope in codes.values()}.values():
         for value in list(scope.values()):
             for one in list(vars(value).values()) if isinstance(value, type) else [value]:
-                if type(one) is types.FunctionType and inspect.unwrap(one).__code__ in codes:
+                if type(one) is types.FunctionType and code_of(one) in codes:
                     found[one] = None
     return list(found)
+
+
+def code_of(function: types.FunctionType) -> types.CodeType:
+    """Return the code of a function, or that of the function that it wraps."""
+    inner = inspect.unwrap(function)
+    return inner.__code__ if type(inner) is types.FunctionType else function.__code__
 
 
 def functions_in_graph(codes: Mapping[types.CodeType, Mapping[str, Any]]) -> list[types.FunctionType]:
