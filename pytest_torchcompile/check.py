@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from pytest_torchcompile import internals
 from pytest_torchcompile.beyond.remarks import Beyond, concluded, look_beyond, look_beyond_life
 from pytest_torchcompile.checking.case import CheckProtocol
-from pytest_torchcompile.checking.freshness import frozen
+from pytest_torchcompile.checking.freshness import unlike_as_deployed
 from pytest_torchcompile.checking.pair import Pair
 from pytest_torchcompile.checking.sampling import compare_samples
 from pytest_torchcompile.compiling.budgets import exceeded
@@ -261,15 +261,15 @@ def _why_lifecycle(
 ) -> Explanation | None:
     """Return why a lifecycle differs; None if it does not, or with ``explain_seconds=0``."""
 
-    def frozen_draws(pair: Pair, options: CheckOptions) -> tuple[Difference, ...]:
-        found = frozen(pair, options)
-        return () if found is None else (found,)
+    def as_deployed(pair: Pair, options: CheckOptions) -> tuple[Difference, ...]:
+        found = unlike_as_deployed(pair, options)
+        return () if found is None else (found.difference,)
 
     if not options.explain_seconds:
         return None
     if protocol.failure is not None:
         return explain_story(sides, protocol.failure, options, name)
-    return explain_draws(protocol.frozen, frozen_draws, options, name) if protocol.frozen else None
+    return explain_draws(protocol.unlike, as_deployed, options, name) if protocol.unlike else None
 
 
 def _timed(pair: Pair, time: Callable[[Pair], Speedup], progress: Progress) -> Timed:

@@ -113,7 +113,7 @@ class CheckProtocol:
         self._try_eager(ladder[0])
         failure = (
             self._first_failure(ladder, "fixed examples")
-            or self._learn_from_sum(ladder[0])
+            or self._learn_otherwise(ladder[0])
             or self._learn_in_evaluation(ladder[0])
         )
         self._fix_learning(failure)
@@ -170,14 +170,18 @@ class CheckProtocol:
                 return failure
         return None
 
-    def _learn_from_sum(self, recipe: Recipe) -> Failure | None:
-        """Learn from the plain sum of the outputs, as ``loss.sum().backward()`` and ``mean()`` do.
+    def _learn_otherwise(self, recipe: Recipe) -> Failure | None:
+        """Learn from the plain sum of the outputs, and with another call between forward and backward.
 
-        The gradients of the outputs then have another memory layout than the outputs.
+        With ``loss.sum()`` or ``mean()`` the gradients of the outputs have another memory layout than the
+        outputs. A loss of two calls needs what the first has saved for its backward.
         """
         if self._pair.phase != "update" or not self._trial.evidence.learns:
             return None
-        return self._trial.learn_from_sum(recipe)
+        usual = self._pair.learning
+        return self._trial.learn(recipe, dataclasses.replace(usual, summed=True)) or self._trial.learn(
+            recipe, dataclasses.replace(usual, interrupted=True)
+        )
 
     def _learn_in_evaluation(self, recipe: Recipe) -> Failure | None:
         """Learn from an example in ``eval()`` mode, as imitation learning does.

@@ -1,22 +1,29 @@
-"""Check that a sampling policy still draws new samples once it is compiled.
+"""Check a sampling policy as it is deployed: it draws new samples, and what it does not draw is right.
 
 The main check gives compiled the random numbers of eager, so that it can compare draw for draw. A deployed
-policy draws its own, and the main check cannot see compiled code that returns one draw forever.
+policy draws its own, by other code. The main check cannot see code that returns one draw forever, or that
+computes another value beside the draw.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from pytest_torchcompile.checking.pair import Pair
+from pytest_torchcompile.comparing.measure import Tolerance
+from pytest_torchcompile.comparing.references import references
+from pytest_torchcompile.comparing.tolerance import judge
 from pytest_torchcompile.compiling.capture import Recorder, failure_text
 from pytest_torchcompile.errors import CompileFailed
-from pytest_torchcompile.generation.recipes import random_recipe
+from pytest_torchcompile.generation.recipes import Recipe, random_recipe
 from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.policies.calls import Around, Outcome, Side
 from pytest_torchcompile.policies.ordinary import equal_values
+from pytest_torchcompile.policies.outputs import NamedValues
 from pytest_torchcompile.results import Difference
 from pytest_torchcompile.runtime.isolation import Stream
 from pytest_torchcompile.texts import first_line
@@ -27,11 +34,23 @@ PAIRS = 16
 FALSE_ALARMS = 1e-4
 """The largest probability that a sampler with eager's distribution is reported as frozen."""
 
-FROZEN = "as deployed, without eager's random numbers, it returns the same draw again and again"
+AS_DEPLOYED = "as deployed, without eager's random numbers, it returns"
 
 
-def frozen(pair: Pair, options: CheckOptions) -> Difference | None:
-    """Return an output that differs from call to call in eager and never in compiled; None if there is none.
+class Unlike(NamedTuple):
+    """A difference of a policy as it is deployed.
+
+    Args:
+        reason: one sentence for the user.
+        difference: the output that differs.
+    """
+
+    reason: str
+    difference: Difference
+
+
+def unlike_as_deployed(pair: Pair, options: CheckOptions) -> Unlike | None:
+    """Return an output that is drawn and never varies, or one that is not drawn and is wrong; else None.
 
     If both sides have one distribution, each pair of calls that differs is eager's or compiled's with equal
     probability. For n pairs on each side, the probability that all k of them are eager's is
@@ -40,7 +59,7 @@ def frozen(pair: Pair, options: CheckOptions) -> Difference | None:
     Args:
         pair: the two sides, equal draw for draw, still isolated. If the policy came compiled, all compiled
             code of the process is dropped, so that it is compiled again.
-        options: `batch` and `seed` are used.
+        options: `batch`, `seed` and the tolerance are used.
 
     Raises:
         CompileFailed: if the policy cannot be compiled without eager's random numbers.
@@ -49,6 +68,7 @@ def frozen(pair: Pair, options: CheckOptions) -> Difference | None:
     deployed = pair.as_deployed() or pair.reset_as_deployed()
     recorder = Recorder(pair.twins.compiled)
     streams = [Stream(options.seed + 1), Stream(options.seed + 2)]
+    tally = _Tally()
 
     @contextlib.contextmanager
     def watched() -> Iterator[None]:
@@ -58,31 +78,84 @@ def frozen(pair: Pair, options: CheckOptions) -> Difference | None:
     def call_twice(side: Side, under: Around) -> list[Outcome]:
         return [pair.run(side, recipe, under=under, phase="rollout") for _ in range(2)]
 
-    differ: list[dict[str, int]] = [{}, {}]
     for _ in range(PAIRS):
-        both = call_twice(pair.eager, streams[0]), call_twice(deployed, watched)
-        for count, calls in zip(differ, both, strict=True):
-            raised = next((call.error for call in calls if call.error is not None), None)
-            if raised is not None and count is differ[0]:
-                return None
-            if raised is not None:
-                return _raised(raised, recorder)
-            for path, first in calls[0].outputs.tensors.items():
-                other = calls[1].outputs.tensors.get(path)
-                same = other is not None and equal_values(first, other)
-                count[path] = count.get(path, 0) + (not same)
-    for path, number in differ[0].items():
-        chance = math.comb(PAIRS, number) / math.comb(2 * PAIRS, number)
-        if chance <= FALSE_ALARMS and differ[1].get(path) == 0:
-            return Difference(
-                path=path,
-                problem="frozen",
-                eager=f"{number} of {PAIRS} pairs of calls differ",
-                compiled=f"none of {PAIRS} does",
-                chance=chance,
-                allowed=FALSE_ALARMS,
-            )
-    return None
+        eager, compiled = call_twice(pair.eager, streams[0]), call_twice(deployed, watched)
+        if any(call.error is not None for call in eager):
+            return None
+        raised = next((call.error for call in compiled if call.error is not None), None)
+        if raised is not None:
+            return Unlike(f"{AS_DEPLOYED} nothing", _raised(raised, recorder))
+        tally.add(eager, compiled)
+    wrong = _wrong_among(tally.always_unequal(), eager[0], compiled[0], pair, recipe, options)
+    if wrong is not None:
+        return Unlike(f"{AS_DEPLOYED} another result where nothing is drawn", wrong)
+    still = tally.frozen()
+    return None if still is None else Unlike(f"{AS_DEPLOYED} the same draw again and again", still)
+
+
+class _Tally:
+    """Counts, for each output, the pairs of calls that differ."""
+
+    def __init__(self) -> None:
+        self._eager: collections.Counter[str] = collections.Counter()
+        self._compiled: collections.Counter[str] = collections.Counter()
+        self._between: collections.Counter[str] = collections.Counter()
+
+    def add(self, eager: list[Outcome], compiled: list[Outcome]) -> None:
+        """Add two calls of each side."""
+        self._eager.update(_unequal(*eager))
+        self._compiled.update(_unequal(*compiled))
+        self._between.update(_unequal(eager[0], compiled[0]))
+
+    def always_unequal(self) -> set[str]:
+        """Return the outputs that never varied in eager, and of which compiled's is another in each call.
+
+        What is hardly ever drawn otherwise may not vary either; but compiled then mostly returns the same.
+        """
+        return {path for path, number in self._between.items() if number == PAIRS and not self._eager[path]}
+
+    def frozen(self) -> Difference | None:
+        """Return an output that varies in eager and not in compiled, by more than chance allows."""
+        for path, number in self._eager.items():
+            chance = math.comb(PAIRS, number) / math.comb(2 * PAIRS, number)
+            if chance <= FALSE_ALARMS and not self._compiled[path]:
+                return Difference(
+                    path=path,
+                    problem="frozen",
+                    eager=f"{number} of {PAIRS} pairs of calls differ",
+                    compiled=f"none of {PAIRS} does",
+                    chance=chance,
+                    allowed=FALSE_ALARMS,
+                )
+        return None
+
+
+def _unequal(one: Outcome, other: Outcome) -> list[str]:
+    """Return the paths of the outputs whose values are not equal; those that only one call has are."""
+    found = other.outputs.tensors
+    return [
+        path
+        for path, tensor in one.outputs.tensors.items()
+        if path not in found or not equal_values(tensor, found[path])
+    ]
+
+
+def _wrong_among(
+    paths: set[str], eager: Outcome, deployed: Outcome, pair: Pair, recipe: Recipe, options: CheckOptions
+) -> Difference | None:
+    """Return the worst difference among these outputs, by the rules of a case; None if they agree."""
+
+    def only(outcome: Outcome) -> Outcome:
+        tensors = {path: tensor for path, tensor in outcome.outputs.tensors.items() if path in paths}
+        return Outcome(outputs=NamedValues(tensors=tensors), seed=outcome.seed)
+
+    def rerun(under: Around = contextlib.nullcontext, wide: bool = False) -> Outcome:
+        return only(pair.run(pair.eager, recipe, under=under, wide=wide, phase="rollout"))
+
+    tolerance = Tolerance(atol=options.atol, rtol=options.rtol)
+    mine = only(eager)
+    asked = None if options.reference == "eager" else references(mine, pair.eager, rerun)
+    return next(iter(judge(mine, only(deployed), tolerance, asked).differences), None)
 
 
 def _raised(error: BaseException, recorder: Recorder) -> Difference:

@@ -227,6 +227,12 @@ class Pair:
         if side.state is not None and (side is self.eager or self.shared):
             side.state.set_counters(self._counters)
         bound = self.arguments(recipe, wide=wide, tree=tree)
+        learning = learning or self.learning
+        between = None
+        if learning.interrupted:
+            other = random_recipe(self.tree, recipe.batch, recipe.seed + 1, recipe.time)
+            inputs = self.arguments(other, wide=wide)
+            between = inputs.args, inputs.kwargs
         return side.call(
             bound.args,
             bound.kwargs,
@@ -234,7 +240,8 @@ class Pair:
             phase=phase or self.phase,
             seed=recipe.seed,
             under=under,
-            learning=learning or self.learning,
+            learning=learning,
+            between=between,
         )
 
     def notice_written(self, side: Side, outcome: Outcome) -> None:

@@ -194,14 +194,13 @@ class Trial:
                     return failure
         return None
 
-    def learn_from_sum(self, recipe: Recipe) -> Failure | None:
-        """Compare the gradients of the plain sum of the outputs; return the failure, or None.
+    def learn(self, recipe: Recipe, learning: Learning) -> Failure | None:
+        """Compare the gradients that another `learning` computes; return the failure, or None.
 
-        Many of them cancel, such as that of the sum of a softmax, so that small ones are only rounding.
+        Many gradients of a plain sum cancel, such as that of a softmax, so that small ones are only rounding.
         """
         before, self.small = self.small, False
         try:
-            learning = dataclasses.replace(self._pair.learning, summed=True)
             return self._learn(recipe, learning, hidden=False)
         finally:
             self.small = before

@@ -25,6 +25,7 @@ from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.policies.holders import Holder
 from pytest_torchcompile.policies.methods import Arguments
 from pytest_torchcompile.results import Difference
+from pytest_torchcompile.texts import some
 
 LARGEST = 2**30
 """The most bytes of weights in a folder."""
@@ -125,6 +126,10 @@ class _Steps:
         settled: Sequence[str] = (),
     ) -> None:
         learnt = pair.learning.outputs
+        if learnt is not None and not all(path.startswith("output") for path in learnt):
+            raise CantWrite(f"a script learns from outputs, not from {some(sorted(learnt))}")
+        if pair.learning.interrupted:
+            raise CantWrite("a script makes no other call between forward and backward")
         how: Step = {"train": train, "grad": grad, "seed": seed, "inference": inference}
         how["learn_from"] = None if learnt is None else sorted(learnt)
         how |= {"not_from": sorted(pair.learning.without), "summed": pair.learning.summed}

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 
 from pytest_torchcompile import internals
-from pytest_torchcompile.checking.freshness import FROZEN, frozen
+from pytest_torchcompile.checking.freshness import Unlike, unlike_as_deployed
 from pytest_torchcompile.checking.known_causes import rounding_causes
 from pytest_torchcompile.checking.pair import Pair
 from pytest_torchcompile.checking.repeating import only_trains
@@ -43,7 +43,7 @@ from pytest_torchcompile.lifecycle.stories import (
 from pytest_torchcompile.lifecycle.trial import StoryFailure, StoryTrial
 from pytest_torchcompile.options import LIFECYCLE, CheckOptions
 from pytest_torchcompile.policies.wrong_inputs import eager_raises
-from pytest_torchcompile.results import Capture, CheckResult, Difference, Verdict
+from pytest_torchcompile.results import Capture, CheckResult, Verdict
 
 EXAMPLES_PER_STORY = 5
 """Examples of a phase per drawn story, so that a lifecycle takes no longer than a phase."""
@@ -71,8 +71,8 @@ class LifecycleProtocol:
         self._learning: dict[str, list[str]] = {}
         self.failure: StoryFailure | None = None
         """The story that differs; None if there is none."""
-        self.frozen: Pair | None = None
-        """The method that returns the same sample on each call; None if there is none."""
+        self.unlike: Pair | None = None
+        """The method that differs as deployed only; None if there is none."""
         self._sampling: list[Pair] = []
 
     def run(self, name: str) -> CheckResult:
@@ -93,15 +93,15 @@ class LifecycleProtocol:
             failure = self._search(failure, story, name)
             # Before the methods that sample are compiled again.
             capture = self._capture()
-            self._sides.progress.step("asking for fresh samples")
-            still = None if failure else self._frozen()
+            self._sides.progress.step("drawing as deployed")
+            unlike = None if failure else self._as_deployed()
         except Stop as stop:
             return self._result(stop.verdict, stop.reason, self._capture())
         if failure is not None:
             return self._differs(failure, capture)
-        if still is not None:
-            result = self._result(Verdict.DIFFERS, FROZEN, capture)
-            return dataclasses.replace(result, worst=still, differences=(still,))
+        if unlike is not None:
+            result = self._result(Verdict.DIFFERS, unlike.reason, capture)
+            return dataclasses.replace(result, worst=unlike.difference, differences=(unlike.difference,))
         self._note_left_out()
         self._note_wrapped()
         return self._result(*self._trial.evidence.verdict(), capture)
@@ -243,14 +243,14 @@ class LifecycleProtocol:
             self._notes.append(note)
         return bool(reason)
 
-    def _frozen(self) -> Difference | None:
-        """Return the difference of a method whose samples, compiled as deployed, never change; else None."""
+    def _as_deployed(self) -> Unlike | None:
+        """Return the difference of a method that samples, compiled as it is deployed; None if it has none."""
         try:
             for pair in self._sampling:
-                still = frozen(pair, self._options)
-                if still is not None:
-                    self.frozen = pair
-                    return still
+                unlike = unlike_as_deployed(pair, self._options)
+                if unlike is not None:
+                    self.unlike = pair
+                    return unlike
         except CompileFailed as error:
             raise Stop(Verdict.COMPILE_FAILED, str(error)) from None
         return None

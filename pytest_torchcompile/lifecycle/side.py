@@ -202,6 +202,10 @@ class LifecycleSide:
         gradients: Gradients = {
             name: None if p.grad is None else p.grad.detach().clone() for name, p in parameters.items()
         }
+        for parameter in parameters.values():
+            # AOTAutograd may give zeros where eager gives None, for which an optimizer makes state.
+            if parameter.grad is not None and _is_zero(parameter.grad):
+                parameter.grad = None
         nn.utils.clip_grad_norm_(parameters.values(), loss.LARGEST_NORM)
         if self._optimizer is None:
             self._optimizer = loss.optimizer_of((self._trained | parameters).values())
@@ -255,6 +259,10 @@ class LifecycleSide:
         """Accept the current weights, so that the next call does not report them as its side effect."""
         assert self.side.state is not None  # a pair's sides have modules
         self.side.state.accept()
+
+
+def _is_zero(gradient: torch.Tensor) -> bool:
+    return gradient.layout is torch.strided and not bool(gradient.any())
 
 
 def layers_with_modes(model: nn.Module) -> list[str]:

@@ -28,18 +28,21 @@ class Learning:
         without: paths of the outputs that are left out of the loss.
         summed: whether the loss is the plain sum of the outputs: the gradient of each is one number in
             memory for all elements.
+        interrupted: whether the policy is called on other inputs between forward and backward.
         training: whether the policy is in ``train()``; in ``eval()`` otherwise.
     """
 
     outputs: frozenset[str] | None = None
     without: frozenset[str] = frozenset()
     summed: bool = False
+    interrupted: bool = False
     training: bool = True
 
     def __str__(self) -> str:
         of = "all outputs" if self.outputs is None else f"{some(sorted(self.outputs))} alone"
         without = f" but {some(sorted(self.without))}" if self.outputs is None and self.without else ""
-        return f"{'the sum of ' * self.summed}{of}{without}{'' if self.training else ', in eval()'}"
+        between = ", with another call before the backward" * self.interrupted
+        return f"{'the sum of ' * self.summed}{of}{without}{between}{'' if self.training else ', in eval()'}"
 
     def leaving_out(self, paths: Iterable[str]) -> Learning:
         """Return a copy that leaves out `paths` as well."""

@@ -100,6 +100,9 @@ Rerun = Callable[..., Outcome]
 passes float64 inputs."""
 Differentiate = Callable[[Outcome], Gradients]
 
+Inputs = tuple[tuple[Any, ...], Mapping[str, Any]]
+"""Positional and keyword inputs of a call."""
+
 EXITS = (SystemExit, GeneratorExit)
 """Exceptions that end the process: not derived from `Exception`, and raised neither by an interrupt nor by
 pytest."""
@@ -174,11 +177,15 @@ class Side:
         drawn: Mapping[str, torch.Tensor] = types.MappingProxyType({}),
         under: Around = contextlib.nullcontext,
         learning: Learning = FROM_ALL,
+        between: Inputs | None = None,
     ) -> Outcome:
-        """Reset the state, then take one `step` in ``rollout`` or ``update``."""
+        """Reset the state, then take one `step` in ``rollout`` or ``update``.
+
+        With inputs `between`, the function is called on them too, before the backward.
+        """
         update = phase == "update"
         self.reset(training=update and learning.training)
-        differentiate = functools.partial(self._gradients, seed, learning) if update else None
+        differentiate = functools.partial(self._gradients, seed, learning, between) if update else None
         return self.step(args, kwargs, seed=seed, drawn=drawn, under=under, differentiate=differentiate)
 
     def step(
@@ -249,13 +256,27 @@ class Side:
         """The exceptions of a call that are recorded in its outcome."""
         return (Exception, *EXITS) if self.is_compiled else (Exception,)
 
-    def _gradients(self, seed: int, learning: Learning, outcome: Outcome) -> Gradients:
-        """Return the gradients of the leaves, with seeded normal gradients of the outputs."""
-        backward = self.backward(outcome.outputs, outcome.inputs, seed, learning)
+    def _gradients(
+        self, seed: int, learning: Learning, between: Inputs | None, outcome: Outcome
+    ) -> Gradients:
+        """Return the gradients of the leaves, with seeded gradients of the outputs and of attributes.
+
+        A loss may be computed from an attribute too, such as the balance loss of a mixture of experts.
+        """
+        sources = outcome.outputs.tensors | self._followed_attributes(outcome.outputs)
+        if between is not None:
+            self.invoke(*between)
+        backward = backward_of(sources, self.leaves(outcome.inputs), seed, learning)
         if backward is None:
             return {}
-        outcome.learnt_from = tuple(learning.roots(outcome.outputs.tensors))
+        outcome.learnt_from = tuple(learning.roots(sources))
         return backward()
+
+    def _followed_attributes(self, outputs: NamedValues) -> dict[str, torch.Tensor]:
+        """Return the attributes that a loss can be computed from and that are no outputs."""
+        known = {id(tensor) for tensor in outputs.tensors.values()}
+        followed = {} if self.state is None else self.state.followed()
+        return {path: tensor for path, tensor in followed.items() if id(tensor) not in known}
 
     def _not_outputs(self, outcome: Outcome) -> dict[str, torch.Tensor]:
         """Return the tensors, other than outputs, that an output may share memory with."""

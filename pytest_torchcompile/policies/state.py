@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from pytest_torchcompile import internals
 from pytest_torchcompile.errors import UsageError
 from pytest_torchcompile.policies.holders import is_object
 from pytest_torchcompile.policies.ordinary import same_values
@@ -133,6 +134,17 @@ class ModuleState:
         asking = now.parameters | now.leaves
         found.plain |= {f"requires_grad of {name}": tensor.requires_grad for name, tensor in asking.items()}
         return found
+
+    def followed(self) -> dict[str, torch.Tensor]:
+        """Return the tensors among the present buffers and attributes that a loss can be computed from."""
+        now = Reachable(self.model)
+        found = NamedValues()
+        for (owner, name), value in now.values.items():
+            if holds_tensors(value):
+                path = f"attribute {owner}.{name}" if owner else f"attribute {name}"
+                found.tensors |= named_values(value, path).tensors
+        buffers = {f"buffer {name}": buffer for name, buffer in now.buffers.items()}
+        return {path: t for path, t in (found.tensors | buffers).items() if internals.has_history(t)}
 
     def leaves(self) -> dict[str, torch.Tensor]:
         """Return the present leaves that require grad, by name: parameters and other tensors."""

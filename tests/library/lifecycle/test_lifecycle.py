@@ -507,6 +507,31 @@ def test_frozen_as_deployed(frozen: bool) -> None:
         assert_passes(result)
 
 
+class Valued(Sampler):
+    """Returns a value beside the draw, from the same code."""
+
+    def __init__(self, error: float) -> None:
+        super().__init__()
+        self.value = nn.Linear(8, 1)
+        self.error = error
+
+    def forward(self, x: torch.Tensor) -> Any:
+        value = self.value(x)
+        if compiling() and not torch._inductor.config.fallback_random:
+            value = value + self.error
+        return super().forward(x), value
+
+
+@pytest.mark.parametrize("error", [1.0, 1e-3, 0.0])
+def test_what_lies_beside_a_draw_is_compared_as_deployed(error: float) -> None:
+    result = check(lambda: Valued(error))
+    if error:
+        assert_differs(result, "output[1]", "values")
+        assert "another result where nothing is drawn" in result.reason
+    else:
+        assert_passes(result)
+
+
 def test_a_sampler_that_hardly_ever_moves_is_not_frozen() -> None:
     class Rare(nn.Module):
         def __init__(self) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import collections
 import copy
 import dataclasses
+import functools
 import itertools
 import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -421,4 +423,101 @@ def test_a_gradient_that_cancels_in_the_sum_passes(last: nn.Module) -> None:
 
     for seed in range(3):
         result = check(policy, "update", observation=Box((8,)), backend="inductor", batch=33, seed=seed)
+        assert_passes(result)
+
+
+# --- a loss from an attribute ---------------------------------------------------------------------
+
+
+class Balanced(Base):
+    """Returns values, and keeps the balance loss of its experts in an attribute."""
+
+    def __init__(self, change: Callable[[torch.Tensor], torch.Tensor] = lambda loss: loss) -> None:
+        super().__init__(wrong=True)
+        self.experts, self.balance, self.change = nn.Linear(5, 4), torch.zeros(()), change
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        loss = self.experts(x).softmax(-1).pow(2).mean()
+        self.balance = self.change(loss) if self.fails() else loss
+        return self.net(x)
+
+
+class Distributed(Balanced):
+    """Keeps a distribution, whose log-probabilities a loss uses."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits = self.experts(x)
+        self.dist = torch.distributions.Categorical(logits=self.change(logits) if self.fails() else logits)
+        return self.net(x)
+
+
+def doubled_gradient(loss: torch.Tensor) -> torch.Tensor:
+    return 2 * loss - loss.detach()
+
+
+@pytest.mark.parametrize("policy", [Balanced, Distributed])
+@pytest.mark.parametrize("change", [torch.detach, doubled_gradient])
+def test_the_gradient_of_what_lies_in_an_attribute_is_compared(policy: type[Balanced], change: Any) -> None:
+    result = check(functools.partial(policy, change), "update", observation=OBSERVATION)
+    assert_differs(result, "gradient of experts.bias")
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+@pytest.mark.parametrize("policy", [Balanced, Distributed])
+@pytest.mark.parametrize("phase", ["update", "lifecycle"])
+def test_a_loss_in_an_attribute_passes(policy: type[Balanced], phase: str, backend: str) -> None:
+    """AOTAutograd gives zeros to what only the attribute needs, and NaN if an input is NaN."""
+    assert_passes(check(policy, phase, observation=OBSERVATION, backend=backend))
+
+
+def test_the_gradient_of_a_weight_that_each_call_computes_passes() -> None:
+    def policy() -> nn.Module:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # weight_norm is deprecated, and policies still use it
+            return nn.Sequential(nn.utils.weight_norm(nn.Linear(5, 4)), nn.Tanh(), nn.Linear(4, 2))
+
+    for phase in ("update", "lifecycle"):
+        assert_passes(check(policy, phase, observation=OBSERVATION, backend="aot_eager"))
+
+
+# --- another call before the backward -------------------------------------------------------------
+
+
+class _InOneMemory(torch.autograd.Function):
+    """A square that saves its input in memory of its own, as code with static buffers does."""
+
+    memory: ClassVar[dict[Any, torch.Tensor]] = {}
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, shared: bool) -> torch.Tensor:
+        kept = _InOneMemory.memory.setdefault(x.shape, torch.empty_like(x)) if shared else torch.empty_like(x)
+        ctx.kept = kept.copy_(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return 2 * ctx.kept * grad, None
+
+
+class Squared(Base):
+    """Compiled keeps what backward needs in memory that the next call overwrites, unless it is right."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.net(x)
+        return self.squared(y) if compiling() else y * y
+
+    @torch.compiler.disable
+    def squared(self, y: torch.Tensor) -> torch.Tensor:
+        return torch.as_tensor(_InOneMemory.apply(y, self.wrong))
+
+
+@pytest.mark.parametrize("wrong", [True, False])
+def test_what_a_backward_needs_outlives_another_call(wrong: bool) -> None:
+    result = check(lambda: Squared(wrong), "update", observation=OBSERVATION)
+    if wrong:
+        assert_differs(result, "gradient of net.bias")
+        assert "when learning from all outputs, with another call before the backward" in "".join(
+            result.notes
+        )
+    else:
         assert_passes(result)
