@@ -180,7 +180,7 @@ def _check_case(
             progress.step(BEYOND)
             beyond = look_beyond(pair, options) if found.verdict.passed else Beyond()
             progress.step(EXPLAINING)
-            explanation = _why(pair, protocol, beyond, options, name or found.case)
+            explanation = _why(protocol.pair, protocol, beyond, options, name or found.case)
         finally:
             pair.restore()
     result = _result(concluded(found, beyond, options), options, timed, explanation)

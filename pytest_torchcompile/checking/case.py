@@ -34,6 +34,9 @@ from pytest_torchcompile.policies.wrong_inputs import eager_raises
 from pytest_torchcompile.results import CheckResult, Difference, Verdict
 from pytest_torchcompile.texts import raised_text, some
 
+WITHOUT_DEFAULTS = 6
+"""The number of examples of a call without the inputs whose default is None."""
+
 
 class CheckProtocol:
     """Checks one case.
@@ -44,7 +47,8 @@ class CheckProtocol:
     """
 
     def __init__(self, pair: Pair, options: CheckOptions) -> None:
-        self._pair = pair
+        self.pair = pair
+        """The two sides; after `run`, as they are called in the example on which the case differs."""
         self._options = options
         self._trial = Trial(pair, options)
         self._notes = list(pair.twins.notes)
@@ -67,7 +71,7 @@ class CheckProtocol:
             if failure is None and not self._trial.evidence.examples:
                 return self._result(*self._trial.evidence.verdict())
             if failure is None or not _is_exception(failure):
-                require_compiled(self._pair, self._options)
+                require_compiled(self.pair, self._options)
             failure = self._search(failure, name)
         except Stop as stop:
             return self._result(stop.verdict, stop.reason)
@@ -80,9 +84,9 @@ class CheckProtocol:
 
     def _with_samples(self, verdict: Verdict, reason: str) -> CheckResult:
         """Return the result of a case that is equal draw for draw, after comparing the distributions."""
-        self._pair.progress.step("comparing samples")
+        self.pair.progress.step("comparing samples")
         try:
-            sampled = compare_samples(self._pair, self._options)
+            sampled = compare_samples(self.pair, self._options)
         except CompileFailed as error:
             return self._result(Verdict.COMPILE_FAILED, str(error))
         if sampled.recipe is not None:
@@ -92,15 +96,15 @@ class CheckProtocol:
         return self._result(verdict, reason)
 
     def _try_eager(self, recipe: Recipe) -> None:
-        outcome = self._pair.first_eager(recipe)
-        self._pair.drop_deployed_code_that_draws()
+        outcome = self.pair.first_eager(recipe)
+        self.pair.drop_deployed_code_that_draws()
         if outcome.error is not None:
-            pair = self._pair
+            pair = self.pair
             text = eager_raises(outcome.error, recipe.batch, pair.tree, pair.twins.eager)
             if pair.phase == "rollout":
                 text += only_trains(pair.method.name, pair, recipe)
             raise Stop(Verdict.EAGER_FAILED, text)
-        if self._pair.phase == "update" and not outcome.gradients:
+        if self.pair.phase == "update" and not outcome.gradients:
             self._notes.append("no output requires grad: the update phase compared the forward only")
 
     def _try_fixed_examples(self) -> Failure | None:
@@ -108,29 +112,30 @@ class CheckProtocol:
 
         The layouts come last because they add graphs.
         """
-        tree, options = self._pair.tree, self._options
+        tree, options = self.pair.tree, self._options
         ladder = recipes.ladder(tree, options.batch, nonfinite=options.nonfinite, seed=options.seed)
         self._try_eager(ladder[0])
         failure = (
             self._first_failure(ladder, "fixed examples")
             or self._learn_otherwise(ladder[0])
             or self._learn_in_evaluation(ladder[0])
+            or self._act_without_defaults()
         )
         self._fix_learning(failure)
         if failure is not None:
             return failure
-        sizes = Sizes(self._pair, self._trial, options, ladder)
+        sizes = Sizes(self.pair, self._trial, options, ladder)
         failure = sizes.first_failure()
         self._each_size_compiles = sizes.each_compiles
         self._notes += sizes.notes
         if failure is not None or not options.layouts:
             return failure
-        before = len(self._pair.capture.recompiles)
+        before = len(self.pair.capture.recompiles)
         met = options.batch[:1] if sizes.each_compiles else options.batch
         laid_out, views = recipes.in_other_memory(tree, met, options.seed + len(ladder))
-        shared = views if not self._pair.out_of_seconds() and not self._writes_inputs(views) else []
+        shared = views if not self.pair.out_of_seconds() and not self._writes_inputs(views) else []
         failure = self._first_failure([*laid_out, *shared], "memory layouts")
-        self._recompiles_by_layout = len(self._pair.capture.recompiles) - before
+        self._recompiles_by_layout = len(self.pair.capture.recompiles) - before
         return failure
 
     def _writes_inputs(self, views: list[Recipe]) -> bool:
@@ -140,27 +145,27 @@ class CheckProtocol:
         policy, so a failure says nothing about the policy that is checked.
         """
         for recipe in views:
-            outcome = self._pair.run(self._pair.eager, recipe)
-            given = self._pair.arguments(recipe, wide=False).drawn
+            outcome = self.pair.run(self.pair.eager, recipe)
+            given = self.pair.arguments(recipe, wide=False).drawn
             written = [
                 p for p, t in given.items() if _has_changed(outcome.inputs.tensors.get(f"input {p}"), t)
             ]
             if written:
                 try:
-                    failed = Trial(self._pair, self._options)(recipe) is not None
+                    failed = Trial(self.pair, self._options)(recipe) is not None
                 except Stop:
                     failed = True
                 if failed:
                     self._trial.evidence.remark(
                         f"if the inputs are {recipe.shared}, compiled does not see in the other inputs what "
-                        f"{self._pair.method.name} writes to {written[0]}; pass tensors that share no memory"
+                        f"{self.pair.method.name} writes to {written[0]}; pass tensors that share no memory"
                     )
                 return True
         return False
 
     def _first_failure(self, examples: list[Recipe], what: str) -> Failure | None:
         for number, recipe in enumerate(examples):
-            reason = self._pair.out_of_seconds()
+            reason = self.pair.out_of_seconds()
             # A case that compares nothing has no verdict.
             if reason and self._trial.evidence.examples:
                 self._notes.append(f"{len(examples) - number} {what} not tried: {reason}")
@@ -176,9 +181,9 @@ class CheckProtocol:
         With ``loss.sum()`` or ``mean()`` the gradients of the outputs have another memory layout than the
         outputs. A loss of two calls needs what the first has saved for its backward.
         """
-        if self._pair.phase != "update" or not self._trial.evidence.learns:
+        if self.pair.phase != "update" or not self._trial.evidence.learns:
             return None
-        usual = self._pair.learning
+        usual = self.pair.learning
         return self._trial.learn(recipe, dataclasses.replace(usual, summed=True)) or self._trial.learn(
             recipe, dataclasses.replace(usual, interrupted=True)
         )
@@ -189,23 +194,44 @@ class CheckProtocol:
         That compiles separate graphs, which are recorded separately. A method that is for training only, and
         raises in ``eval()``, is not asked to.
         """
-        if self._pair.phase != "update" or not self._trial.evidence.learns:
+        if self.pair.phase != "update" or not self._trial.evidence.learns:
             return None
-        learning = dataclasses.replace(self._pair.learning, training=False)
-        refused = self._pair.run(self._pair.eager, recipe, learning=learning).error
+        learning = dataclasses.replace(self.pair.learning, training=False)
+        refused = self.pair.run(self.pair.eager, recipe, learning=learning).error
         if refused is not None:
             self._notes.append(f"not learnt from in eval(), where eager raises {raised_text(refused)}")
             return None
-        separate = Trial(self._pair.with_own_recorder(learning), self._options)
+        separate = Trial(self.pair.with_own_recorder(learning), self._options)
         failure = separate(recipe)
         self._trial.evidence.take_remarks(separate.evidence)
         return failure and dataclasses.replace(failure, learning=failure.learning or learning)
+
+    def _act_without_defaults(self) -> Failure | None:
+        """In ``rollout``, also call without the inputs whose default is None: a policy then draws its action.
+
+        After a failure the rest of the check calls it like that. If eager needs the inputs, nothing is done.
+        """
+        pair = self.pair.without_defaults() if self.pair.phase == "rollout" else None
+        if pair is None:
+            return None
+        options = self._options
+        ladder = recipes.ladder(pair.tree, options.batch, nonfinite=False, seed=options.seed)
+        if pair.first_eager(ladder[0]).error is not None:
+            return None
+        separate = Trial(pair, options)
+        failure = next(filter(None, map(separate, ladder[:WITHOUT_DEFAULTS])), None)
+        self._trial.evidence.take_remarks(separate.evidence)
+        if failure is not None:
+            left_out = some(name for name in self.pair.tree if name not in pair.tree)
+            self._notes.append(f"it differs when called without {left_out}, whose default is None")
+            self.pair, self._trial = pair, separate
+        return failure
 
     def _fix_learning(self, failure: Failure | None) -> None:
         """Set the learning for the following examples: as in the failure, or without what is never finite."""
         self._trial.extra_checks = False
         if failure is not None and failure.learning is not None:
-            self._pair.learning = failure.learning
+            self.pair.learning = failure.learning
             self._notes.append(f"it differs when learning from {failure.learning}")
         elif failure is None:
             never = self._trial.leave_out_of_loss()
@@ -229,11 +255,11 @@ class CheckProtocol:
 
         drawn = self._options.examples
         replayed = search(
-            strategies.recipes(self._pair.tree, self._batches(first), like=first.recipe if first else None),
+            strategies.recipes(self.pair.tree, self._batches(first), like=first.recipe if first else None),
             fails,
             examples=examples_of_profile() if drawn is None else drawn,
             shrink_s=self._options.shrink_seconds,
-            digest=f"{name}-{self._pair.method.name}-{self._pair.phase}",
+            digest=f"{name}-{self.pair.method.name}-{self.pair.phase}",
         )
         if replayed or not failures:
             return failures[-1] if failures else None
@@ -255,7 +281,7 @@ class CheckProtocol:
         return st.sampled_from(sorted(near)) | st.integers(low, high)
 
     def _out_of_budget(self) -> bool:
-        reason = self._pair.out_of_seconds()
+        reason = self.pair.out_of_seconds()
         note = f"no more examples drawn: {reason}"
         if reason and note not in self._notes:
             self._notes.append(note)
@@ -266,7 +292,7 @@ class CheckProtocol:
         if failure.replayed:
             self._notes += rounding_causes(
                 self._options,
-                lambda lenient: Trial(self._pair, lenient)(failure.recipe) is None,
+                lambda lenient: Trial(self.pair, lenient)(failure.recipe) is None,
                 self._trial.rerun(failure.recipe),
             )
         reason = ""
@@ -281,11 +307,11 @@ class CheckProtocol:
             self._result(Verdict.DIFFERS, reason),
             worst=differences[0],
             differences=differences,
-            example=descriptions.describe(self._pair.tree, recipe),
+            example=descriptions.describe(self.pair.tree, recipe),
         )
 
     def _result(self, verdict: Verdict, reason: str) -> CheckResult:
-        pair = self._pair
+        pair = self.pair
         return CheckResult(
             method=pair.method.name,
             phase=pair.phase,
@@ -311,22 +337,22 @@ class CheckProtocol:
 
     def _remedies(self) -> Iterator[str]:
         """Return what may help if recurrent modules ran eager."""
-        capture = self._pair.capture
+        capture = self.pair.capture
         names = {
             *capture.modules_left_eager,
             *(place.partition(" at ")[0] for place in capture.work_left_eager),
         }
-        return remedies(self._pair.twins.eager, names, self._options)
+        return remedies(self.pair.twins.eager, names, self._options)
 
     def _capture_notes(self) -> list[str]:
         notes = []
-        suppressed = self._pair.recorder.suppressed()
-        if suppressed and self._pair.capture.graphs and not self._trial.evidence.rejected:
+        suppressed = self.pair.recorder.suppressed()
+        if suppressed and self.pair.capture.graphs and not self._trial.evidence.rejected:
             notes.append(f"{suppressed}, and torch ran that part eager")
-        if self._pair.recorder.uncounted():
-            notes.append(f"not known what share of the work is compiled: {self._pair.recorder.uncounted()}")
+        if self.pair.recorder.uncounted():
+            notes.append(f"not known what share of the work is compiled: {self.pair.recorder.uncounted()}")
         # Recompiles for layouts do not count: a deployed policy does not get inputs in every layout.
-        recompiles = len(self._pair.capture.recompiles) - self._recompiles_by_layout
+        recompiles = len(self.pair.capture.recompiles) - self._recompiles_by_layout
         limit = self._trial.recompile_limit
         if recompiles > limit:
             notes.append(

@@ -24,7 +24,15 @@ from pytest_torchcompile.policies.calls import Around, Outcome, Side
 from pytest_torchcompile.policies.declaration import Declaration
 from pytest_torchcompile.policies.holders import policy_of
 from pytest_torchcompile.policies.loss import called_methods
-from pytest_torchcompile.policies.methods import OBSERVATION, Arguments, Binding, Method, as_methods, bind_all
+from pytest_torchcompile.policies.methods import (
+    OBSERVATION,
+    Arguments,
+    Binding,
+    Method,
+    as_methods,
+    bind_all,
+    without_defaults,
+)
 from pytest_torchcompile.policies.state import Counters, ModuleState
 from pytest_torchcompile.policies.twins import Factory, Twins, build_twins
 from pytest_torchcompile.policies.wrong_inputs import advice, eager_raises
@@ -309,6 +317,18 @@ class Pair:
         other.learning = learning
         other.recorder = Recorder(self.twins.compiled, limit_s=self._options.max_seconds)
         other.compiled = self.compiled.replaced(self.compiled.function, other._while_compiled)
+        return other
+
+    def without_defaults(self) -> Pair | None:
+        """Return a copy that leaves out the inputs whose default is None; None if there are none.
+
+        It records its graphs and recompiles separately.
+        """
+        binding = without_defaults(self.method, self.twins.eager, self.binding)
+        if binding is None:
+            return None
+        other = self.with_own_recorder(self.learning)
+        other.binding, other.tree = binding, binding.tree
         return other
 
     def compiled_anew(self, options: CheckOptions) -> Pair:

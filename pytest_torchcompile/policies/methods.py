@@ -297,6 +297,29 @@ def bind(method: Method, model: nn.Module, tree: Mapping[str, Any]) -> Binding:
     return _selected(tree, positional, named, tuple(signature.parameters))
 
 
+def without_defaults(method: Method, model: nn.Module, binding: Binding) -> Binding | None:
+    """Return what the method is called with if the inputs whose default is None are left out.
+
+    Args:
+        method: the method.
+        model: the policy.
+        binding: what it is called with if all declared inputs are given.
+
+    Returns:
+        None if no input has such a default, or nothing that is drawn would be left.
+    """
+    signature = method.signature(model)
+    parameters = {} if signature is None else signature.parameters
+    kept = {
+        name: spec
+        for name, spec in binding.tree.items()
+        if name not in parameters or parameters[name].default is not None
+    }
+    if kept.keys() == binding.tree.keys() or not any(map(_varies, kept.values())):
+        return None
+    return bind(method, model, kept)
+
+
 def _selected(
     tree: Mapping[str, Any], positional: list[str], named: list[str], accepts: tuple[str, ...] = ()
 ) -> Binding:

@@ -11,8 +11,9 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from small_checks import assert_passes, check
+from small_checks import assert_differs, assert_passes, check
 from torch import nn
+from torch.distributions import Categorical
 
 from pytest_torchcompile import (
     Box,
@@ -631,3 +632,41 @@ def test_compile_policy_takes_the_same_declarations() -> None:
     mask = torch.ones(3, 4, dtype=torch.bool)
     out = policy(torch.zeros(3, 8), mask, action=torch.zeros(3, dtype=torch.int64))
     assert out.shape == (3, 1)
+
+
+# --- inputs with a default ------------------------------------------------------------------------
+
+
+class Chooses(nn.Module):
+    """Draws its action unless one is given, as CleanRL's agents do."""
+
+    def __init__(self, error: float = 0.0, *, needed: bool = False) -> None:
+        super().__init__()
+        self.actor = nn.Linear(8, 4)
+        self.error, self.needed = error, needed
+
+    def forward(self, x: torch.Tensor, action: torch.Tensor | None = None) -> Any:
+        logits = self.actor(x)
+        choices = Categorical(logits=logits)
+        if action is None:
+            if self.needed:
+                raise ValueError("an action is needed")
+            action = choices.sample()
+            if torch.compiler.is_compiling():
+                logits = logits + self.error
+        return action, choices.log_prob(action), logits
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_an_input_whose_default_is_none_is_also_left_out(backend: str) -> None:
+    arguments: dict[str, Any] = {"observation": Box((8,)), "inputs": {"action": Discrete(4)}}
+    wrong = check(functools.partial(Chooses, 0.01), backend=backend, explain_seconds=60, **arguments)
+    assert_differs(wrong, "output[2]")
+    assert "it differs when called without action, whose default is None" in wrong.notes
+    assert "action" not in wrong.example
+    assert wrong.explanation is not None
+    assert wrong.explanation.stage == "dynamo"
+    assert_passes(check(Chooses, backend=backend, **arguments))
+    assert_passes(check(Chooses, "update", backend=backend, **arguments))
+    needed = check(functools.partial(Chooses, 0.01, needed=True), backend=backend, **arguments)
+    assert_passes(needed)
