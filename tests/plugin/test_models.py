@@ -156,7 +156,11 @@ def test_under_xdist(project, tables):
 
 SOURCE = "[tool.pytest-torchcompile.models.policy] in pyproject.toml"
 WRONG = {
-    "no module": ("agents:Agent", "nowhere:Agent", "factory='nowhere:Agent': there is no module 'nowhere'"),
+    "no module": (
+        "agents:Agent",
+        "zzz_no_module:Agent",
+        "factory='zzz_no_module:Agent': there is no module 'zzz_no_module'",
+    ),
     "no attribute": ("agents:Agent", "agents:Agnet", "agents has no 'Agnet' (did you mean 'Agent'?)"),
     "not callable": ("agents:Agent", "agents:__name__", "factory='agents:__name__' is a str, which can't be"),
     "raises": ("agents:Agent", "agents:raising", "the factory raised RuntimeError: no weights"),
@@ -183,9 +187,9 @@ def test_mistakes_name_the_table(project, tables, what):
 
 
 def test_mistakes_name_the_flag(project):
-    result = project.check("--compile-model=nowhere:Agent", "--compile-phases=rollout")
-    assert failures(result)["nowhere:Agent[usage-error]"] == (
-        "--compile-model nowhere:Agent: factory='nowhere:Agent': there is no module 'nowhere'"
+    result = project.check("--compile-model=zzz_no_module:Agent", "--compile-phases=rollout")
+    assert failures(result)["zzz_no_module:Agent[usage-error]"] == (
+        "--compile-model zzz_no_module:Agent: factory='zzz_no_module:Agent': there is no module 'zzz_no_module'"
     )
 
 
