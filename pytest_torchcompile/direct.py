@@ -237,6 +237,7 @@ def assert_equivalent(
     if not judgement.differences and nothing:
         raise NotEquivalent(f"{_name(compiled)}-{phase}: {nothing}")
     if judgement.differences:
+        notes = (*filter(None, [once.other_weights()]), *notes)
         raise NotEquivalent(
             failure.failure_text(
                 CheckResult(

@@ -24,6 +24,8 @@ from pytest_torchcompile.errors import CompileFailed
 from pytest_torchcompile.policies.calls import Around, Outcome, Side
 from pytest_torchcompile.policies.outputs import NamedValues
 from pytest_torchcompile.policies.snapshots import copied, map_tensors
+from pytest_torchcompile.policies.state import same
+from pytest_torchcompile.texts import some
 
 
 class SingleCall:
@@ -123,6 +125,22 @@ class SingleCall:
         with self._recorder.watching(), internals.compiled_code_run() as ran:
             yield
             self._ran_compiled |= ran()
+
+    def other_weights(self) -> str:
+        """Return a sentence if the sides are two modules with different weights; empty otherwise."""
+        one, other = self._eager.model, self._compiled.model
+        if one is None or other is None or one is other:
+            return ""
+        theirs = dict(other.named_parameters())
+        unequal = [
+            name for name, mine in one.named_parameters() if name in theirs and not same(mine, theirs[name])
+        ]
+        if not unequal:
+            return ""
+        return (
+            f"the two modules have different weights ({some(unequal)}): compile the module that you compare "
+            f"with, or load its state_dict() into the other"
+        )
 
     def nothing_shown(self, judgement: Judgement) -> str:
         """Return why a comparison without differences proves nothing; empty if it proves something."""

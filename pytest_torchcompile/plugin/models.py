@@ -21,7 +21,7 @@ from pytest_torchcompile.options import OPTIONS, unknown_name
 from pytest_torchcompile.plugin import cases, start
 from pytest_torchcompile.plugin.options import MARKER, Marked, enabled, session_option
 from pytest_torchcompile.specs.notation import read_spec
-from pytest_torchcompile.texts import raised_text, suggestion
+from pytest_torchcompile.texts import raised_text, some, suggestion
 
 FILE = "pyproject.toml"
 TABLE = "tool.pytest-torchcompile.models"
@@ -189,7 +189,8 @@ def _build(factory: str) -> Any:
         try:
             found = getattr(owner, name)
         except AttributeError:
-            hint = suggestion(name, dir(owner))
+            own = [n for n, value in vars(owner).items() if getattr(value, "__module__", None) == module]
+            hint = suggestion(name, dir(owner)) or (f"; it has {some(own)}" if own else "")
             raise UsageError(f"factory={factory!r}: {module} has no {name!r}{hint}") from None
     if isinstance(found, nn.Module):
         return found

@@ -131,6 +131,7 @@ class Reporting:
         self._paths = paths
         self._tests: dict[tuple[str, str], _Test] = {}
         self._document: Plain = {}
+        self._written: list[str] = []
         self._unwritten: list[str] = []
         self._is_misused = False
 
@@ -169,6 +170,7 @@ class Reporting:
         for path, source in self._paths:
             with self._collected_errors():
                 write(self._document, path, source)
+                self._written.append(path)
         if self._unwritten:
             session.exitstatus = pytest.ExitCode.USAGE_ERROR
         elif not self._document["cases"] and selection.fails_without_cases(self._config):
@@ -219,8 +221,8 @@ class Reporting:
                 self._write_why_nothing_was_checked(terminalreporter)
         for sentence in died.report_dead_sessions(self._config):
             terminalreporter.write_line(sentence, red=True)
-        if self._paths:
-            terminalreporter.write_line(f"compile report: {', '.join(path for path, _ in self._paths)}")
+        if self._written:
+            terminalreporter.write_line(f"compile report: {', '.join(self._written)}")
         for error in self._unwritten:
             terminalreporter.write_line(error, red=True)
         if github.is_running(os.environ):

@@ -19,7 +19,7 @@ import pytest
 from pytest_torchcompile.errors import UsageError
 from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.plugin.options import enabled, merged
-from pytest_torchcompile.texts import suggestion
+from pytest_torchcompile.texts import some, suggestion
 
 _USUAL = ("inductor", "eager", "aot_eager")
 """Backends that need no look into torch's list."""
@@ -99,6 +99,11 @@ def require_found(factory: str, path: Sequence[str]) -> None:
         UsageError: if there is no such module, or its text does not contain the name.
     """
     module, _, name = factory.partition(":")
+    if not all(part.isidentifier() for part in module.split(".")):
+        parts = pathlib.PurePath(module.removesuffix(".py")).parts
+        dotted = ".".join(part for part in parts if part.isidentifier())
+        hint = f"; write {dotted}:{name}" if dotted else ""
+        raise UsageError(f"factory={factory!r}: {module!r} is no module's name, such as package.module{hint}")
     if module in sys.modules:
         loaded = sys.modules[module]
         if not hasattr(loaded, name.partition(".")[0]):
@@ -135,4 +140,5 @@ def _require_name(factory: str, name: str, file: pathlib.Path) -> None:
         return
     names = [n.name for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef))]
     module = factory.partition(":")[0]
-    raise UsageError(f"factory={factory!r}: {module} has no {name!r}{suggestion(name, names)}")
+    hint = suggestion(name, names) or (f"; it has {some(names)}" if names else "")
+    raise UsageError(f"factory={factory!r}: {module} has no {name!r}{hint}")

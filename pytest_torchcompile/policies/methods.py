@@ -284,9 +284,11 @@ def bind(method: Method, model: nn.Module, tree: Mapping[str, Any]) -> Binding:
             waiting = False
         elif parameter.default is parameter.empty and parameter.kind is not parameter.VAR_POSITIONAL:
             proposed = conventions.proposed_input(parameter.name, policy_of(model))
+            untaken = [name for name in others if name not in signature.parameters]
+            also = f" (no parameter is called {untaken[0]!r}, which inputs declares)" if untaken else ""
             raise UsageError(
                 f"{method.name}{signature} needs {parameter.name!r}, which has no spec; add one: "
-                f"inputs={{{parameter.name!r}: {proposed}}}"
+                f"inputs={{{parameter.name!r}: {proposed}}}{also}"
             )
     if waiting and named and not positional:
         raise UsageError(

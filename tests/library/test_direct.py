@@ -512,3 +512,13 @@ def test_each_side_gets_inputs_laid_out_as_the_users(x: torch.Tensor) -> None:
 
     assert_equivalent(policy, compiled(policy), x)
     assert set(seen) == {x.stride()}
+
+
+def test_two_modules_with_different_weights_are_told() -> None:
+    x = torch.randn(3, 8)
+    one, other = nn.Linear(8, 2), nn.Linear(8, 2)
+    compiled = torch.compile(other, backend="eager")
+    with pytest.raises(NotEquivalent, match=r"the two modules have different weights \(weight, bias\)"):
+        assert_equivalent(one, compiled, x)
+    other.load_state_dict(one.state_dict())
+    assert_equivalent(one, compiled, x)

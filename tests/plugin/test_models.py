@@ -162,6 +162,12 @@ WRONG = {
         "factory='zzz_no_module:Agent': there is no module 'zzz_no_module'",
     ),
     "no attribute": ("agents:Agent", "agents:Agnet", "agents has no 'Agnet' (did you mean 'Agent'?)"),
+    "nothing like it": ("agents:Agent", "agents:zzz", "agents has no 'zzz'; it has "),
+    "a path": (
+        "agents:Agent",
+        "./agents.py:Agent",
+        "is no module's name, such as package.module; write agents:Agent",
+    ),
     "not callable": ("agents:Agent", "agents:__name__", "factory='agents:__name__' is a str, which can't be"),
     "raises": ("agents:Agent", "agents:raising", "the factory raised RuntimeError: no weights"),
     "no factory": ("agents:Agent", "agents", "got factory='agents'; accepted: 'package.module:function'"),

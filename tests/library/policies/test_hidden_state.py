@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import itertools
 import random
 from collections.abc import Callable
@@ -340,3 +341,29 @@ class Scripted(nn.Module):
 def test_a_scripted_submodule_is_put_back() -> None:
     assert_passes(check(Scripted, observation=OBSERVATION))
     assert_differs(check(Scripted, observation=OBSERVATION, backend=scaled(1.01)), "output")
+
+
+class Numbered(nn.Module):
+    """Counts its calls in a number that only some policies read."""
+
+    def __init__(self, read: bool) -> None:
+        super().__init__()
+        self.actor, self.critic = nn.Linear(8, 4), nn.Linear(8, 1)
+        self.calls, self.read = 0, read
+
+    @torch.compiler.disable
+    def count(self) -> None:
+        self.calls += 1
+
+    def forward(self, x: torch.Tensor) -> Any:
+        self.count()
+        return self.actor(x) * (1.0 if not self.read or self.calls >= 0 else 2.0), self.critic(x)
+
+
+@pytest.mark.parametrize("phase", ["rollout", "update", "lifecycle"])
+def test_a_count_of_calls_is_right_however_often_a_check_calls(phase: str) -> None:
+    """The update phase learns from each output alone too, by further calls on one example."""
+    assert_passes(check(functools.partial(Numbered, False), phase, observation=Box((8,))))
+    read = check(functools.partial(Numbered, True), phase, observation=Box((8,)))
+    assert read.verdict is Verdict.NOT_COMPILED
+    assert "compiled again for shapes already seen" in read.reason

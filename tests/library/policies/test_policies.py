@@ -373,6 +373,10 @@ def test_a_method_without_an_observation() -> None:
         ({"observation": Box((8,)), "inputs": {"turn": Discrete(2)}}, "no method takes the input 'turn'"),
         ({"observation": Box((8,)), "methods": "evaluate"}, "needs 'mask', which has no spec"),
         (
+            {"observation": Box((8,)), "methods": "evaluate", "inputs": {"msk": LegalMask(4)}},
+            r"needs 'mask', which has no spec.*\(no parameter is called 'msk', which inputs declares\)",
+        ),
+        (
             {"observation": Box((8,)), "methods": "evaluate", "inputs": {"mask": LegalMask(4)}},
             "needs 'action', which has no spec",
         ),
