@@ -28,7 +28,7 @@ from pytest_torchcompile.policies.reachable import Reachable
 from pytest_torchcompile.results import Capture
 from pytest_torchcompile.runtime.progress import Progress, silent
 from pytest_torchcompile.runtime.watchdog import Watchdog
-from pytest_torchcompile.texts import at, first_line, share, some, suggestion
+from pytest_torchcompile.texts import at, clipped, first_line, share, some, suggestion
 
 # If generated code raises one of these at run time, the code is invalid; a failing kernel raises others.
 _BROKEN_CODE = (AssertionError, AttributeError, NameError, SyntaxError, TypeError)
@@ -309,6 +309,10 @@ def _why_not_reached(method: Method) -> str:
 def failure_text(error: BaseException) -> str:
     """Return a sentence on a compile failure: type, first line, and the line that was being compiled."""
     inner = internals.inner_error(error)
+    of_backend = internals.of_backend(inner)
+    if of_backend is not None:
+        raised, line = of_backend
+        return f"{type(inner).__name__}: {clipped(raised, 200)}, in the backend{at(*line) if line else ''}"
     place = internals.compiler_stack(error)
     if place is None:
         frames = traceback.extract_tb(inner.__traceback__)

@@ -40,6 +40,7 @@ from pytest_torchcompile.internals.failures import (
     is_compilers_code,
     is_configuration_error,
     is_missing_compiler,
+    of_backend,
     running_users_line,
 )
 from pytest_torchcompile.internals.graphs import GraphCall, compiled_code_run, graphs_run, user_line
@@ -132,6 +133,7 @@ __all__ = [
     "known_inductor_options",
     "known_modes",
     "module_of",
+    "of_backend",
     "owner_of",
     "quiet_trace_log",
     "raised_recompile_limit",

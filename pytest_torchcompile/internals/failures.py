@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import types
 
@@ -21,6 +22,19 @@ def compiler_stack(error: BaseException) -> tuple[str, int | None] | None:
     """Return the user's file and line that dynamo was compiling when it raised `error`; None if unknown."""
     stack = getattr(error, "real_stack", None)
     return (stack[-1].filename, stack[-1].lineno) if stack else None
+
+
+def of_backend(error: BaseException) -> tuple[str, tuple[str, int] | None] | None:
+    """Return what a backend raised and the user's line, if dynamo put both into a message of its own.
+
+    That message begins with ``Backend compiler exception``, which says nothing.
+    """
+    message = str(error)
+    raised = re.search(r"Exception:\s*(\S.*)", message)
+    if not message.startswith("Backend compiler exception") or raised is None:
+        return None
+    place = re.search(r'Original traceback:\s+File "(.+?)", line (\d+)', message)
+    return raised[1].strip(), (place[1], int(place[2])) if place else None
 
 
 def is_configuration_error(error: BaseException) -> bool:

@@ -189,7 +189,11 @@ def _build(factory: str) -> Any:
         try:
             found = getattr(owner, name)
         except AttributeError:
-            own = [n for n, value in vars(owner).items() if getattr(value, "__module__", None) == module]
+            own = [
+                n
+                for n, value in getattr(owner, "__dict__", {}).items()
+                if getattr(value, "__module__", None) == module
+            ]
             hint = suggestion(name, dir(owner)) or (f"; it has {some(own)}" if own else "")
             raise UsageError(f"factory={factory!r}: {module} has no {name!r}{hint}") from None
     if isinstance(found, nn.Module):

@@ -387,3 +387,28 @@ def test_warnings_as_errors_change_nothing() -> None:
         warnings.simplefilter("error")
         assert_passes(check(Cached, observation=Box((8,))))
         assert_failed(check(Branching, observation=Box((8,)), fullgraph=True), "Unsupported")
+
+
+class Ring(Policy):
+    """Writes at a position that is a tensor, which AOTAutograd can't compile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("ring", torch.zeros(16, 4))
+        self.register_buffer("at", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = super().forward(x)
+        self.ring[self.at] = y.mean(0).detach()  # the line
+        return y + self.ring.sum(0)
+
+
+def test_what_a_backend_raises_is_told_with_the_users_line() -> None:
+    """Dynamo puts it into a message of its own, which begins with nothing that helps."""
+    result = check(Ring, observation=Box((8,)), backend="aot_eager")
+    assert result.verdict is Verdict.NOT_COMPILED
+    line = next(
+        n for n, text in enumerate(Path(__file__).read_text().splitlines(), 1) if "# the line" in text
+    )
+    assert "aten._local_scalar_dense.default, in the backend (at " in result.reason
+    assert f"test_compile_failures.py:{line})" in result.reason
