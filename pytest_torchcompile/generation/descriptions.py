@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,8 @@ def _describe_leaf(spec: Spec, fill: Fill, tensor: torch.Tensor) -> str:
         return f"{unset}{_listed(values, different)}{layout}"
     if bool((values == first).all()):
         return f"all {first:.9g}{layout}"
+    if fill.stop == 0 and math.isinf(fill.rest) and not fill.edits:
+        return f"the {'largest' if fill.rest > 0 else 'smallest'} values{layout}"
     scale = f", scale {fill.scale:g}" if isinstance(spec, spaces.Box) and fill.scale != 1 else ""
     odd = torch.nonzero(~torch.isfinite(values).reshape(-1)).reshape(-1)
     return f"random (seed {fill.seed}{scale}){_listed(values, odd[:4])}{layout}"

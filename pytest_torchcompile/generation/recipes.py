@@ -56,7 +56,7 @@ class Fill:
         scale: standard deviation of the random values, if they are unbounded.
         start: first flat element (C order) that random values fill.
         stop: first flat element after the filled ones; None means the end of the tensor.
-        rest: the value of the other elements, if the spec allows it.
+        rest: the value of the other elements, if the spec allows it; an infinity is the declared bound.
         edits: single elements set afterwards, as (flat index, value). For `Discrete` the value is relative
             to ``start``.
         layout: one of `LAYOUTS`; a tensor with too few dimensions for it stays contiguous.
@@ -165,6 +165,7 @@ def ladder(tree: Any, sizes: Sequence[int], *, nonfinite: bool, seed: int) -> li
         nan = _with_one(tree, found[0], math.nan)
         infinite = _with_one(tree, found[2], math.inf) or _with_one(tree, found[2], -math.inf)
         found += [example for example in (nan, infinite) if example is not None]
+    found += _at_bounds(tree, first, seed + len(found))
     return found + _at_integer_edges(tree, max(sizes), seed + len(found))
 
 
@@ -212,6 +213,26 @@ def _with_one(tree: Any, recipe: Recipe, value: float) -> Recipe | None:
                 edit = (row * math.prod(shape[1:]) + places[place % len(places)], value)
                 return _with_edits(recipe, {leaf: (edit,)})
     return None
+
+
+def _at_bounds(tree: Any, batch: int, seed: int) -> list[Recipe]:
+    """Return examples whose bounded inputs are all at their upper bound, or all at their lower one.
+
+    Masks are then all legal, so that a legal action is the last one. Other inputs are random.
+    """
+    specs = [spec for _, spec in trees.leaves(tree)]
+    found: list[Recipe] = []
+    for bound in (math.inf, -math.inf):
+        bounded = [edges.has_bound(spec, bound) for spec in specs]
+        # A mask that is all legal is among the other examples.
+        if any(at and not isinstance(s, spaces.LegalMask) for s, at in zip(specs, bounded, strict=True)):
+            recipe = random_recipe(tree, batch, seed + len(found))
+            fills = tuple(
+                dataclasses.replace(fill, stop=0, rest=bound) if at else fill
+                for fill, at in zip(recipe.fills, bounded, strict=True)
+            )
+            found.append(dataclasses.replace(recipe, fills=fills))
+    return found
 
 
 def _at_integer_edges(tree: Any, batch: int, seed: int) -> list[Recipe]:

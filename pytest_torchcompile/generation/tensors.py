@@ -231,20 +231,29 @@ def simplest(spec: Spec, shape: tuple[int, ...], rest: float = 0.0) -> np.ndarra
     Args:
         spec: the spec of the tensor.
         shape: the shape with the batch.
-        rest: the value for a `Box` (clipped to its bounds), an `Image`, a `MultiBinary` and a `Flag`. The
+        rest: the value for a `Box` (clipped to its bounds), an `Image`, a `MultiBinary` and a `Flag`. An
+            infinity is the bound of a `Box`, or 0 where it has none, and the end of a range of integers. The
             other specs have a fixed value.
     """
+    last = rest == math.inf
     match spec:
         case spaces.Box():
-            return np.asarray(_clipped(spec, np.full(shape, rest, np.float64)))
-        case spaces.Image() | spaces.MultiBinary() | spaces.Flag():
+            clipped = _clipped(spec, np.full(shape, rest, np.float64))
+            return np.where(np.isinf(clipped), _clipped(spec, np.zeros(shape)), clipped)
+        case spaces.Image():
+            return np.full(shape, np.clip(rest, 0, 255))
+        case spaces.MultiBinary() | spaces.Flag():
             return np.full(shape, rest)
         case spaces.Discrete():
-            return np.full(shape, spec.start)
+            return np.full(shape, spec.start + (spec.n - 1 if last else 0))
+        case spaces.MultiDiscrete() if last:
+            return np.broadcast_to(np.asarray(spec.nvec) - 1, shape)
+        case spaces.Tokens() if last:
+            return np.full(shape, spec.vocabulary - 1)
         case spaces.LegalMask():
             return np.ones(shape, bool)
         case spaces.OneHot():
-            return np.broadcast_to(np.eye(spec.n)[0], shape)
+            return np.broadcast_to(np.eye(spec.n)[-1 if last else 0], shape)
         case _:
             return np.zeros(shape)
 
@@ -298,7 +307,10 @@ def _with_valid_rows(
 
 
 def _legal_action(mask: Any, fill: Fill, spec: spaces.LegalAction) -> torch.Tensor:
-    """Return a legal action for each row: a random one in the random range, the first legal one elsewhere."""
+    """Return a legal action for each row: a random one in the random range, the first legal one elsewhere.
+
+    With an infinite `rest`, the last legal one.
+    """
     legal = torch.as_tensor(mask) != 0
     if legal.dim() != 2 or not bool(legal.any(dim=1).all()):
         raise UsageError(
@@ -306,7 +318,8 @@ def _legal_action(mask: Any, fill: Fill, spec: spaces.LegalAction) -> torch.Tens
             f"and a legal action in each row"
         )
     allowed = legal.cpu().numpy()
-    actions = allowed.argmax(axis=1)
+    last = allowed.shape[1] - 1 - allowed[:, ::-1].argmax(axis=1)
+    actions = last if fill.rest == math.inf else allowed.argmax(axis=1)
     rows = len(actions)
     order = np.random.default_rng(fill.seed).random(allowed.shape)
     random = np.where(allowed, order, -1.0).argmax(axis=1)
