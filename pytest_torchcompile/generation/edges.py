@@ -94,6 +94,15 @@ def has_bound(spec: Spec, sign: float) -> bool:
     return sign > 0 and isinstance(spec, (*ends, spaces.LegalMask, spaces.LegalAction))
 
 
+def lacks_bound(spec: Spec) -> bool:
+    """Return whether a spec has floats with an element that lacks a bound, which a scale applies to."""
+    if not isinstance(spec, spaces.Box) or not spec.is_float:
+        return False
+    import numpy as np
+
+    return any(bound is None or bool(np.isinf(bound).any()) for bound in (spec.low, spec.high))
+
+
 def places(spec: Spec, value: float, row: tuple[int, ...]) -> list[int]:
     """Return the elements of a row, shaped `row`, that may hold `value`; NaN only where there is no bound."""
     elements = range(math.prod(row))

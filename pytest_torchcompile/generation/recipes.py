@@ -20,6 +20,10 @@ from pytest_torchcompile.specs.spaces import Spec
 LARGE = 1e4
 """The standard deviation of the fixed example with large values."""
 
+SMALL, SMALLEST = 1e-2, 1e-6
+"""The standard deviations of the first and the last row of the fixed example with small values. Between them
+lie the constants by which normalisations avoid a division by 0."""
+
 TIMES = (5, 3, 1, 8)
 """Lengths of a ``"T"`` in the fixed examples."""
 
@@ -59,6 +63,7 @@ class Fill:
         rest: the value of the other elements, if the spec allows it; an infinity is the declared bound.
         edits: single elements set afterwards, as (flat index, value). For `Discrete` the value is relative
             to ``start``.
+        fading: whether the scale falls from row to row, from `scale` to `SMALLEST`.
         layout: one of `LAYOUTS`; a tensor with too few dimensions for it stays contiguous.
     """
 
@@ -68,6 +73,7 @@ class Fill:
     stop: int | None = None
     rest: float = 0.0
     edits: tuple[tuple[int, float], ...] = ()
+    fading: bool = False
     layout: str = "contiguous"
 
 
@@ -157,6 +163,8 @@ def ladder(tree: Any, sizes: Sequence[int], *, nonfinite: bool, seed: int) -> li
     steps = [(first, Fill()), *((size, Fill()) for size in (first, *sizes[1:]))]
     steps += [(second, Fill(stop=0)), (first, Fill(stop=0, rest=1.0)), (first, Fill(stop=0, rest=-1.0))]
     steps += [(second, Fill(scale=LARGE)), (second, Fill())]
+    if any(edges.lacks_bound(spec) for _, spec in trees.leaves(tree)):
+        steps += [(second, Fill(scale=SMALL, fading=True))]
     found = [
         random_recipe(tree, size, seed + number, TIMES[number % len(TIMES)], fill)
         for number, (size, fill) in enumerate(steps)

@@ -141,7 +141,8 @@ def _fills(spec: Spec, elements: int, layouts: tuple[str, ...], like: Fill | Non
     return st.builds(
         Fill,
         seed=SEEDS,
-        scale=st.sampled_from(SCALES),
+        scale=st.sampled_from((like.scale, *SCALES) if like and like.fading else SCALES),
+        fading=st.just(like is not None and like.fading),
         start=place,
         stop=place,
         rest=st.sampled_from(rests),

@@ -16,6 +16,7 @@ import torch
 from pytest_torchcompile.errors import UsageError
 from pytest_torchcompile.generation.recipes import (
     ONE_TENSOR,
+    SMALLEST,
     Fill,
     Recipe,
     equal_specs,
@@ -44,7 +45,7 @@ def require_drawable(tree: Any) -> None:
                 )
         else:
             try:
-                _sample(spec, np.random.default_rng(0), 1, 1, 1.0)
+                _sample(spec, np.random.default_rng(0), 1, 1, Fill())
                 torch_dtype(getattr(spec, "dtype", "float32"))
             except (ValueError, TypeError) as error:
                 raise UsageError(f"{trees.dotted(path) or 'observation'}: {spec!r}: {error}") from None
@@ -141,7 +142,7 @@ def copy_constant(value: Any) -> Any:
 def _array(spec: Spec, fill: Fill, batch: int, time: int) -> np.ndarray[Any, Any]:
     """Return the values of one tensor, in the dtype in which they are drawn."""
     generator = np.random.default_rng(fill.seed)
-    sampled = _sample(spec, generator, batch, time, fill.scale)
+    sampled = _sample(spec, generator, batch, time, fill)
     flat = sampled.reshape(-1)
     if (fill.start, fill.stop) not in ((0, None), (0, flat.size)):
         bulk, rest = flat, simplest(spec, sampled.shape, fill.rest)
@@ -153,14 +154,13 @@ def _array(spec: Spec, fill: Fill, batch: int, time: int) -> np.ndarray[Any, Any
 
 
 def _sample(
-    spec: Spec, generator: np.random.Generator, batch: int, time: int, scale: float
+    spec: Spec, generator: np.random.Generator, batch: int, time: int, fill: Fill
 ) -> np.ndarray[Any, Any]:
     """Return the random values; a larger batch of the same seed starts with the same ones."""
     shape = shape_of(spec, batch, time)
     match spec:
         case spaces.Box():
-            sample = _sample_floats if spec.is_float else _sample_integers
-            return sample(spec, generator, shape, scale)
+            return _sample_box(spec, generator, shape, fill)
         case spaces.Image():
             return generator.integers(0, 256, shape, np.uint8)
         case spaces.State():
@@ -183,6 +183,14 @@ def _sample(
             return np.zeros(shape, np.float32)
 
 
+def _sample_box(
+    spec: spaces.Box, generator: np.random.Generator, shape: tuple[int, ...], fill: Fill
+) -> np.ndarray[Any, Any]:
+    if spec.is_float:
+        return _sample_floats(spec, generator, shape, _scales(fill, shape, spec.batch_dim))
+    return _sample_integers(spec, generator, shape, fill.scale)
+
+
 def _sample_integers(
     spec: spaces.Box, generator: np.random.Generator, shape: tuple[int, ...], scale: float
 ) -> np.ndarray[Any, Any]:
@@ -197,8 +205,16 @@ def _sample_integers(
     return generator.integers(low, high, shape, endpoint=True)
 
 
+def _scales(fill: Fill, shape: tuple[int, ...], batch_dim: int) -> np.ndarray[Any, Any]:
+    """Return the standard deviation of each row, to be broadcast to `shape`."""
+    if not fill.fading:
+        return np.asarray(fill.scale, np.float32)
+    rows = [size if dim == batch_dim else 1 for dim, size in enumerate(shape)]
+    return np.geomspace(fill.scale, SMALLEST, shape[batch_dim]).reshape(rows).astype(np.float32)
+
+
 def _sample_floats(
-    spec: spaces.Box, generator: np.random.Generator, shape: tuple[int, ...], scale: float
+    spec: spaces.Box, generator: np.random.Generator, shape: tuple[int, ...], scale: np.ndarray[Any, Any]
 ) -> np.ndarray[Any, Any]:
     """Return floats: uniform between two bounds; with one bound or none, normal with deviation `scale`."""
     dtype = torch_dtype(spec.dtype)
@@ -207,7 +223,7 @@ def _sample_floats(
     upper: np.ndarray[Any, Any] = np.asarray(np.inf if spec.high is None else spec.high, np.float64)
     if np.isnan(lower).any() or np.isnan(upper).any():
         raise ValueError("a bound is NaN")
-    normal = generator.standard_normal(shape, np.float32) * np.float32(scale)
+    normal = generator.standard_normal(shape, np.float32) * scale
     if np.isfinite(lower).any() or np.isfinite(upper).any():
         least, most = np.where(np.isfinite(lower), lower, 0.0), np.where(np.isfinite(upper), upper, 0.0)
         both = np.isfinite(lower) & np.isfinite(upper)

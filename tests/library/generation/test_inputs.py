@@ -458,3 +458,24 @@ def test_a_fault_at_the_last_legal_action_is_found() -> None:
     inputs = {"x": Box((3,)), "mask": LegalMask(13527), "action": LegalAction("mask")}
     assert_differs(check(Masked, inputs=inputs, backend=wrong_where(at_last), **OPTIONS), "output")
     assert_passes(check(Masked, inputs=inputs, **OPTIONS))
+
+
+# --- small numbers --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("eps", [3e-3, 1e-4, 3e-6])
+@pytest.mark.parametrize("phase", ["rollout", "update"])
+def test_a_fault_beside_small_numbers_is_found(eps: float, phase: str) -> None:
+    class Normalised(nn.Module):
+        def __init__(self, wrong: float) -> None:
+            super().__init__()
+            self.net = nn.Linear(8, 3)
+            self.wrong = wrong
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            eps = self.wrong if torch.compiler.is_compiling() else 1e-12
+            return self.net(nn.functional.normalize(x, dim=-1, eps=eps))
+
+    found = check(functools.partial(Normalised, eps), phase, observation=Box((8,)), **OPTIONS)
+    assert_differs(found, "output")
+    assert_passes(check(functools.partial(Normalised, 1e-12), phase, observation=Box((8,)), **OPTIONS))

@@ -647,6 +647,15 @@ def test_some_example_is_all_at_each_end_of_a_declared_range(spec: Any, ends: li
         assert any(bool((value == end).all()) for value in found), end
 
 
+@pytest.mark.parametrize("spec", [Box((6,)), Box((2, 3), low=0.0), Box(("T", 4), batch_dim=1)], ids=repr)
+def test_some_example_has_small_rows(spec: Any) -> None:
+    found = (value.transpose(0, spec.batch_dim).flatten(1) for value in _ladder(as_spec(spec)))
+    sizes = [value.norm(dim=1) for value in found]
+    assert any(
+        bool(((size > 0) & (size < 0.1)).all()) and float(size.max() / size.min()) > 1000 for size in sizes
+    )
+
+
 def test_each_element_is_at_its_own_bound() -> None:
     spec = Box((3,), low=np.array([-2.0, 0.5, -np.inf]), high=np.array([np.inf, 3.0, np.inf]))
     rows = [value[0].tolist() for value in _ladder(as_spec(spec))]
@@ -808,6 +817,11 @@ def test_drawing_boards_is_cheap() -> None:
             "batch 1; observation: the largest values",
         ),
         (Box((2, 3)), Fill(seed=5, scale=10.0), "batch 1; observation: random (seed 5, scale 10)"),
+        (
+            Box((2, 3)),
+            Fill(seed=5, scale=0.01, fading=True),
+            "batch 1; observation: random (seed 5, scale 0.01 in the first row to 1e-06 in the last)",
+        ),
         (Box((2, 3)), Fill(seed=5, layout="strided"), "batch 1; observation: random (seed 5), strided"),
         (LegalMask(6), Fill(stop=0), "batch 1; observation: all legal"),
         (Box(("T", 8)), Fill(seed=5), "batch 1; T = 3; observation: random (seed 5)"),
