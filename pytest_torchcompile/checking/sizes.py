@@ -2,8 +2,8 @@
 
 Compilers generate different code at certain widths, and training uses minibatches of hundreds. In a batch
 that is as large as a layer, a tensor may be broadcast along the wrong dimension without an error. Usually one
-graph serves every size, and a size costs one call of each side. If each size is compiled separately, the sizes
-are not tried and a note says so.
+graph serves every size, and a size costs one call of each side. If each size is compiled separately, the
+sizes are not tried and a note says so.
 """
 
 from __future__ import annotations
