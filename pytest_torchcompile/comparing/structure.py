@@ -1,4 +1,4 @@
-"""Compares what needs no tolerance: exceptions, types, shapes, plain values, random state."""
+"""Compares what needs no tolerance: exceptions, types, shapes, plain values, random state, settings."""
 
 from __future__ import annotations
 
@@ -126,4 +126,14 @@ def generators(eager: Outcome, compiled: Outcome) -> list[Difference]:
             compiled=("drew differently" if name in mine else "drew") if name in theirs else "did not draw",
         )
         for name in unequal
+    ]
+
+
+def settings(eager: Outcome, compiled: Outcome) -> list[Difference]:
+    """Return a difference for each setting of torch's, such as grad mode, that the two calls left unequal."""
+    one, other = eager.settings, compiled.settings
+    return [
+        Difference(path=name, problem="value", eager=str(one[name]), compiled=str(other[name]))
+        for name in one.keys() & other.keys()
+        if one[name] != other[name]
     ]

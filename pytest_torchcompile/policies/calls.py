@@ -56,6 +56,8 @@ class Outcome:
         strides: strides of the outputs, by path.
         seed: seed of the random generators before the call.
         random: state of the random generators after the call.
+        settings: torch's settings of the process after the call and after its backward, by name. They are
+            restored each time.
     """
 
     error: BaseException | None = None
@@ -71,6 +73,7 @@ class Outcome:
     strides: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     seed: int = 0
     random: isolation.RandomState | None = None
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def drew(self) -> tuple[str, ...]:
         """Return the names of the generators that the call drew from. Seeds all generators again."""
@@ -213,8 +216,9 @@ class Side:
         outcome = Outcome(seed=seed)
         with self.around(), under():
             try:
-                with torch.set_grad_enabled(differentiate is not None):
+                with isolation.settings_restored(), torch.set_grad_enabled(differentiate is not None):
                     returned = self.invoke(args, kwargs)
+                    outcome.settings |= isolation.Settings().values
             except (MemoryError, torch.OutOfMemoryError, UsageError):
                 raise
             except self._caught as error:
@@ -227,7 +231,10 @@ class Side:
             outcome.left = self._left_gradients()
             if differentiate is not None:
                 try:
-                    outcome.gradients = differentiate(outcome)
+                    with isolation.settings_restored():
+                        outcome.gradients = differentiate(outcome)
+                        after = isolation.Settings().values
+                    outcome.settings |= {f"{name} after backward": value for name, value in after.items()}
                 except (MemoryError, torch.OutOfMemoryError):
                     raise
                 except self._caught as error:
