@@ -112,21 +112,36 @@ def _unequal(mine: Any, theirs: Any) -> bool:
 
 def generators(eager: Outcome, compiled: Outcome) -> list[Difference]:
     """Return a difference for each random generator that the two calls left in different states."""
+    return [*_of_the_process(eager, compiled), *_of_the_policy(eager, compiled)]
+
+
+def _of_the_policy(eager: Outcome, compiled: Outcome) -> list[Difference]:
+    both = eager.generators.keys() & compiled.generators.keys()
+    pairs = {path: (eager.generators[path], compiled.generators[path]) for path in sorted(both)}
+    return [
+        _unequal_states(f"generator {path}", mine.drew, theirs.drew)
+        for path, (mine, theirs) in pairs.items()
+        if mine.state != theirs.state
+    ]
+
+
+def _of_the_process(eager: Outcome, compiled: Outcome) -> list[Difference]:
     if eager.random is None or compiled.random is None:
         return []
     unequal = eager.random.unequal(compiled.random)
     if not unequal:
         return []
     mine, theirs = eager.drew(), compiled.drew()
-    return [
-        Difference(
-            path=f"random state of {name}",
-            problem="random state",
-            eager="drew" if name in mine else "did not draw",
-            compiled=("drew differently" if name in mine else "drew") if name in theirs else "did not draw",
-        )
-        for name in unequal
-    ]
+    return [_unequal_states(f"random state of {name}", name in mine, name in theirs) for name in unequal]
+
+
+def _unequal_states(path: str, eager_drew: bool, compiled_drew: bool) -> Difference:
+    return Difference(
+        path=path,
+        problem="random state",
+        eager="drew" if eager_drew else "did not draw",
+        compiled=("drew differently" if eager_drew else "drew") if compiled_drew else "did not draw",
+    )
 
 
 def settings(eager: Outcome, compiled: Outcome) -> list[Difference]:

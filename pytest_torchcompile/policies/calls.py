@@ -24,7 +24,7 @@ from pytest_torchcompile.policies.aliasing import Aliases, aliases, strides
 from pytest_torchcompile.policies.backward import FROM_ALL, Backward, Gradients, Learning, backward_of
 from pytest_torchcompile.policies.holders import policy_of
 from pytest_torchcompile.policies.outputs import NamedValues, is_mapping, named_values
-from pytest_torchcompile.policies.state import ModuleState
+from pytest_torchcompile.policies.state import GeneratorState, ModuleState
 from pytest_torchcompile.runtime import isolation
 from pytest_torchcompile.texts import raised_text
 
@@ -56,6 +56,7 @@ class Outcome:
         strides: strides of the outputs, by path.
         seed: seed of the random generators before the call.
         random: state of the random generators after the call.
+        generators: states of the random generators among the policy's attributes after the call, by path.
         settings: torch's settings of the process after the call and after its backward, by name. They are
             restored each time.
     """
@@ -73,6 +74,7 @@ class Outcome:
     strides: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     seed: int = 0
     random: isolation.RandomState | None = None
+    generators: dict[str, GeneratorState] = dataclasses.field(default_factory=dict)
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def drew(self) -> tuple[str, ...]:
@@ -226,6 +228,7 @@ class Side:
                     raise
                 return Outcome(error=error)
             outcome.random = isolation.RandomState()
+            outcome.generators = {} if self.state is None else self.state.generators()
             outcome.outputs = named_values(returned)
             outcome.inputs = self.named_inputs(args, kwargs, drawn)
             outcome.left = self._left_gradients()

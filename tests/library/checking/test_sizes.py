@@ -361,7 +361,6 @@ def test_no_size_is_tried_once_the_seconds_of_the_case_are_spent(monkeypatch: py
         "batch 2, 3, 5, 8",
         "T = batch = 5",
         "T = 2, 7, 16, 33, 64",
-        "memory layouts",
     )
     said = [note for note in result.notes if note.endswith("not tried: the case took too long")]
     for kind in kinds:
