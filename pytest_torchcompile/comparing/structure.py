@@ -37,6 +37,10 @@ def structural(eager: Outcome, compiled: Outcome) -> list[Difference]:
             Difference(path=path, problem="requires_grad", eager=str(follows), compiled=str(not follows))
         )
     found += [
+        Difference(path=path, problem="inference", eager="an ordinary tensor", compiled="an inference tensor")
+        for path in sorted(compiled.inference - eager.inference)
+    ]
+    found += [
         Difference(path=path, problem="memory", eager="memory of its own", compiled=f"shares that of {other}")
         for path, other in sorted(compiled.aliases - eager.aliases)
     ]

@@ -46,6 +46,7 @@ class Outcome:
         outputs: what it returned.
         requires_grad: paths of the outputs that require grad and have an autograd history.
         unfollowed: paths of the outputs that require grad but have no history, so no gradient flows back.
+        inference: paths of the outputs that are inference tensors, which no gradient may be computed from.
         learnt_from: paths of the outputs whose gradients were computed.
         gradients: by name of the leaf (a parameter, a tensor among the attributes, an input); None if
             autograd found no path to it.
@@ -65,6 +66,7 @@ class Outcome:
     outputs: NamedValues = dataclasses.field(default_factory=NamedValues)
     requires_grad: frozenset[str] = frozenset()
     unfollowed: frozenset[str] = frozenset()
+    inference: frozenset[str] = frozenset()
     learnt_from: tuple[str, ...] = ()
     gradients: Gradients = dataclasses.field(default_factory=dict)
     left: Gradients = dataclasses.field(default_factory=dict)
@@ -248,6 +250,9 @@ class Side:
             path for path in asking if internals.has_history(outcome.outputs.tensors[path])
         )
         outcome.unfollowed = frozenset(asking - outcome.requires_grad)
+        outcome.inference = frozenset(
+            path for path, tensor in outcome.outputs.tensors.items() if tensor.is_inference()
+        )
         outcome.aliases = aliases(outcome.outputs.tensors, self._not_outputs(outcome))
         outcome.strides = strides(outcome.outputs.tensors)
         for values in (outcome.outputs, outcome.inputs, outcome.state):
