@@ -96,8 +96,8 @@ class CheckOptions:
         values.several(values.integer(1)),
         "positive integers",
         "batch sizes of the fixed examples; drawn ones lie between the smallest and the largest. Sizes at "
-        "which compilers generate other code are tried once each: in the same range, or up to 1024 if batch "
-        "is not given",
+        "which compilers generate other code, and sizes of the policy's parameters, are tried once each: in "
+        "the same range, or up to 1024 if batch is not given",
     )
     examples: int | None = _option(
         None,

@@ -1,12 +1,14 @@
 """Try a case at more batch sizes, and at more lengths of a ``"T"``, than its first examples have.
 
-Compilers generate different code at certain widths, and training uses minibatches of hundreds. Usually one
+Compilers generate different code at certain widths, and training uses minibatches of hundreds. In a batch
+that is as large as a layer, a tensor may be broadcast along the wrong dimension without an error. Usually one
 graph serves every size, and a size costs one call of each side. If each size is compiled separately, the
 sizes are not tried and a note says so.
 """
 
 from __future__ import annotations
 
+import collections
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -29,6 +31,9 @@ LEAST_S = 2.0
 
 MOST_BYTES = 2**31
 """A size is not tried if a call would allocate more than this."""
+
+MOST_OWN = 8
+"""At most this many sizes of the policy's parameters are tried as batch sizes."""
 
 IN_A_ROW = 2
 """After this many consecutive sizes that compile again, every size is assumed to."""
@@ -56,27 +61,53 @@ class Sizes:
 
     def first_failure(self) -> Failure | None:
         """Try each size once and return the first failure; None if there is none."""
-        return self._try_batches() or self._try_lengths()
+        return self._try_batches() or (self._try_lengths() if recipes.uses_time(self._pair.tree) else None)
 
     def _try_batches(self) -> Failure | None:
-        sizes = [size for size in self.declared() if size not in {recipe.batch for recipe in self._met}]
+        met = {recipe.batch for recipe in self._met}
+        at_edges = set(self.declared()) - met
+        own = set(self._own_sizes(met | at_edges))
+        # The edges come first among the sizes that time is limited for.
+        sizes = sorted(at_edges | own, key=lambda size: (size > CHEAP, size > CHEAP and size in own, size))
         budget = _Budget(self._pair, self._options)
         failure, self.each_compiles = self._try("batch", sizes, self._recipe_of_batch, budget)
         return failure
 
     def _try_lengths(self) -> Failure | None:
-        if not recipes.uses_time(self._pair.tree):
-            return None
         lengths = [n for n in edges.LENGTHS if n not in {recipe.time for recipe in self._met}]
-        failure, _ = self._try("T =", lengths, self._recipe_of_length, None)
+        failure, each_compiles = self._try("T =", lengths, self._recipe_of_length, None)
+        return failure or self._try_square(each_compiles)
+
+    def _try_square(self, each_length_compiles: bool) -> Failure | None:
+        """Try one batch that is as large as T, with a batch size or a length that is already compiled."""
+        sizes = list(self._options.batch)
+        if not self.each_compiles:
+            low, high = self._range()
+            sizes = [*edges.between((recipe.time for recipe in self._met), low, high), *sizes]
+        elif each_length_compiles:
+            self._note_not_tried("T = batch =", sizes[:1], "each is compiled separately")
+            return None
+        fitting = [size for size in sizes if 1 < size <= max(edges.LENGTHS)]
+        failure, _ = self._try("T = batch =", fitting[:1], self._square_recipe, None)
         return failure
+
+    def _range(self) -> tuple[int, int]:
+        """Return the smallest and the largest batch size to try."""
+        sizes = self._options.batch if self._options.is_set("batch") else edges.BATCHES
+        return min(sizes), max(sizes)
+
+    def _own_sizes(self, others: set[int]) -> list[int]:
+        """Return the most frequent sizes of the policy's parameters in the range, without `others` and 1."""
+        state = self._pair.eager.state
+        held = {} if state is None else state.parameters()
+        sizes = (size for parameter in held.values() for size in parameter.shape)
+        within = edges.between(sizes, *self._range())
+        counts = collections.Counter(size for size in within if size not in {1, *others})
+        return [size for size, _ in counts.most_common(MOST_OWN)]
 
     def declared(self) -> list[int]:
         """Return the sizes in the declared range at which code changes; all of them if none is declared."""
-        sizes = self._options.batch
-        if not self._options.is_set("batch"):
-            return list(edges.BATCHES)
-        return edges.between(edges.BATCHES, min(sizes), max(sizes))
+        return edges.between(edges.BATCHES, *self._range())
 
     def _recipe_of_batch(self, size: int) -> Recipe:
         return recipes.random_recipe(self._pair.tree, size, self._options.seed + size)
@@ -84,6 +115,9 @@ class Sizes:
     def _recipe_of_length(self, length: int) -> Recipe:
         options = self._options
         return recipes.random_recipe(self._pair.tree, options.batch[0], options.seed + length, length)
+
+    def _square_recipe(self, size: int) -> Recipe:
+        return recipes.random_recipe(self._pair.tree, size, self._options.seed + size, size)
 
     def _try(
         self, kind: str, sizes: list[int], recipe_of: Callable[[int], Recipe], budget: _Budget | None
@@ -93,12 +127,17 @@ class Sizes:
             self._note_not_tried(kind, sizes, "dynamic=False compiles for each size")
             return None, True
         compiled: list[int] = []
+        left_out: dict[str, list[int]] = {}
         in_a_row = 0
         for number, size in enumerate(sizes):
-            reason = self._pair.out_of_seconds() or (budget.exceeded_by(size) if budget else "")
+            reason = self._pair.out_of_seconds()
             if reason:
                 self._note_not_tried(kind, sizes[number:], reason)
                 break
+            reason = budget.exceeded_by(size) if budget else ""
+            if reason:
+                left_out.setdefault(reason, []).append(size)
+                continue
             begun = time.monotonic()
             failure = self._trial(recipe_of(size))
             if failure is not None:
@@ -109,17 +148,23 @@ class Sizes:
             if budget is not None:
                 budget.spend(size, time.monotonic() - begun, compiled=again)
             if in_a_row == IN_A_ROW:
+                self._note_left_out(kind, left_out)
                 self._note_not_tried(
                     kind, sizes[number + 1 :], f"each is compiled separately, as {_listed(compiled)} were"
                 )
                 return None, True
+        self._note_left_out(kind, left_out)
         if compiled:
             self.notes.append(f"compiled again for {kind} {_listed(compiled)}")
         return None, False
 
+    def _note_left_out(self, kind: str, left_out: dict[str, list[int]]) -> None:
+        for reason, sizes in left_out.items():
+            self._note_not_tried(kind, sizes, reason)
+
     def _note_not_tried(self, kind: str, sizes: list[int], reason: str) -> None:
         if sizes:
-            self.notes.append(f"{kind} {_listed(sizes)} not tried: {reason}")
+            self.notes.append(f"{kind} {_listed(sorted(sizes))} not tried: {reason}")
 
 
 class _Budget:

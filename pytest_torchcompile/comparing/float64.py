@@ -163,7 +163,7 @@ def _widen_state(model: torch.nn.Module) -> None:
             continue
         for name, buffer in module.named_buffers(recurse=False):
             if buffer.is_floating_point():
-                module._buffers[name] = buffer.double()
+                module._buffers[name] = widened(buffer)
     for place, value in found.tensors().items():
         found.put(place, map_tensors(widened, value))
 

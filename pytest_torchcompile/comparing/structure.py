@@ -1,4 +1,4 @@
-"""Compares what needs no tolerance: exceptions, types, shapes, plain values, random state."""
+"""Compares what needs no tolerance: exceptions, types, shapes, plain values, random state, settings."""
 
 from __future__ import annotations
 
@@ -36,6 +36,10 @@ def structural(eager: Outcome, compiled: Outcome) -> list[Difference]:
         found.append(
             Difference(path=path, problem="requires_grad", eager=str(follows), compiled=str(not follows))
         )
+    found += [
+        Difference(path=path, problem="inference", eager="an ordinary tensor", compiled="an inference tensor")
+        for path in sorted(compiled.inference - eager.inference)
+    ]
     found += [
         Difference(path=path, problem="memory", eager="memory of its own", compiled=f"shares that of {other}")
         for path, other in sorted(compiled.aliases - eager.aliases)
@@ -112,18 +116,43 @@ def _unequal(mine: Any, theirs: Any) -> bool:
 
 def generators(eager: Outcome, compiled: Outcome) -> list[Difference]:
     """Return a difference for each random generator that the two calls left in different states."""
+    return [*_of_the_process(eager, compiled), *_of_the_policy(eager, compiled)]
+
+
+def _of_the_policy(eager: Outcome, compiled: Outcome) -> list[Difference]:
+    both = eager.generators.keys() & compiled.generators.keys()
+    pairs = {path: (eager.generators[path], compiled.generators[path]) for path in sorted(both)}
+    return [
+        _unequal_states(f"generator {path}", mine.drew, theirs.drew)
+        for path, (mine, theirs) in pairs.items()
+        if mine.state != theirs.state
+    ]
+
+
+def _of_the_process(eager: Outcome, compiled: Outcome) -> list[Difference]:
     if eager.random is None or compiled.random is None:
         return []
     unequal = eager.random.unequal(compiled.random)
     if not unequal:
         return []
     mine, theirs = eager.drew(), compiled.drew()
+    return [_unequal_states(f"random state of {name}", name in mine, name in theirs) for name in unequal]
+
+
+def _unequal_states(path: str, eager_drew: bool, compiled_drew: bool) -> Difference:
+    return Difference(
+        path=path,
+        problem="random state",
+        eager="drew" if eager_drew else "did not draw",
+        compiled=("drew differently" if eager_drew else "drew") if compiled_drew else "did not draw",
+    )
+
+
+def settings(eager: Outcome, compiled: Outcome) -> list[Difference]:
+    """Return a difference for each setting of torch's, such as grad mode, that the two calls left unequal."""
+    one, other = eager.settings, compiled.settings
     return [
-        Difference(
-            path=f"random state of {name}",
-            problem="random state",
-            eager="drew" if name in mine else "did not draw",
-            compiled=("drew differently" if name in mine else "drew") if name in theirs else "did not draw",
-        )
-        for name in unequal
+        Difference(path=name, problem="value", eager=str(one[name]), compiled=str(other[name]))
+        for name in one.keys() & other.keys()
+        if one[name] != other[name]
     ]

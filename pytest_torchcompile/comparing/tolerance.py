@@ -20,7 +20,7 @@ from pytest_torchcompile.comparing.measure import (
 from pytest_torchcompile.comparing.nonfinite import Reference, hidden_nonfinite
 from pytest_torchcompile.comparing.references import References
 from pytest_torchcompile.comparing.rounding import Floor, flipped_rows, flips_a_choice
-from pytest_torchcompile.comparing.structure import generators, plain_values, structural
+from pytest_torchcompile.comparing.structure import generators, plain_values, settings, structural
 from pytest_torchcompile.policies.calls import Outcome
 from pytest_torchcompile.results import Difference
 
@@ -89,7 +89,7 @@ def judge(
     explained = _Explained(differences=[*plain, *filter(None, (m.unexplained(None) for m in exceeding))])
     if (exceeding or plain) and references is not None:
         explained = _explain(eager, compiled, exceeding, plain, references)
-    differences = [*generators(eager, compiled), *explained.differences]
+    differences = [*generators(eager, compiled), *settings(eager, compiled), *explained.differences]
     # A difference that rounding explains is not shown as the worst one: it may be large, and it is correct.
     closest = max((m for m in measured if not m.exceeds), key=lambda m: m.ratio, default=None)
     worst = closest.difference() if closest else None

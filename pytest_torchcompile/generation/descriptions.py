@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import torch
 
 from pytest_torchcompile.generation.recipes import (
+    SMALLEST,
     Fill,
     Recipe,
     equal_specs,
@@ -47,7 +49,10 @@ def _describe_leaf(spec: Spec, fill: Fill, tensor: torch.Tensor) -> str:
         return f"{unset}{_listed(values, different)}{layout}"
     if bool((values == first).all()):
         return f"all {first:.9g}{layout}"
+    if fill.stop == 0 and math.isinf(fill.rest) and not fill.edits:
+        return f"the {'largest' if fill.rest > 0 else 'smallest'} values{layout}"
     scale = f", scale {fill.scale:g}" if isinstance(spec, spaces.Box) and fill.scale != 1 else ""
+    scale += f" in the first row to {SMALLEST:g} in the last" * (bool(scale) and fill.fading)
     odd = torch.nonzero(~torch.isfinite(values).reshape(-1)).reshape(-1)
     return f"random (seed {fill.seed}{scale}){_listed(values, odd[:4])}{layout}"
 

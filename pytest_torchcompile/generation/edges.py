@@ -26,6 +26,9 @@ MAGNITUDES = (2**7, 2**8, 2**15, 2**16, 2**31)
 TOGETHER = (2**8 + 1, 2**16 + 1, 2**31 + 1)
 """Edges up to each of these share an example. Next to 2^31, a difference at 128 would be lost in rounding."""
 
+EXACT = 2**53
+"""Each integer below has a float64 of its own."""
+
 _ALIASES = {"short": "int16", "int": "int32", "long": "int64"}
 
 
@@ -68,6 +71,36 @@ def _range_of_box(spec: spaces.Box) -> tuple[float, float]:
     low = least if spec.low is None else float(np.min(spec.low))
     high = most if spec.high is None else float(np.max(spec.high))
     return max(least, low), min(most, high)
+
+
+def has_bound(spec: Spec, sign: float) -> bool:
+    """Return whether a spec has a bound that zeros, ones and minus ones do not reach.
+
+    Args:
+        spec: the spec of a tensor.
+        sign: positive for the upper bound, negative for the lower one.
+    """
+    if isinstance(spec, spaces.Box):
+        bound = spec.high if sign > 0 else spec.low
+        if bound is None:
+            return False
+        import numpy as np
+
+        # Larger integers have no exact float, and a clipped one would overflow.
+        sizes = np.asarray(bound, np.float64) * np.sign(sign)
+        most = math.inf if spec.is_float else EXACT
+        return bool(np.any((sizes > 1) & (sizes < most)) and np.all((sizes < most) | np.isinf(sizes)))
+    ends = (spaces.Image, spaces.Discrete, spaces.MultiDiscrete, spaces.Tokens, spaces.OneHot)
+    return sign > 0 and isinstance(spec, (*ends, spaces.LegalMask, spaces.LegalAction))
+
+
+def lacks_bound(spec: Spec) -> bool:
+    """Return whether a spec has floats with an element that lacks a bound, which a scale applies to."""
+    if not isinstance(spec, spaces.Box) or not spec.is_float:
+        return False
+    import numpy as np
+
+    return any(bound is None or bool(np.isinf(bound).any()) for bound in (spec.low, spec.high))
 
 
 def places(spec: Spec, value: float, row: tuple[int, ...]) -> list[int]:

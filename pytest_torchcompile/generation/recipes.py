@@ -20,6 +20,10 @@ from pytest_torchcompile.specs.spaces import Spec
 LARGE = 1e4
 """The standard deviation of the fixed example with large values."""
 
+SMALL, SMALLEST = 1e-2, 1e-6
+"""The standard deviations of the first and the last row of the fixed example with small values. Between them
+lie the constants by which normalisations avoid a division by 0."""
+
 TIMES = (5, 3, 1, 8)
 """Lengths of a ``"T"`` in the fixed examples."""
 
@@ -56,9 +60,10 @@ class Fill:
         scale: standard deviation of the random values, if they are unbounded.
         start: first flat element (C order) that random values fill.
         stop: first flat element after the filled ones; None means the end of the tensor.
-        rest: the value of the other elements, if the spec allows it.
+        rest: the value of the other elements, if the spec allows it; an infinity is the declared bound.
         edits: single elements set afterwards, as (flat index, value). For `Discrete` the value is relative
             to ``start``.
+        fading: whether the scale falls from row to row, from `scale` to `SMALLEST`.
         layout: one of `LAYOUTS`; a tensor with too few dimensions for it stays contiguous.
     """
 
@@ -68,6 +73,7 @@ class Fill:
     stop: int | None = None
     rest: float = 0.0
     edits: tuple[tuple[int, float], ...] = ()
+    fading: bool = False
     layout: str = "contiguous"
 
 
@@ -157,6 +163,8 @@ def ladder(tree: Any, sizes: Sequence[int], *, nonfinite: bool, seed: int) -> li
     steps = [(first, Fill()), *((size, Fill()) for size in (first, *sizes[1:]))]
     steps += [(second, Fill(stop=0)), (first, Fill(stop=0, rest=1.0)), (first, Fill(stop=0, rest=-1.0))]
     steps += [(second, Fill(scale=LARGE)), (second, Fill())]
+    if any(edges.lacks_bound(spec) for _, spec in trees.leaves(tree)):
+        steps += [(second, Fill(scale=SMALL, fading=True))]
     found = [
         random_recipe(tree, size, seed + number, TIMES[number % len(TIMES)], fill)
         for number, (size, fill) in enumerate(steps)
@@ -165,6 +173,7 @@ def ladder(tree: Any, sizes: Sequence[int], *, nonfinite: bool, seed: int) -> li
         nan = _with_one(tree, found[0], math.nan)
         infinite = _with_one(tree, found[2], math.inf) or _with_one(tree, found[2], -math.inf)
         found += [example for example in (nan, infinite) if example is not None]
+    found += _at_bounds(tree, first, seed + len(found))
     return found + _at_integer_edges(tree, max(sizes), seed + len(found))
 
 
@@ -212,6 +221,26 @@ def _with_one(tree: Any, recipe: Recipe, value: float) -> Recipe | None:
                 edit = (row * math.prod(shape[1:]) + places[place % len(places)], value)
                 return _with_edits(recipe, {leaf: (edit,)})
     return None
+
+
+def _at_bounds(tree: Any, batch: int, seed: int) -> list[Recipe]:
+    """Return examples whose bounded inputs are all at their upper bound, or all at their lower one.
+
+    Masks are then all legal, so that a legal action is the last one. Other inputs are random.
+    """
+    specs = [spec for _, spec in trees.leaves(tree)]
+    found: list[Recipe] = []
+    for bound in (math.inf, -math.inf):
+        bounded = [edges.has_bound(spec, bound) for spec in specs]
+        # A mask that is all legal is among the other examples.
+        if any(at and not isinstance(s, spaces.LegalMask) for s, at in zip(specs, bounded, strict=True)):
+            recipe = random_recipe(tree, batch, seed + len(found))
+            fills = tuple(
+                dataclasses.replace(fill, stop=0, rest=bound) if at else fill
+                for fill, at in zip(recipe.fills, bounded, strict=True)
+            )
+            found.append(dataclasses.replace(recipe, fills=fills))
+    return found
 
 
 def _at_integer_edges(tree: Any, batch: int, seed: int) -> list[Recipe]:

@@ -100,7 +100,8 @@ def recipes(
         tree: the specs.
         batch: strategy of batch sizes.
         layouts: memory layouts to choose from.
-        like: an example whose layouts, shared memory, and NaN or infinity the drawn examples have too.
+        like: an example whose layouts, shared memory, and NaN or infinity the drawn examples have too; they
+            may have its bounds.
     """
     leaves = [spec for _, spec in trees.leaves(tree)]
     models = like.fills if like else (None,) * len(leaves)
@@ -136,13 +137,15 @@ def _fills(spec: Spec, elements: int, layouts: tuple[str, ...], like: Fill | Non
     place = st.integers(0, 8 * elements)
     # The list comes last, because Hypothesis draws again whatever follows a list that it shortens.
     edits = st.lists(st.tuples(place, _edit_values(spec, like)), max_size=MAX_EDITS)
+    rests = (like.rest, *RESTS) if like and math.isinf(like.rest) else RESTS
     return st.builds(
         Fill,
         seed=SEEDS,
-        scale=st.sampled_from(SCALES),
+        scale=st.sampled_from((like.scale, *SCALES) if like and like.fading else SCALES),
+        fading=st.just(like is not None and like.fading),
         start=place,
         stop=place,
-        rest=st.sampled_from(RESTS),
+        rest=st.sampled_from(rests),
         layout=st.sampled_from((like.layout,) if like else layouts),
         edits=edits.map(tuple),
     )

@@ -16,6 +16,7 @@ import torch
 from pytest_torchcompile.errors import UsageError
 from pytest_torchcompile.generation.recipes import (
     ONE_TENSOR,
+    SMALLEST,
     Fill,
     Recipe,
     equal_specs,
@@ -44,7 +45,7 @@ def require_drawable(tree: Any) -> None:
                 )
         else:
             try:
-                _sample(spec, np.random.default_rng(0), 1, 1, 1.0)
+                _sample(spec, np.random.default_rng(0), 1, 1, Fill())
                 torch_dtype(getattr(spec, "dtype", "float32"))
             except (ValueError, TypeError) as error:
                 raise UsageError(f"{trees.dotted(path) or 'observation'}: {spec!r}: {error}") from None
@@ -141,7 +142,7 @@ def copy_constant(value: Any) -> Any:
 def _array(spec: Spec, fill: Fill, batch: int, time: int) -> np.ndarray[Any, Any]:
     """Return the values of one tensor, in the dtype in which they are drawn."""
     generator = np.random.default_rng(fill.seed)
-    sampled = _sample(spec, generator, batch, time, fill.scale)
+    sampled = _sample(spec, generator, batch, time, fill)
     flat = sampled.reshape(-1)
     if (fill.start, fill.stop) not in ((0, None), (0, flat.size)):
         bulk, rest = flat, simplest(spec, sampled.shape, fill.rest)
@@ -153,14 +154,13 @@ def _array(spec: Spec, fill: Fill, batch: int, time: int) -> np.ndarray[Any, Any
 
 
 def _sample(
-    spec: Spec, generator: np.random.Generator, batch: int, time: int, scale: float
+    spec: Spec, generator: np.random.Generator, batch: int, time: int, fill: Fill
 ) -> np.ndarray[Any, Any]:
     """Return the random values; a larger batch of the same seed starts with the same ones."""
     shape = shape_of(spec, batch, time)
     match spec:
         case spaces.Box():
-            sample = _sample_floats if spec.is_float else _sample_integers
-            return sample(spec, generator, shape, scale)
+            return _sample_box(spec, generator, shape, fill)
         case spaces.Image():
             return generator.integers(0, 256, shape, np.uint8)
         case spaces.State():
@@ -183,6 +183,14 @@ def _sample(
             return np.zeros(shape, np.float32)
 
 
+def _sample_box(
+    spec: spaces.Box, generator: np.random.Generator, shape: tuple[int, ...], fill: Fill
+) -> np.ndarray[Any, Any]:
+    if spec.is_float:
+        return _sample_floats(spec, generator, shape, _scales(fill, shape, spec.batch_dim))
+    return _sample_integers(spec, generator, shape, fill.scale)
+
+
 def _sample_integers(
     spec: spaces.Box, generator: np.random.Generator, shape: tuple[int, ...], scale: float
 ) -> np.ndarray[Any, Any]:
@@ -197,8 +205,16 @@ def _sample_integers(
     return generator.integers(low, high, shape, endpoint=True)
 
 
+def _scales(fill: Fill, shape: tuple[int, ...], batch_dim: int) -> np.ndarray[Any, Any]:
+    """Return the standard deviation of each row, to be broadcast to `shape`."""
+    if not fill.fading:
+        return np.asarray(fill.scale, np.float32)
+    rows = [size if dim == batch_dim else 1 for dim, size in enumerate(shape)]
+    return np.geomspace(fill.scale, SMALLEST, shape[batch_dim]).reshape(rows).astype(np.float32)
+
+
 def _sample_floats(
-    spec: spaces.Box, generator: np.random.Generator, shape: tuple[int, ...], scale: float
+    spec: spaces.Box, generator: np.random.Generator, shape: tuple[int, ...], scale: np.ndarray[Any, Any]
 ) -> np.ndarray[Any, Any]:
     """Return floats: uniform between two bounds; with one bound or none, normal with deviation `scale`."""
     dtype = torch_dtype(spec.dtype)
@@ -207,7 +223,7 @@ def _sample_floats(
     upper: np.ndarray[Any, Any] = np.asarray(np.inf if spec.high is None else spec.high, np.float64)
     if np.isnan(lower).any() or np.isnan(upper).any():
         raise ValueError("a bound is NaN")
-    normal = generator.standard_normal(shape, np.float32) * np.float32(scale)
+    normal = generator.standard_normal(shape, np.float32) * scale
     if np.isfinite(lower).any() or np.isfinite(upper).any():
         least, most = np.where(np.isfinite(lower), lower, 0.0), np.where(np.isfinite(upper), upper, 0.0)
         both = np.isfinite(lower) & np.isfinite(upper)
@@ -231,20 +247,29 @@ def simplest(spec: Spec, shape: tuple[int, ...], rest: float = 0.0) -> np.ndarra
     Args:
         spec: the spec of the tensor.
         shape: the shape with the batch.
-        rest: the value for a `Box` (clipped to its bounds), an `Image`, a `MultiBinary` and a `Flag`. The
+        rest: the value for a `Box` (clipped to its bounds), an `Image`, a `MultiBinary` and a `Flag`. An
+            infinity is the bound of a `Box`, or 0 where it has none, and the end of a range of integers. The
             other specs have a fixed value.
     """
+    last = rest == math.inf
     match spec:
         case spaces.Box():
-            return np.asarray(_clipped(spec, np.full(shape, rest, np.float64)))
-        case spaces.Image() | spaces.MultiBinary() | spaces.Flag():
+            clipped = _clipped(spec, np.full(shape, rest, np.float64))
+            return np.where(np.isinf(clipped), _clipped(spec, np.zeros(shape)), clipped)
+        case spaces.Image():
+            return np.full(shape, np.clip(rest, 0, 255))
+        case spaces.MultiBinary() | spaces.Flag():
             return np.full(shape, rest)
         case spaces.Discrete():
-            return np.full(shape, spec.start)
+            return np.full(shape, spec.start + (spec.n - 1 if last else 0))
+        case spaces.MultiDiscrete() if last:
+            return np.broadcast_to(np.asarray(spec.nvec) - 1, shape)
+        case spaces.Tokens() if last:
+            return np.full(shape, spec.vocabulary - 1)
         case spaces.LegalMask():
             return np.ones(shape, bool)
         case spaces.OneHot():
-            return np.broadcast_to(np.eye(spec.n)[0], shape)
+            return np.broadcast_to(np.eye(spec.n)[-1 if last else 0], shape)
         case _:
             return np.zeros(shape)
 
@@ -298,7 +323,10 @@ def _with_valid_rows(
 
 
 def _legal_action(mask: Any, fill: Fill, spec: spaces.LegalAction) -> torch.Tensor:
-    """Return a legal action for each row: a random one in the random range, the first legal one elsewhere."""
+    """Return a legal action for each row: a random one in the random range, the first legal one elsewhere.
+
+    With an infinite `rest`, the last legal one.
+    """
     legal = torch.as_tensor(mask) != 0
     if legal.dim() != 2 or not bool(legal.any(dim=1).all()):
         raise UsageError(
@@ -306,7 +334,8 @@ def _legal_action(mask: Any, fill: Fill, spec: spaces.LegalAction) -> torch.Tens
             f"and a legal action in each row"
         )
     allowed = legal.cpu().numpy()
-    actions = allowed.argmax(axis=1)
+    last = allowed.shape[1] - 1 - allowed[:, ::-1].argmax(axis=1)
+    actions = last if fill.rest == math.inf else allowed.argmax(axis=1)
     rows = len(actions)
     order = np.random.default_rng(fill.seed).random(allowed.shape)
     random = np.where(allowed, order, -1.0).argmax(axis=1)

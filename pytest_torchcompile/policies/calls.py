@@ -24,7 +24,7 @@ from pytest_torchcompile.policies.aliasing import Aliases, aliases, strides
 from pytest_torchcompile.policies.backward import FROM_ALL, Backward, Gradients, Learning, backward_of
 from pytest_torchcompile.policies.holders import policy_of
 from pytest_torchcompile.policies.outputs import NamedValues, is_mapping, named_values
-from pytest_torchcompile.policies.state import ModuleState
+from pytest_torchcompile.policies.state import GeneratorState, ModuleState
 from pytest_torchcompile.runtime import isolation
 from pytest_torchcompile.texts import raised_text
 
@@ -46,6 +46,7 @@ class Outcome:
         outputs: what it returned.
         requires_grad: paths of the outputs that require grad and have an autograd history.
         unfollowed: paths of the outputs that require grad but have no history, so no gradient flows back.
+        inference: paths of the outputs that are inference tensors, which no gradient may be computed from.
         learnt_from: paths of the outputs whose gradients were computed.
         gradients: by name of the leaf (a parameter, a tensor among the attributes, an input); None if
             autograd found no path to it.
@@ -56,12 +57,16 @@ class Outcome:
         strides: strides of the outputs, by path.
         seed: seed of the random generators before the call.
         random: state of the random generators after the call.
+        generators: states of the random generators among the policy's attributes after the call, by path.
+        settings: torch's settings of the process after the call and after its backward, by name. They are
+            restored each time.
     """
 
     error: BaseException | None = None
     outputs: NamedValues = dataclasses.field(default_factory=NamedValues)
     requires_grad: frozenset[str] = frozenset()
     unfollowed: frozenset[str] = frozenset()
+    inference: frozenset[str] = frozenset()
     learnt_from: tuple[str, ...] = ()
     gradients: Gradients = dataclasses.field(default_factory=dict)
     left: Gradients = dataclasses.field(default_factory=dict)
@@ -71,6 +76,8 @@ class Outcome:
     strides: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     seed: int = 0
     random: isolation.RandomState | None = None
+    generators: dict[str, GeneratorState] = dataclasses.field(default_factory=dict)
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def drew(self) -> tuple[str, ...]:
         """Return the names of the generators that the call drew from. Seeds all generators again."""
@@ -220,8 +227,9 @@ class Side:
         outcome = Outcome(seed=seed)
         with self.around(), under():
             try:
-                with torch.set_grad_enabled(differentiate is not None):
+                with isolation.settings_restored(), torch.set_grad_enabled(differentiate is not None):
                     returned = self.invoke(args, kwargs)
+                    outcome.settings |= isolation.Settings().values
             except (MemoryError, torch.OutOfMemoryError, UsageError):
                 raise
             except self._caught as error:
@@ -229,12 +237,16 @@ class Side:
                     raise
                 return Outcome(error=error)
             outcome.random = isolation.RandomState()
+            outcome.generators = {} if self.state is None else self.state.generators()
             outcome.outputs = named_values(returned)
             outcome.inputs = self.named_inputs(args, kwargs, drawn)
             outcome.left = self._left_gradients()
             if differentiate is not None:
                 try:
-                    outcome.gradients = differentiate(outcome)
+                    with isolation.settings_restored():
+                        outcome.gradients = differentiate(outcome)
+                        after = isolation.Settings().values
+                    outcome.settings |= {f"{name} after backward": value for name, value in after.items()}
                 except (MemoryError, torch.OutOfMemoryError):
                     raise
                 except self._caught as error:
@@ -245,6 +257,9 @@ class Side:
             path for path in asking if internals.has_history(outcome.outputs.tensors[path])
         )
         outcome.unfollowed = frozenset(asking - outcome.requires_grad)
+        outcome.inference = frozenset(
+            path for path, tensor in outcome.outputs.tensors.items() if tensor.is_inference()
+        )
         outcome.aliases = aliases(outcome.outputs.tensors, self._not_outputs(outcome))
         outcome.strides = strides(outcome.outputs.tensors)
         for values in (outcome.outputs, outcome.inputs, outcome.state):

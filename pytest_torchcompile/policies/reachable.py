@@ -134,7 +134,7 @@ class Reachable:
         modules: by path, the registered ones first; a path consists of attributes, keys and indices.
         parameters: by path, each once; includes those of modules in plain lists and objects.
         buffers: by path, each once.
-        leaves: by path, the other leaf tensors that require grad.
+        leaves: by path, the other leaf tensors that require grad, buffers among them.
         spaces: by path, the modules, objects and containers that hold any of these, as mappings.
         containers: the paths of the spaces that are lists, tuples, deques or dicts.
         held: by place, the values that are not plain: modules, parameters, objects, containers.
@@ -182,6 +182,8 @@ class Reachable:
             for own, tensor in one.named_buffers(name, recurse=False):
                 if self._is_new(tensor):
                     self.buffers[own] = tensor
+                    if is_leaf(tensor):
+                        self.leaves[own] = tensor
         for name, one in new:
             if not isinstance(one, Holder):
                 self._add_space(name, vars(one), depth, _MODULE_FIELDS)

@@ -11,7 +11,7 @@ import functools
 import math
 import random
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -44,23 +44,63 @@ def _set_buffer(module: nn.Module, name: str, buffer: torch.Tensor) -> None:
 
 
 class Generators:
-    """Random generators among a policy's attributes, and their states at construction."""
+    """Random generators among a policy's attributes, and their states at construction.
 
-    def __init__(self, candidates: Iterable[Any]) -> None:
-        self._kept: list[tuple[Callable[[Any], Any], Any]] = []
-        for value in candidates:
+    Args:
+        candidates: values of attributes, by path.
+    """
+
+    def __init__(self, candidates: Mapping[str, Any]) -> None:
+        self._kept: dict[str, tuple[Callable[[], Any], Callable[[Any], Any], Any]] = {}
+        for path, value in candidates.items():
+            get: Callable[[], Any]
+            put: Callable[[Any], Any]
             if isinstance(value, (torch.Generator, np.random.RandomState)):
-                self._kept.append((value.set_state, value.get_state()))
+                get, put = value.get_state, value.set_state
             elif isinstance(value, np.random.Generator):
                 bits = value.bit_generator
-                self._kept.append((functools.partial(setattr, bits, "state"), bits.state))
+                get, put = (
+                    functools.partial(getattr, bits, "state"),
+                    functools.partial(setattr, bits, "state"),
+                )
             elif isinstance(value, random.Random):
-                self._kept.append((value.setstate, value.getstate()))
+                get, put = value.getstate, value.setstate
+            else:
+                continue
+            self._kept[path] = get, put, get()
 
     def reset(self) -> None:
         """Restore the recorded states."""
-        for set_state, state in self._kept:
-            set_state(state)
+        for _, put, state in self._kept.values():
+            put(state)
+
+    def now(self) -> dict[str, GeneratorState]:
+        """Return the present states by path."""
+        states = {path: (_comparable(get()), _comparable(old)) for path, (get, _, old) in self._kept.items()}
+        return {path: GeneratorState(state, drew=state != old) for path, (state, old) in states.items()}
+
+
+class GeneratorState(NamedTuple):
+    """The state of a random generator, as a value that ``==`` compares.
+
+    Args:
+        state: the state.
+        drew: whether it differs from the state at construction.
+    """
+
+    state: Any
+    drew: bool
+
+
+def _comparable(state: Any) -> Any:
+    """Return the state of a generator with bytes in place of tensors and arrays."""
+    if isinstance(state, torch.Tensor):
+        return state.numpy().tobytes()
+    if isinstance(state, np.ndarray):
+        return state.tobytes()
+    if isinstance(state, dict):
+        return {name: _comparable(value) for name, value in state.items()}
+    return tuple(map(_comparable, state)) if isinstance(state, tuple) else state
 
 
 Counters = dict[Place, Any]
@@ -115,7 +155,11 @@ class ModuleState:
             if has_history(value)
         }
         self._generators = Generators(
-            value for space in found.spaces.values() for value in list(space.values())
+            {
+                f"{path}.{name}" if path else str(name): value
+                for path, space in found.spaces.items()
+                for name, value in list(space.items())
+            }
         )
 
     def values(self) -> NamedValues:
@@ -150,6 +194,10 @@ class ModuleState:
         """Return the present leaves that require grad, by name: parameters and other tensors."""
         now = Reachable(self.model)
         return {n: t for n, t in (now.parameters | now.leaves).items() if t.requires_grad}
+
+    def generators(self) -> dict[str, GeneratorState]:
+        """Return the present states of the random generators among the attributes, by path."""
+        return self._generators.now()
 
     def left_gradients(self) -> dict[str, torch.Tensor | None]:
         """Return the ``.grad`` of each leaf that has one now or had one at construction, by name."""

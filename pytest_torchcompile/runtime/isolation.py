@@ -1,7 +1,7 @@
 """Restore the global state of the process after a check, also if it raises.
 
-That state is the random generators, grad mode, the default dtype, the number of threads, and the validation
-of distribution arguments.
+That state is the random generators, torch's settings such as grad mode and the number of threads, and the
+validation of distribution arguments.
 """
 
 from __future__ import annotations
@@ -59,6 +59,55 @@ class RandomState:
         if self.python != other.python:
             names.append("python")
         return tuple(names)
+
+
+class Settings:
+    """A copy of torch's settings of the process that code may change and leave changed.
+
+    Attributes:
+        values: by name, such as ``grad mode``.
+    """
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {
+            "grad mode": torch.is_grad_enabled(),
+            "default dtype": torch.get_default_dtype(),
+            "number of threads": torch.get_num_threads(),
+            "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+        }
+        for device in ("cpu", "cuda") if _cuda_in_use() else ("cpu",):
+            self.values[f"autocast on {device}"] = torch.is_autocast_enabled(device)
+        self._warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+
+    def restore(self) -> None:
+        """Set every setting that has changed to its copied value."""
+        now = Settings().values
+        for name, value in self.values.items():
+            if value != now[name]:
+                self._set(name, value)
+
+    def _set(self, name: str, value: Any) -> None:
+        match name:
+            case "grad mode":
+                torch.set_grad_enabled(value)
+            case "default dtype":
+                torch.set_default_dtype(value)
+            case "number of threads":
+                torch.set_num_threads(value)
+            case "deterministic algorithms":
+                torch.use_deterministic_algorithms(value, warn_only=self._warn_only)
+            case _:
+                torch.set_autocast_enabled(name.removeprefix("autocast on "), value)
+
+
+@contextlib.contextmanager
+def settings_restored() -> Iterator[None]:
+    """Run the body, and restore torch's settings of the process at its end."""
+    before = Settings()
+    try:
+        yield
+    finally:
+        before.restore()
 
 
 def seed_everything(seed: int) -> None:
@@ -137,7 +186,7 @@ def isolated(threads: int | None = None) -> Iterator[None]:
     exceptions inside the compiler. Warnings that are not from torch are emitted again at the end.
     """
     before = RandomState()
-    grad, dtype, count = torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads()
+    settings = Settings()
     _validations.append(internals.argument_validation())
     caught: list[warnings.WarningMessage] = []
     try:
@@ -151,9 +200,7 @@ def isolated(threads: int | None = None) -> Iterator[None]:
                 yield
     finally:
         internals.set_argument_validation(_validations.pop())
-        torch.set_num_threads(count)
-        torch.set_default_dtype(dtype)
-        torch.set_grad_enabled(grad)
+        settings.restore()
         before.restore()
         if _deferred:
             _deferred[-1].extend(caught)

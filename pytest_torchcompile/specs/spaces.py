@@ -110,10 +110,10 @@ class Box(_Shaped):
         batch_dim: the position of the batch, for time-major inputs: ``Box(("T", 8), batch_dim=1)`` is
             ``(T, batch, 8)``.
 
-    Unbounded values are mostly of order 1, sometimes of order 1e4. Unbounded integers also include values
-    next to the limits of 8, 16 and 32 bits. Every drawn value is within the bounds. A bound excludes NaN, and
-    the infinity on its side. Otherwise a check also tries NaN and infinities in one element, unless
-    `nonfinite=False`.
+    Unbounded values are mostly of order 1, sometimes of order 1e4, and once from 1e-2 to 1e-6. Unbounded
+    integers also include values next to the limits of 8, 16 and 32 bits. Every drawn value is within the
+    bounds, and a check tries all elements at each bound. A bound excludes NaN, and the infinity on its side.
+    Otherwise a check also tries NaN and infinities in one element, unless `nonfinite=False`.
 
     Raises:
         UsageError: if `shape` is not a valid shape, or `low` exceeds `high`.

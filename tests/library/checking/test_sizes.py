@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from small_checks import assert_differs, assert_passes, check
 from torch import nn
 
-from pytest_torchcompile import Box, Discrete
+from pytest_torchcompile import Box, Discrete, Verdict
 from pytest_torchcompile.checking import sizes
 from pytest_torchcompile.checking.pair import Pair
 from pytest_torchcompile.generation import edges
@@ -133,9 +134,9 @@ def test_a_gradient_of_late_rows_is_found() -> None:
 @pytest.mark.parametrize(
     ("batch", "expected"),
     [
-        ((4, 200), [4, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 200]),
-        ((4, 7, 2, 33), [2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 32, 33]),
-        ((4, 7, 1, 33), [1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 32, 33]),
+        ((4, 200), [4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 200]),
+        ((4, 7, 2, 33), [2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33]),
+        ((4, 7, 1, 33), [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33]),
         ((64,), [64]),
         ((16, 2048), [16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 257, 1024, 2048]),
     ],
@@ -158,6 +159,63 @@ def test_whether_an_option_was_set() -> None:
     assert not CheckOptions.merge(("a test", {})).is_set("batch")
     assert CheckOptions.merge(("a test", {"batch": (4, 7, 1, 33)})).is_set("batch")
     assert CheckOptions(batch=(4, 8)).is_set("batch")
+
+
+# --- the policy's own sizes -----------------------------------------------------------------------
+
+
+class Wide(nn.Module):
+    """Adds a bias; along the wrong dimension if the batch is as large as the outputs and `wrong`."""
+
+    def __init__(self, outputs: int, wrong: bool) -> None:
+        super().__init__()
+        self.net = nn.Linear(5, outputs)
+        self.bias = nn.Parameter(torch.randn(outputs))
+        self.wrong = wrong
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.net(x)
+        if self.wrong and torch.compiler.is_compiling() and y.shape[0] == y.shape[1]:
+            return y + self.bias[:, None]
+        return y + self.bias
+
+
+@pytest.mark.parametrize("outputs", [5, 24, 100, 256, 700])
+@pytest.mark.parametrize("wrong", [True, False])
+def test_a_batch_as_large_as_the_outputs(outputs: int, wrong: bool) -> None:
+    result = check(functools.partial(Wide, outputs, wrong), observation=Box((5,)), examples=0, beyond="off")
+    if wrong:
+        assert_differs(result, "output")
+        assert f"batch {outputs};" in result.example
+    else:
+        assert_passes(result)
+
+
+def test_the_most_frequent_sizes_of_the_policy_within_the_declared_range() -> None:
+    class Many(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Linear(5, 3)
+            self.others = nn.ParameterList(
+                torch.zeros(n, 20) for n in (40, 40, 41, 300, 21, 22, 23, 24, 25, 26)
+            )
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.net(x)
+
+    met: list[int] = []
+    assert_passes(try_sizes(met=met, factory=Many, batch=(4, 200)))
+    assert set(met) - set(edges.BATCHES) - {4, 200} == {5, 20, 40, 41, 21, 22, 23, 24}
+
+
+def test_own_sizes_that_take_long_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sizes, "LEAST_S", 0.0)
+    monkeypatch.setattr(sizes, "SHARE", 0.0)
+    result = check(functools.partial(Wide, 256, False), observation=Box((5,)), examples=0, beyond="off")
+    assert_passes(result)
+    assert result.notes == (
+        "batch 256, 257, 1024 not tried: they would take more than 0% of the case's time",
+    )
 
 
 # --- sequences ------------------------------------------------------------------------------------
@@ -183,6 +241,37 @@ def test_every_length_is_tried() -> None:
     assert met >= set(edges.LENGTHS)
 
 
+@pytest.mark.parametrize("batch", [(4,), (4, 7, 1, 33), (16, 33), (1, 8), (64,)], ids=str)
+@pytest.mark.parametrize("phase", ["rollout", "update"])
+def test_a_fault_where_t_is_the_batch(batch: tuple[int, ...], phase: str) -> None:
+    def change(output: torch.Tensor) -> torch.Tensor:
+        steps = torch.arange(output.shape[1], dtype=output.dtype)[:, None]
+        return output + (steps - steps.flip(0) if output.shape[0] == output.shape[1] > 1 else 0)
+
+    more = {"observation": Box(("T", 5)), "factory": Recurrent, "batch": batch, "phase": phase}
+    assert_differs(try_sizes(change, **more), "output")
+
+
+@pytest.mark.parametrize("each_length_compiles", [True, False])
+def test_t_as_the_batch_adds_no_graph(each_length_compiles: bool) -> None:
+    class Steps(Recurrent):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if each_length_compiles:
+                return torch.stack([self.net(step) for step in x.unbind(1)], 1)
+            return self.net(x)
+
+    met: list[tuple[int, ...]] = []
+
+    def change(output: torch.Tensor) -> torch.Tensor:
+        met.append(tuple(output.shape[:2]))
+        return output
+
+    result = try_sizes(change, observation=Box(("T", 5)), factory=Steps, batch=(4, 7))
+    assert_passes(result)
+    assert (5, 5) in met
+    assert not any("T = batch" in note for note in result.notes), result.notes
+
+
 # --- what compiles for each size ------------------------------------------------------------------
 
 
@@ -200,7 +289,7 @@ def test_a_policy_that_compiles_for_each_size() -> None:
     assert set(met) == {4, 7, 1, 33, 2, 3}
     (note,) = result.notes
     assert note == (
-        "batch 8, 9, 15, 16, 17, 31, 32, 63, 64, 65, 127, 128, 129, 257, 1024 not tried: each is "
+        "batch 5, 8, 9, 15, 16, 17, 31, 32, 63, 64, 65, 127, 128, 129, 257, 1024 not tried: each is "
         "compiled separately, as 2, 3 were"
     )
 
@@ -210,7 +299,7 @@ def test_static_shapes() -> None:
     result = try_sizes(met=met, dynamic=False, batch=(4, 20), examples=10)
     assert_passes(result)
     assert set(met) == {4, 20}
-    assert result.notes == ("batch 7, 8, 9, 15, 16, 17 not tried: dynamic=False compiles for each size",)
+    assert result.notes == ("batch 5, 7, 8, 9, 15, 16, 17 not tried: dynamic=False compiles for each size",)
 
 
 def test_a_size_that_compiles_again_is_named() -> None:
@@ -265,9 +354,14 @@ def test_no_size_is_tried_once_the_seconds_of_the_case_are_spent(monkeypatch: py
     monkeypatch.setattr(Pair, "out_of_seconds", lambda pair: "the case took too long")
     met: list[int] = []
     result = try_sizes(met=met, observation=Box(("T", 5)), factory=Recurrent)
-    assert_passes(result)
+    assert result.verdict is Verdict.EQUAL
     assert len(set(met)) == 1
-    kinds = ("fixed examples", "batch 2, 3, 7", "T = 2, 7, 8, 16, 33, 64", "memory layouts")
+    kinds = (
+        "fixed examples",
+        "batch 2, 3, 5, 8",
+        "T = batch = 5",
+        "T = 2, 7, 16, 33, 64",
+    )
     said = [note for note in result.notes if note.endswith("not tried: the case took too long")]
     for kind in kinds:
         assert any(kind in note for note in said), (kind, result.notes)

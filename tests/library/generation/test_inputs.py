@@ -11,7 +11,17 @@ import torch
 from small_checks import assert_differs, assert_passes, check
 from torch import nn
 
-from pytest_torchcompile import Box, Discrete, State, UsageError, Verdict
+from pytest_torchcompile import (
+    Box,
+    Discrete,
+    Image,
+    LegalAction,
+    LegalMask,
+    State,
+    Tokens,
+    UsageError,
+    Verdict,
+)
 
 OPTIONS = {"examples": 0, "batch": (4, 7)}
 Wrong = Callable[[torch.Tensor], bool]
@@ -373,3 +383,99 @@ def test_a_policy_of_actions_alone() -> None:
         Values, observation=Discrete(5), backend=wrong_where(lambda x: x.stride(0) == 2), **OPTIONS
     )
     assert_differs(strided, "output")
+
+
+# --- the ends of a declared range -----------------------------------------------------------------
+
+
+class Rows(nn.Module):
+    """A layer, and an embedding of an index."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.net = nn.Linear(3, 2)
+        self.rows = nn.Embedding(rows, 2)
+
+    def forward(self, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        return self.net(x) + self.rows(index).reshape(len(x), -1, 2).sum(1)
+
+
+@pytest.mark.parametrize(
+    ("spec", "last"),
+    [(Discrete(5000), 4999), (Discrete(70, start=-30), 39), (Tokens(50000, 6), 49999)],
+    ids=repr,
+)
+def test_a_fault_at_the_last_index_is_found(spec: Any, last: int) -> None:
+    class Shifted(Rows):
+        def forward(self, x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+            return super().forward(x, index.abs())
+
+    def at_last(x: torch.Tensor) -> bool:
+        return x.dtype == torch.int64 and bool((x == last).any())
+
+    policy, inputs = functools.partial(Shifted, 50000), {"x": Box((3,)), "index": spec}
+    assert_differs(check(policy, inputs=inputs, backend=wrong_where(at_last), **OPTIONS), "output")
+    assert_passes(check(policy, inputs=inputs, **OPTIONS))
+
+
+@pytest.mark.parametrize(
+    ("spec", "corner"),
+    [
+        (Box((4,), low=0, high=255), [255.0] * 4),
+        (Box((4,), low=-3), [-3.0] * 4),
+        (Box((3,), low=[-1, -2, 0], high=[1, 2, 10]), [1.0, 2.0, 10.0]),
+        (Box((3,), low=[-1, -2, 0], high=[1, 2, 10]), [-1.0, -2.0, 0.0]),
+        (Image((1, 2, 2)), [255] * 4),
+    ],
+    ids=str,
+)
+def test_a_fault_where_all_is_at_a_bound_is_found(spec: Any, corner: list[float]) -> None:
+    def at_corner(x: torch.Tensor) -> bool:
+        return x.dtype == (torch.uint8 if isinstance(spec, Image) else torch.float32) and bool(
+            (x.flatten(1) == torch.tensor(corner)).all()
+        )
+
+    result = check(
+        functools.partial(Net, len(corner)), observation=spec, backend=wrong_where(at_corner), **OPTIONS
+    )
+    assert_differs(result, "output")
+    assert_passes(check(functools.partial(Net, len(corner)), observation=spec, **OPTIONS))
+
+
+def test_a_fault_at_the_last_legal_action_is_found() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Linear(3, 13527)
+
+        def forward(self, x: torch.Tensor, mask: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+            scores = self.net(x).masked_fill(~mask, -torch.inf).log_softmax(-1)
+            return scores.gather(-1, action[:, None])[:, 0]
+
+    def at_last(x: torch.Tensor) -> bool:
+        return x.dtype == torch.int64 and bool((x == 13526).any())
+
+    inputs = {"x": Box((3,)), "mask": LegalMask(13527), "action": LegalAction("mask")}
+    assert_differs(check(Masked, inputs=inputs, backend=wrong_where(at_last), **OPTIONS), "output")
+    assert_passes(check(Masked, inputs=inputs, **OPTIONS))
+
+
+# --- small numbers --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("eps", [3e-3, 1e-4, 3e-6])
+@pytest.mark.parametrize("phase", ["rollout", "update"])
+def test_a_fault_beside_small_numbers_is_found(eps: float, phase: str) -> None:
+    class Normalised(nn.Module):
+        def __init__(self, wrong: float) -> None:
+            super().__init__()
+            self.net = nn.Linear(8, 3)
+            self.wrong = wrong
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            eps = self.wrong if torch.compiler.is_compiling() else 1e-12
+            return self.net(nn.functional.normalize(x, dim=-1, eps=eps))
+
+    found = check(functools.partial(Normalised, eps), phase, observation=Box((8,)), **OPTIONS)
+    assert_differs(found, "output")
+    assert_passes(check(functools.partial(Normalised, 1e-12), phase, observation=Box((8,)), **OPTIONS))

@@ -630,6 +630,58 @@ def test_integers_that_failed_can_be_found_again() -> None:
 
 
 @pytest.mark.parametrize(
+    ("spec", "ends"),
+    [
+        (Discrete(5000), [4999]),
+        (Discrete(5000, start=-7), [4992]),
+        (Tokens(50257, length=3), [50256]),
+        (Image((2, 2)), [255]),
+        (Box((2,), low=-3, high=300), [-3, 300]),
+        (Box((2,), low=-3, high=300, dtype="int64"), [-3, 300]),
+    ],
+    ids=repr,
+)
+def test_some_example_is_all_at_each_end_of_a_declared_range(spec: Any, ends: list[int]) -> None:
+    found = _ladder(as_spec(spec))
+    for end in ends:
+        assert any(bool((value == end).all()) for value in found), end
+
+
+@pytest.mark.parametrize("spec", [Box((6,)), Box((2, 3), low=0.0), Box(("T", 4), batch_dim=1)], ids=repr)
+def test_some_example_has_small_rows(spec: Any) -> None:
+    found = (value.transpose(0, spec.batch_dim).flatten(1) for value in _ladder(as_spec(spec)))
+    sizes = [value.norm(dim=1) for value in found]
+    assert any(
+        bool(((size > 0) & (size < 0.1)).all()) and float(size.max() / size.min()) > 1000 for size in sizes
+    )
+
+
+def test_each_element_is_at_its_own_bound() -> None:
+    spec = Box((3,), low=np.array([-2.0, 0.5, -np.inf]), high=np.array([np.inf, 3.0, np.inf]))
+    rows = [value[0].tolist() for value in _ladder(as_spec(spec))]
+    assert [0.0, 3.0, 0.0] in rows
+    assert [-2.0, 0.5, 0.0] in rows
+    assert [2, 0, 299] in [value[0].tolist() for value in _ladder(as_spec(MultiDiscrete((3, 1, 300))))]
+
+
+def test_the_last_legal_action_under_a_mask_that_is_all_legal() -> None:
+    tree = as_spec({"x": Box((2,)), "mask": LegalMask(300), "action": LegalAction("mask")})
+    last = [value for value in _ladder(tree) if bool((value["action"] == 299).all())]
+    assert any(bool(value["mask"].all()) and len(value["x"].unique()) > 2 for value in last)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [Box((3,)), Box((3,), -1, 1), LegalMask(4), Flag(), State((2,)), Box((2,), dtype="int8")],
+    ids=repr,
+)
+def test_no_example_is_added_for_a_bound_that_is_met_or_absent(spec: Any) -> None:
+    assert not any(
+        math.isinf(fill.rest) for r in ladder(as_spec(spec), (4,), nonfinite=True, seed=0) for fill in r.fills
+    )
+
+
+@pytest.mark.parametrize(
     "spec", [Box((3,)), Discrete(4), LegalMask(3), Flag(), Box((3,), dtype="bool")], ids=repr
 )
 def test_others_have_no_such_examples(spec: Any) -> None:
@@ -759,7 +811,17 @@ def test_drawing_boards_is_cheap() -> None:
         (Box((2, 2)), Fill(stop=0), "batch 1; observation: zeros"),
         (Box((2, 2)), Fill(stop=0, edits=((3, -6.0),)), "batch 1; observation: zeros, [0, 1, 1] = -6"),
         (Box((2, 3)), Fill(stop=0, rest=1.0), "batch 1; observation: all 1"),
+        (
+            Box((2, 3), low=[-1, -2, -3], high=[4, 5, 6]),
+            Fill(stop=0, rest=math.inf),
+            "batch 1; observation: the largest values",
+        ),
         (Box((2, 3)), Fill(seed=5, scale=10.0), "batch 1; observation: random (seed 5, scale 10)"),
+        (
+            Box((2, 3)),
+            Fill(seed=5, scale=0.01, fading=True),
+            "batch 1; observation: random (seed 5, scale 0.01 in the first row to 1e-06 in the last)",
+        ),
         (Box((2, 3)), Fill(seed=5, layout="strided"), "batch 1; observation: random (seed 5), strided"),
         (LegalMask(6), Fill(stop=0), "batch 1; observation: all legal"),
         (Box(("T", 8)), Fill(seed=5), "batch 1; T = 3; observation: random (seed 5)"),

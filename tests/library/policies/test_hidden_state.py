@@ -189,6 +189,57 @@ def test_it_excuses_nothing(model: Callable[[], nn.Module]) -> None:
     assert result.verdict is Verdict.DIFFERS
 
 
+class Rewound(Base):
+    """Draws from a generator of its own; compiled, the draw `changes` its state afterwards."""
+
+    def __init__(self, generator: Any, changes: Callable[[Any], Any] | None) -> None:
+        super().__init__()
+        self.noise = {"generator": generator}
+        self.changes = changes
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        compiled = torch.compiler.is_compiling()
+        return torch.as_tensor(self.layer(x) + self.drawn(compiled))
+
+    @torch.compiler.disable
+    def drawn(self, compiled: bool) -> torch.Tensor:
+        generator = self.noise["generator"]
+        is_torch = isinstance(generator, torch.Generator)
+        drawn = torch.rand((), generator=generator) if is_torch else torch.tensor(float(generator.random()))
+        if compiled and self.changes is not None:
+            self.changes(generator)
+        return drawn
+
+
+GENERATORS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
+    "torch": (lambda: torch.Generator().manual_seed(1), lambda g: g.manual_seed(1)),
+    "torch, twice": (lambda: torch.Generator().manual_seed(1), lambda g: torch.rand((), generator=g)),
+    "numpy": (lambda: np.random.default_rng(1), lambda g: g.random()),
+    "numpy's old kind": (lambda: np.random.RandomState(1), lambda g: g.seed(1)),
+    "python": (lambda: random.Random(1), lambda g: g.seed(1)),
+}
+
+
+@pytest.mark.parametrize("phase", ["rollout", "update"])
+@pytest.mark.parametrize("kind", GENERATORS)
+def test_a_generator_that_compiled_leaves_in_another_state_is_found(kind: str, phase: str) -> None:
+    make, changes = GENERATORS[kind]
+    wrong = check(lambda: Rewound(make(), changes), phase, observation=OBSERVATION, backend="aot_eager")
+    assert_differs(wrong, "generator noise.generator", "random state")
+    (found,) = wrong.differences
+    rewinds = kind not in ("torch, twice", "numpy")
+    assert (found.eager, found.compiled) == ("drew", "did not draw" if rewinds else "drew differently")
+    right = check(lambda: Rewound(make(), None), phase, observation=OBSERVATION, backend="aot_eager")
+    assert_passes(right)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("phase", ["rollout", "update", "lifecycle"])
+def test_a_policy_that_draws_from_its_own_generator_passes(phase: str, backend: str) -> None:
+    result = check(OwnGenerator, phase, observation=OBSERVATION, backend=backend)
+    assert result.verdict is Verdict.EQUAL
+
+
 _calls = itertools.count(1)
 
 

@@ -85,7 +85,20 @@ class ModuleInDict(Base):
         return self.net(x) + (head.detach() if self.fails() else head)
 
 
+class AlphaInBuffer(Base):
+    def __init__(self, wrong: bool) -> None:
+        super().__init__(wrong)
+        self.register_buffer("log_alpha", torch.zeros(1, requires_grad=True))
+        self.register_buffer("seen", torch.zeros(1))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        self.seen += 1
+        alpha = self.log_alpha.detach() if self.fails() else self.log_alpha
+        return self.net(x) * alpha.exp()
+
+
 LEAVES = {
+    AlphaInBuffer: "gradient of log_alpha",
     Alpha: "gradient of log_alpha",
     AlphasInList: "gradient of alphas.0",
     AlphaInDataclass: "gradient of temperature.log",
@@ -99,11 +112,12 @@ def test_the_gradient_of_every_leaf_is_compared(model: Callable[[bool], nn.Modul
     assert_passes(check(lambda: model(False), "update", observation=OBSERVATION))
 
 
-def test_a_leaf_that_is_no_parameter_learns_in_the_lifecycle() -> None:
-    result = check(lambda: Alpha(True), "lifecycle", observation=OBSERVATION, examples=0)
+@pytest.mark.parametrize("model", [Alpha, AlphaInBuffer])
+def test_a_leaf_that_is_no_parameter_learns_in_the_lifecycle(model: Callable[[bool], nn.Module]) -> None:
+    result = check(lambda: model(True), "lifecycle", observation=OBSERVATION, examples=0)
     assert result.verdict is Verdict.DIFFERS
     assert {"gradient of log_alpha"} <= {difference.path for difference in result.differences}
-    right = check(lambda: Alpha(False), "lifecycle", observation=OBSERVATION, examples=0)
+    right = check(lambda: model(False), "lifecycle", observation=OBSERVATION, examples=0)
     assert right.verdict is Verdict.EQUAL
 
 

@@ -387,3 +387,41 @@ def test_a_policy_that_returns_a_registered_type_is_compared(registered: None) -
     register_output(Action, lambda action: {"move": action.move})
     assert_passes(check(Acting, observation=Box((8,))))
     assert_differs(check(lambda: Acting(1e-3), observation=Box((8,))), "output['move']", "values")
+
+
+# --- inference tensors ----------------------------------------------------------------------------
+
+
+class Acts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(5, 3)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return {"logits": self.net(x)}
+
+
+class ActsInInferenceMode(Acts):
+    @torch.inference_mode()
+    def forward(self, x: torch.Tensor) -> Any:
+        return super().forward(x)
+
+
+def in_inference_mode(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+    def run(*args: Any) -> Any:
+        with torch.inference_mode(not torch.is_grad_enabled()):
+            return graph(*args)
+
+    return run
+
+
+def test_an_output_that_is_an_inference_tensor_in_compiled_alone_is_found() -> None:
+    result = check(Acts, observation=Box((5,)), backend=in_inference_mode)
+    assert_differs(result, "output['logits']", "inference")
+    assert_passes(check(Acts, "update", observation=Box((5,)), backend=in_inference_mode))
+    assert_passes(check(Acts, observation=Box((5,))))
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", in_inference_mode])
+def test_a_policy_that_acts_in_inference_mode_passes(backend: Any) -> None:
+    assert_passes(check(ActsInInferenceMode, observation=Box((5,)), backend=backend))

@@ -12,11 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_checks import assert_passes, check
+from small_checks import assert_differs, assert_passes, check
 from torch import nn
 
 from pytest_torchcompile import Box, Verdict, assert_equivalent, compile_policy
-from pytest_torchcompile.runtime.isolation import FROZEN_AT_START, RandomState, isolated, seed_everything
+from pytest_torchcompile.runtime.isolation import (
+    FROZEN_AT_START,
+    RandomState,
+    Settings,
+    isolated,
+    seed_everything,
+)
 
 
 class Restless(nn.Module):
@@ -459,3 +465,102 @@ def test_what_the_user_froze_stays_frozen() -> None:
         assert 0 <= frozen - gc.get_freeze_count() < 100
     finally:
         gc.unfreeze()
+
+
+# --- settings that compiled code leaves changed ---------------------------------------------------
+
+
+def _other_threads() -> None:
+    torch.set_num_threads(torch.get_num_threads() + 1)
+
+
+def _other_grad_mode() -> None:
+    torch._C._set_grad_enabled(not torch.is_grad_enabled())
+
+
+SETTINGS: dict[str, Callable[[], Any]] = {
+    "grad mode": _other_grad_mode,
+    "default dtype": lambda: torch.set_default_dtype(torch.float64),
+    "number of threads": _other_threads,
+    "deterministic algorithms": lambda: torch.use_deterministic_algorithms(True),
+    "autocast on cpu": lambda: torch.set_autocast_enabled("cpu", True),
+}
+
+
+def leaving(change: Callable[[], Any]) -> Any:
+    """A backend whose graphs change a setting after they have run."""
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        def run(*args: Any) -> Any:
+            outputs = graph(*args)
+            change()
+            return outputs
+
+        return run
+
+    return backend
+
+
+LEFT = [name for name in SETTINGS if name != "autocast on cpu"]
+"""Torch itself restores autocast at the end of compiled code."""
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_changed_setting_is_seen_and_restored(name: str) -> None:
+    before = Settings()
+    SETTINGS[name]()
+    try:
+        now = Settings().values
+        assert {n for n, value in now.items() if value != before.values[n]} == {name}
+    finally:
+        before.restore()
+    assert Settings().values == before.values
+
+
+@pytest.mark.parametrize("phase", ["rollout", "update"])
+@pytest.mark.parametrize("name", LEFT)
+def test_a_setting_that_compiled_code_leaves_changed_is_found(name: str, phase: str) -> None:
+    before = of_the_process()
+    wrong = check(
+        lambda: nn.Linear(8, 4), phase, observation=Box((8,)), backend=leaving(SETTINGS[name]), examples=2
+    )
+    assert_differs(wrong, name, "value")
+    assert {difference.path for difference in wrong.differences} == {name}
+    assert_same(before, of_the_process())
+
+
+def test_a_setting_that_the_backward_leaves_changed_is_found() -> None:
+    class Leaves(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, output: torch.Tensor) -> torch.Tensor:
+            return output.clone()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+            torch.set_default_dtype(torch.float64)
+            return gradient
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        return lambda *args: tuple(Leaves.apply(output) for output in graph(*args))
+
+    before = of_the_process()
+    wrong = check(lambda: nn.Linear(8, 4), "update", observation=Box((8,)), backend=backend, examples=2)
+    assert_differs(wrong, "default dtype after backward", "value")
+    assert_same(before, of_the_process())
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_a_setting_that_eager_leaves_changed_too_is_no_difference(name: str) -> None:
+    class Sets(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = super().forward(x)
+            self.set()
+            return y
+
+        @torch.compiler.disable
+        def set(self) -> None:
+            SETTINGS[name]()
+
+    before = of_the_process()
+    assert_passes(check(lambda: Sets(8, 4), observation=Box((8,)), backend="aot_eager", examples=2))
+    assert_same(before, of_the_process())
