@@ -133,7 +133,7 @@ def test_state_that_mostly_repeats_is_no_rounding(phase: str, seed: int) -> None
 def test_it_is_named_beside_a_difference_that_does_not_appear_again(phase: str) -> None:
     """Without a reference in eager, nothing asks whether eager repeats itself."""
     seen = set()
-    for seed in range(6):
+    for seed in range(12):
         result = check(
             Alternates, phase, observation=OBSERVATION, seed=seed, reference="eager", explain_seconds=0
         )
