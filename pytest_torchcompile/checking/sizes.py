@@ -50,14 +50,28 @@ class Sizes:
     """
 
     def __init__(self, pair: Pair, trial: Trial, options: CheckOptions, met: Sequence[Recipe]) -> None:
-        self.notes: list[str] = []
-        """Sentences on the sizes that were not tried, and on those that compiled again."""
         self.each_compiles = options.dynamic is False
         """Whether each new batch size is compiled separately."""
         self._pair = pair
         self._trial = trial
         self._options = options
         self._met = met
+        # By kind of size and reason.
+        self._not_tried: dict[tuple[str, str], list[int]] = collections.defaultdict(list)
+        self._compiled_again: dict[str, list[int]] = collections.defaultdict(list)
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences on the sizes that were not tried, and on those that compiled again."""
+        found = [
+            f"{kind} {_listed(sorted(sizes))} not tried: {reason}"
+            for (kind, reason), sizes in self._not_tried.items()
+            if sizes
+        ]
+        again = (
+            f"compiled again for {kind} {_listed(sizes)}" for kind, sizes in self._compiled_again.items()
+        )
+        return [*found, *again]
 
     def first_failure(self) -> Failure | None:
         """Try each size once and return the first failure; None if there is none."""
@@ -65,27 +79,32 @@ class Sizes:
 
     def _try_batches(self) -> Failure | None:
         met = {recipe.batch for recipe in self._met}
-        at_edges = set(self.declared()) - met
-        own = set(self._own_sizes(met | at_edges))
-        # The edges come first among the sizes that time is limited for.
-        sizes = sorted(at_edges | own, key=lambda size: (size > CHEAP, size > CHEAP and size in own, size))
+        at_edges = [size for size in self.declared() if size not in met]
+        own = self._own_sizes({*met, *at_edges})
         budget = _Budget(self._pair, self._options)
-        failure, self.each_compiles = self._try("batch", sizes, self._recipe_of_batch, budget)
+        failure, separately = self._try("batch", at_edges, self._recipe_of_batch, budget)
+        self.each_compiles = bool(separately)
+        if separately:
+            self._leave_out("batch", own, separately)
+        elif failure is None:
+            # Code that depends on one of these sizes compiles for it, which says nothing of other sizes.
+            failure, separately = self._try("batch", own, self._recipe_of_batch, budget)
+            self.each_compiles = bool(separately) and not at_edges
         return failure
 
     def _try_lengths(self) -> Failure | None:
         lengths = [n for n in edges.LENGTHS if n not in {recipe.time for recipe in self._met}]
-        failure, each_compiles = self._try("T =", lengths, self._recipe_of_length, None)
-        return failure or self._try_square(each_compiles)
+        failure, separately = self._try("T =", lengths, self._recipe_of_length, None)
+        return failure or self._try_square(each_length_compiles=bool(separately))
 
-    def _try_square(self, each_length_compiles: bool) -> Failure | None:
+    def _try_square(self, *, each_length_compiles: bool) -> Failure | None:
         """Try one batch that is as large as T, with a batch size or a length that is already compiled."""
         sizes = list(self._options.batch)
         if not self.each_compiles:
             low, high = self._range()
             sizes = [*edges.between((recipe.time for recipe in self._met), low, high), *sizes]
         elif each_length_compiles:
-            self._note_not_tried("T = batch =", sizes[:1], "each is compiled separately")
+            self._leave_out("T = batch =", sizes[:1], "each is compiled separately")
             return None
         fitting = [size for size in sizes if 1 < size <= max(edges.LENGTHS)]
         failure, _ = self._try("T = batch =", fitting[:1], self._square_recipe, None)
@@ -103,7 +122,7 @@ class Sizes:
         sizes = (size for parameter in held.values() for size in parameter.shape)
         within = edges.between(sizes, *self._range())
         counts = collections.Counter(size for size in within if size not in {1, *others})
-        return [size for size, _ in counts.most_common(MOST_OWN)]
+        return sorted(size for size, _ in counts.most_common(MOST_OWN))
 
     def declared(self) -> list[int]:
         """Return the sizes in the declared range at which code changes; all of them if none is declared."""
@@ -121,50 +140,38 @@ class Sizes:
 
     def _try(
         self, kind: str, sizes: list[int], recipe_of: Callable[[int], Recipe], budget: _Budget | None
-    ) -> tuple[Failure | None, bool]:
-        """Return the first failure, and whether each size compiles again."""
+    ) -> tuple[Failure | None, str]:
+        """Return the first failure, and, if each size compiles again, why the others are not tried."""
         if self._options.dynamic is False:
-            self._note_not_tried(kind, sizes, "dynamic=False compiles for each size")
-            return None, True
+            reason = "dynamic=False compiles for each size"
+            self._leave_out(kind, sizes, reason)
+            return None, reason
         compiled: list[int] = []
-        left_out: dict[str, list[int]] = {}
         in_a_row = 0
         for number, size in enumerate(sizes):
-            reason = self._pair.out_of_seconds()
+            reason = self._pair.out_of_seconds() or (budget.exceeded_by(size) if budget else "")
             if reason:
-                self._note_not_tried(kind, sizes[number:], reason)
+                self._leave_out(kind, sizes[number:], reason)
                 break
-            reason = budget.exceeded_by(size) if budget else ""
-            if reason:
-                left_out.setdefault(reason, []).append(size)
-                continue
             begun = time.monotonic()
             failure = self._trial(recipe_of(size))
             if failure is not None:
-                return failure, False
+                return failure, ""
             again = bool(self._pair.recorder.compiled_in_last_call)
             compiled += [size] * again
             in_a_row = in_a_row + 1 if again else 0
             if budget is not None:
                 budget.spend(size, time.monotonic() - begun, compiled=again)
             if in_a_row == IN_A_ROW:
-                self._note_left_out(kind, left_out)
-                self._note_not_tried(
-                    kind, sizes[number + 1 :], f"each is compiled separately, as {_listed(compiled)} were"
-                )
-                return None, True
-        self._note_left_out(kind, left_out)
+                reason = f"each is compiled separately, as {_listed(compiled)} were"
+                self._leave_out(kind, sizes[number + 1 :], reason)
+                return None, reason
         if compiled:
-            self.notes.append(f"compiled again for {kind} {_listed(compiled)}")
-        return None, False
+            self._compiled_again[kind] += compiled
+        return None, ""
 
-    def _note_left_out(self, kind: str, left_out: dict[str, list[int]]) -> None:
-        for reason, sizes in left_out.items():
-            self._note_not_tried(kind, sizes, reason)
-
-    def _note_not_tried(self, kind: str, sizes: list[int], reason: str) -> None:
-        if sizes:
-            self.notes.append(f"{kind} {_listed(sorted(sizes))} not tried: {reason}")
+    def _leave_out(self, kind: str, sizes: list[int], reason: str) -> None:
+        self._not_tried[kind, reason] += sizes
 
 
 class _Budget:

@@ -227,7 +227,7 @@ class Side:
         outcome = Outcome(seed=seed)
         with self.around(), under():
             try:
-                with isolation.settings_restored(), torch.set_grad_enabled(differentiate is not None):
+                with isolation.Settings(), torch.set_grad_enabled(differentiate is not None):
                     returned = self.invoke(args, kwargs)
                     outcome.settings |= isolation.Settings().values
             except (MemoryError, torch.OutOfMemoryError, UsageError):
@@ -243,7 +243,7 @@ class Side:
             outcome.left = self._left_gradients()
             if differentiate is not None:
                 try:
-                    with isolation.settings_restored():
+                    with isolation.Settings():
                         outcome.gradients = differentiate(outcome)
                         after = isolation.Settings().values
                     outcome.settings |= {f"{name} after backward": value for name, value in after.items()}

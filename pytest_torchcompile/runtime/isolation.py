@@ -64,6 +64,8 @@ class RandomState:
 class Settings:
     """A copy of torch's settings of the process that code may change and leave changed.
 
+    As a context, it restores them at the end of the body.
+
     Attributes:
         values: by name, such as ``grad mode``.
     """
@@ -78,6 +80,14 @@ class Settings:
         for device in ("cpu", "cuda") if _cuda_in_use() else ("cpu",):
             self.values[f"autocast on {device}"] = torch.is_autocast_enabled(device)
         self._warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+
+    # Not `contextlib.contextmanager`: the search for state that eager keeps between calls would find its
+    # generator.
+    def __enter__(self) -> Settings:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.restore()
 
     def restore(self) -> None:
         """Set every setting that has changed to its copied value."""
@@ -98,16 +108,6 @@ class Settings:
                 torch.use_deterministic_algorithms(value, warn_only=self._warn_only)
             case _:
                 torch.set_autocast_enabled(name.removeprefix("autocast on "), value)
-
-
-@contextlib.contextmanager
-def settings_restored() -> Iterator[None]:
-    """Run the body, and restore torch's settings of the process at its end."""
-    before = Settings()
-    try:
-        yield
-    finally:
-        before.restore()
 
 
 def seed_everything(seed: int) -> None:

@@ -208,6 +208,26 @@ def test_the_most_frequent_sizes_of_the_policy_within_the_declared_range() -> No
     assert set(met) - set(edges.BATCHES) - {4, 200} == {5, 20, 40, 41, 21, 22, 23, 24}
 
 
+def test_own_sizes_that_compile_again_say_nothing_of_the_others() -> None:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Linear(20, 22)
+            self.other = nn.Linear(22, 24)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            factor = 1.0
+            for number in (20, 22, 24):
+                factor = number if len(x) == number else factor
+            return self.other(self.net(x)) * factor
+
+    met: list[int] = []
+    result = try_sizes(met=met, factory=Branches, observation=Box((20,)))
+    assert_passes(result)
+    assert set(edges.BATCHES) <= set(met)
+    assert result.notes == ("batch 24 not tried: each is compiled separately, as 20, 22 were",)
+
+
 def test_own_sizes_that_take_long_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sizes, "LEAST_S", 0.0)
     monkeypatch.setattr(sizes, "SHARE", 0.0)
