@@ -106,12 +106,11 @@ def spec_like(tensor: Any, policy: Any) -> str:
     shape = tuple(tensor.shape)
     if len(shape) > 1 and f"Box({shape})" != proposed_observation(policy):
         shape = shape[1:]
-    # An array is float64 because NumPy makes it so.
-    usual = {torch.float32, torch.float64} if tensor.is_floating_point() else set()
-    weights = next((p.dtype for m in _modules(policy) for p in m.parameters()), torch.float32)
-    shown = tensor.dtype not in usual or weights is not torch.float32
     dtype = str(tensor.dtype).removeprefix("torch.")
-    return f"Box({shape}{f', dtype={dtype!r}' if shown else ''})"
+    weights = next((p.dtype for m in _modules(policy) for p in m.parameters()), torch.float32)
+    # An array is float64 because NumPy makes it so.
+    usual = weights is torch.float32 and dtype in ("float32", "float64")
+    return f"Box({shape}{'' if usual else f', dtype={dtype!r}'})"
 
 
 def proposed_input(name: str, policy: Any) -> str:

@@ -140,7 +140,7 @@ def test_inputs_adapters_and_dotted_methods() -> None:
 
 def test_it_tells_what_it_is() -> None:
     text = repr(policy_of("act", "update"))
-    counts = r"1 graph, 6 of 6 parameters, 0 breaks \(fullgraph\), 0 recompiles"
+    counts = r"1 graph, 117 of 117 parameters, 0 breaks \(fullgraph\), 0 recompiles"
     assert re.fullmatch(rf"<CompiledPolicy act-update: {counts}, \d+\.\d s compiling>", text)
 
 

@@ -14,6 +14,8 @@ from small_checks import check
 from torch import nn
 
 from pytest_torchcompile import Box, NotEquivalent, UsageError, Verdict, assert_equivalent, compile_policy
+from pytest_torchcompile.checking.stops import does_not_repeat
+from pytest_torchcompile.policies.state import ModuleState
 from pytest_torchcompile.texts import line_of
 
 OBSERVATION = Box((8,))
@@ -129,20 +131,18 @@ def test_state_that_mostly_repeats_is_no_rounding(phase: str, seed: int) -> None
     assert "it keeps state that the check can't restore: the global STEP is " in result.reason
 
 
-@pytest.mark.parametrize("phase", ["rollout", "lifecycle"])
-def test_it_is_named_beside_a_difference_that_does_not_appear_again(phase: str) -> None:
-    """Without a reference in eager, nothing asks whether eager repeats itself."""
-    global STEP
-    seen = set()
-    for seed in range(7):
-        STEP = float(seed)  # whatever ran before
-        result = check(
-            Alternates, phase, observation=OBSERVATION, seed=seed, reference="eager", explain_seconds=0
-        )
-        assert result.verdict is Verdict.DIFFERS
-        seen.add("depends on what ran before" in result.reason)
-        assert ("can't restore: the global STEP is " in result.reason) is ("depends on" in result.reason)
-    assert True in seen
+def test_it_is_named_beside_a_difference_that_does_not_appear_again() -> None:
+    x = torch.zeros(2, 8)
+    for policy, named in ((Alternates(), True), (Counts(), False)):
+        state = ModuleState(policy)
+
+        def rerun(policy: Any = policy, state: ModuleState = state) -> None:
+            state.reset()
+            policy(x)
+
+        text = does_not_repeat("call 3", rerun)
+        assert text.startswith("depends on what ran before: differed on call 3, not when tried again")
+        assert ("; it keeps state that the check can't restore: the global STEP is " in text) is named
 
 
 def test_what_is_restored_is_not_named() -> None:
