@@ -89,6 +89,7 @@ def _narrowed(wide: Outcome, like: Outcome) -> Outcome:
     for mine, theirs in ((wide.outputs, like.outputs), (wide.state, like.state), (wide.inputs, like.inputs)):
         mine.tensors = {path: t.to(theirs.tensors[path].dtype) for path, t in mine.tensors.items()}
     wide.gradients = {n: g if g is None else g.to(like.gradients[n].dtype) for n, g in wide.gradients.items()}
+    wide.settings = like.settings  # a reference has its own default dtype
     return wide
 
 
