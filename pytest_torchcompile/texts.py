@@ -7,6 +7,7 @@ import functools
 import os
 import re
 import sys
+import sysconfig
 import textwrap
 import traceback
 import unicodedata
@@ -14,6 +15,8 @@ from collections.abc import Iterable
 
 PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 """The folder of this package, with a separator at its end."""
+
+_STANDARD_LIBRARY = os.path.join(sysconfig.get_path("stdlib"), "")
 
 VERDICTS_PAGE = "https://github.com/pytest-torchcompile/pytest-torchcompile/blob/main/docs/verdicts.md"
 """The page with a section on each verdict and on each other finding; see `meaning_of`."""
@@ -62,7 +65,10 @@ def is_of_ours(filename: str) -> bool:
 
 @functools.cache
 def is_users_code(filename: str) -> bool:
-    """Return whether a source file belongs neither to this package nor to torch or Hypothesis."""
+    """Return whether a source file is neither of this package nor of torch, Hypothesis or Python itself."""
+    installed = any(f"{os.sep}{name}{os.sep}" in filename for name in ("site-packages", "dist-packages"))
+    if filename.startswith(_STANDARD_LIBRARY) and not installed:
+        return False
     return not filename.startswith((PACKAGE, *map(_folder_of, ("torch", "hypothesis"))))
 
 

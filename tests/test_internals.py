@@ -10,6 +10,7 @@ import collections
 import contextlib
 import copy
 import cProfile
+import functools
 import inspect
 import logging
 import os
@@ -1168,6 +1169,36 @@ def in_graph(x: torch.Tensor) -> torch.Tensor:
 @torch._dynamo.nonstrict_trace
 def not_traced(x: torch.Tensor) -> torch.Tensor:
     return x + _READ[0]
+
+
+class _Callable:
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def test_the_code_of_what_wraps_another_function() -> None:
+    assert internals.code_of(in_graph) is in_graph.__code__
+    assert internals.code_of(not_traced) is inspect.unwrap(not_traced).__code__ is not not_traced.__code__
+
+    @functools.wraps(_Callable.__call__)
+    def wraps_an_object(x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    wraps_an_object.__wrapped__ = _Callable()  # type: ignore[attr-defined]
+    assert internals.code_of(wraps_an_object) is wraps_an_object.__code__  # type: ignore[arg-type]
+
+
+def test_what_a_backend_raised_is_read_from_dynamos_message() -> None:
+    assert internals.of_backend(ValueError("Exception: no such kernel")) is None
+    message = (
+        "Backend compiler exception\n  Developer debug context: Backend: b\n    Exception:no such kernel\n"
+        '    Original traceback:\n      File "a.py", line 3, in forward\n'
+    )
+    assert internals.of_backend(RuntimeError(message)) == ("no such kernel", ("a.py", 3))
+    assert internals.of_backend(RuntimeError(message.partition("    Original")[0])) == (
+        "no such kernel",
+        None,
+    )
 
 
 @pytest.mark.parametrize("function", [in_graph, not_traced])

@@ -184,9 +184,12 @@ class CheckProtocol:
         if self.pair.phase != "update" or not self._trial.evidence.learns:
             return None
         usual = self.pair.learning
-        return self._trial.learn(recipe, dataclasses.replace(usual, summed=True)) or self._trial.learn(
-            recipe, dataclasses.replace(usual, interrupted=True)
-        )
+        failure = self._trial.learn(recipe, dataclasses.replace(usual, summed=True))
+        if failure is not None:
+            return failure
+        # Recorded separately: two calls of the method are no graph break.
+        separate = Trial(self.pair.with_own_recorder(usual), self._options)
+        return separate.learn(recipe, dataclasses.replace(usual, interrupted=True))
 
     def _learn_in_evaluation(self, recipe: Recipe) -> Failure | None:
         """Learn from an example in ``eval()`` mode, as imitation learning does.

@@ -312,11 +312,11 @@ def without_defaults(method: Method, model: nn.Module, binding: Binding) -> Bind
     """
     signature = method.signature(model)
     parameters = {} if signature is None else signature.parameters
-    kept = {
-        name: spec
-        for name, spec in binding.tree.items()
-        if name not in parameters or parameters[name].default is not None
-    }
+    needed = {name for name in binding.tree if name not in parameters or parameters[name].default is not None}
+    for _, spec in trees.leaves({name: binding.tree[name] for name in needed}):
+        if isinstance(spec, spaces.LegalAction):
+            needed.add(trees.mask_of(binding.tree, spec)[0])
+    kept = {name: spec for name, spec in binding.tree.items() if name in needed}
     if kept.keys() == binding.tree.keys() or not any(map(_varies, kept.values())):
         return None
     return bind(method, model, kept)

@@ -56,7 +56,7 @@ def test_a_difference_word_for_word(project):
         "\n"
         "  example   batch 1; observation: zeros\n"
         "  examples  <n> compared, and <n> more to make it smaller\n"
-        "  captured  1 graph, 2 of 2 parameters, 0 breaks (fullgraph), 0 recompiles, <s> compiling\n"
+        "  captured  1 graph, 3 of 3 parameters, 0 breaks (fullgraph), 0 recompiles, <s> compiling\n"
         "  meaning   https://github.com/pytest-torchcompile/pytest-torchcompile/blob/main/docs/verdicts.md#differs"
     )
     assert rerun.startswith("  rerun     pytest --compile-check ")

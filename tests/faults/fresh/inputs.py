@@ -163,7 +163,8 @@ UNSOUGHT: tuple[Fault, ...] = (
         "for one batch size between the edges",
         "dueling heads",
         _batches(lambda rows: rows == 77),
-        unsought="sizes are drawn on both sides of those at which compilers change their code, and below 33",
+        unsought="sizes are drawn on both sides of those at which compilers change their code, below 33, and as "
+        "in the policy's parameters",
     ),
     _unsought(
         "for one number of four billion",

@@ -249,7 +249,7 @@ def test_who_asks_for_it_is_told_as_a_failure() -> None:
 
 def test_with_off_nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[Any] = []
-    monkeypatch.setattr(rejection, "_Attempt", lambda *_: tried.append)
+    monkeypatch.setattr(rejection, "Attempt", lambda *_: tried.append)
     result = check_small(lambda: Actor(lambda x: x[..., :8]), nonfinite=False, beyond="off")
     assert_passes_small(result)
 
