@@ -22,9 +22,10 @@ from pytest_torchcompile import internals
 from pytest_torchcompile.errors import UsageError
 from pytest_torchcompile.policies.aliasing import Aliases, aliases, strides
 from pytest_torchcompile.policies.backward import FROM_ALL, Backward, Gradients, Learning, backward_of
+from pytest_torchcompile.policies.generators import GeneratorState
 from pytest_torchcompile.policies.holders import policy_of
 from pytest_torchcompile.policies.outputs import NamedValues, is_mapping, named_values
-from pytest_torchcompile.policies.state import GeneratorState, ModuleState
+from pytest_torchcompile.policies.state import ModuleState
 from pytest_torchcompile.runtime import isolation
 from pytest_torchcompile.texts import raised_text
 

@@ -7,11 +7,9 @@ other, and a module that both sides share, or that the user made, is unchanged a
 from __future__ import annotations
 
 import collections
-import functools
 import math
-import random
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +18,7 @@ from torch.nn.parameter import is_lazy
 
 from pytest_torchcompile import internals
 from pytest_torchcompile.errors import UsageError
+from pytest_torchcompile.policies.generators import Generators, GeneratorState
 from pytest_torchcompile.policies.holders import is_object
 from pytest_torchcompile.policies.ordinary import same_values
 from pytest_torchcompile.policies.outputs import NamedValues, named_values
@@ -41,66 +40,6 @@ def _set_buffer(module: nn.Module, name: str, buffer: torch.Tensor) -> None:
         setattr(module, name, buffer)
     elif module._buffers.get(name) is not buffer:
         module._buffers[name] = buffer
-
-
-class Generators:
-    """Random generators among a policy's attributes, and their states at construction.
-
-    Args:
-        candidates: values of attributes, by path.
-    """
-
-    def __init__(self, candidates: Mapping[str, Any]) -> None:
-        self._kept: dict[str, tuple[Callable[[], Any], Callable[[Any], Any], Any]] = {}
-        for path, value in candidates.items():
-            get: Callable[[], Any]
-            put: Callable[[Any], Any]
-            if isinstance(value, (torch.Generator, np.random.RandomState)):
-                get, put = value.get_state, value.set_state
-            elif isinstance(value, np.random.Generator):
-                bits = value.bit_generator
-                get, put = (
-                    functools.partial(getattr, bits, "state"),
-                    functools.partial(setattr, bits, "state"),
-                )
-            elif isinstance(value, random.Random):
-                get, put = value.getstate, value.setstate
-            else:
-                continue
-            self._kept[path] = get, put, get()
-
-    def reset(self) -> None:
-        """Restore the recorded states."""
-        for _, put, state in self._kept.values():
-            put(state)
-
-    def now(self) -> dict[str, GeneratorState]:
-        """Return the present states by path."""
-        states = {path: (_comparable(get()), _comparable(old)) for path, (get, _, old) in self._kept.items()}
-        return {path: GeneratorState(state, drew=state != old) for path, (state, old) in states.items()}
-
-
-class GeneratorState(NamedTuple):
-    """The state of a random generator, as a value that ``==`` compares.
-
-    Args:
-        state: the state.
-        drew: whether it differs from the state at construction.
-    """
-
-    state: Any
-    drew: bool
-
-
-def _comparable(state: Any) -> Any:
-    """Return the state of a generator with bytes in place of tensors and arrays."""
-    if isinstance(state, torch.Tensor):
-        return state.numpy().tobytes()
-    if isinstance(state, np.ndarray):
-        return state.tobytes()
-    if isinstance(state, dict):
-        return {name: _comparable(value) for name, value in state.items()}
-    return tuple(map(_comparable, state)) if isinstance(state, tuple) else state
 
 
 Counters = dict[Place, Any]
