@@ -180,7 +180,7 @@ def _check_case(
             progress.step(BEYOND)
             beyond = look_beyond(pair, options) if found.verdict.passed else Beyond()
             progress.step(EXPLAINING)
-            explanation = _why(protocol.pair, protocol, beyond, options, name or found.case)
+            explanation = _why(protocol, beyond, options, name or found.case)
         finally:
             pair.restore()
     result = _result(concluded(found, beyond, options), options, timed, explanation)
@@ -239,9 +239,7 @@ def _check_lifecycle(
     return result, tuple(failures)
 
 
-def _why(
-    pair: Pair, protocol: CheckProtocol, beyond: Beyond, options: CheckOptions, name: str
-) -> Explanation | None:
+def _why(protocol: CheckProtocol, beyond: Beyond, options: CheckOptions, name: str) -> Explanation | None:
     """Return why a case differs; None if it does not, or with ``explain_seconds=0``."""
 
     def differing_draws(pair: Pair, options: CheckOptions) -> tuple[Difference, ...]:
@@ -250,10 +248,10 @@ def _why(
     if not options.explain_seconds:
         return None
     if protocol.failure is not None:
-        return explain(pair, protocol.failure, options, name)
+        return explain(protocol.pair, protocol.failure, options, name)
     if beyond.broken is not None:
-        return explain_rejection(pair, beyond.broken, options, name)
-    return explain_draws(pair, differing_draws, options, name) if protocol.sampled else None
+        return explain_rejection(protocol.pair, beyond.broken, options, name)
+    return explain_draws(protocol.pair, differing_draws, options, name) if protocol.sampled else None
 
 
 def _why_lifecycle(

@@ -32,6 +32,8 @@ from torch.testing._internal.two_tensor import TwoTensor
 from torch_versions import needs_torch
 
 from pytest_torchcompile import internals
+from pytest_torchcompile.internals import events
+from pytest_torchcompile.texts import at
 
 with warnings.catch_warnings():
     # Whoever is first to import it is told that torch uses something it has deprecated.
@@ -1174,6 +1176,14 @@ def not_traced(x: torch.Tensor) -> torch.Tensor:
 class _Callable:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return x
+
+
+def test_a_guard_is_told_with_the_whole_path_of_a_loaded_file() -> None:
+    """Torch cuts off where a long path begins."""
+    cut, unknown = __file__[-18:], "x/no_such_file.py"
+    reason = "0/1: G['COUNT'] == 4  # counted()  # {}:12 in forward (HINT: ...)"
+    assert events._guard(reason.format(cut)) == f"G['COUNT'] == 4{at(__file__, 12)}"
+    assert events._guard(reason.format(unknown)) == f"G['COUNT'] == 4{at(unknown, 12)}"
 
 
 def test_the_code_of_what_wraps_another_function() -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
 
 import torch
 
@@ -37,14 +36,14 @@ class BrokenContract:
         reason: one sentence for the user.
         difference: the difference between the two sides; None if nothing was called.
         example: the inputs of the calls, in one line.
-        tree: the specs of those inputs.
+        wrong: the inputs that compiled does not reject; None if nothing was called.
         recipe: the example of them.
     """
 
     reason: str
     difference: Difference | None = None
     example: str = ""
-    tree: Any = None
+    wrong: Wrong | None = None
     recipe: Recipe | None = None
 
 
@@ -69,7 +68,7 @@ def try_undeclared_inputs(pair: Pair, options: CheckOptions) -> tuple[list[str],
                 reason=f"compiled does not reject what eager rejects: {wrong.what}",
                 difference=found.difference,
                 example=descriptions.describe(wrong.tree, recipe),
-                tree=wrong.tree,
+                wrong=wrong,
                 recipe=recipe,
             )
         remarks.append(f"on inputs that were not declared ({wrong.what}) {rejection_text(found.difference)}")

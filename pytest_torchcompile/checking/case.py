@@ -116,7 +116,7 @@ class CheckProtocol:
         ladder = recipes.ladder(tree, options.batch, nonfinite=options.nonfinite, seed=options.seed)
         self._try_eager(ladder[0])
         failure = (
-            self._first_failure(ladder, "fixed examples")
+            self._first_failure(ladder, "fixed examples", self._trial)
             or self._learn_otherwise(ladder[0])
             or self._learn_in_evaluation(ladder[0])
             or self._act_without_defaults()
@@ -134,7 +134,7 @@ class CheckProtocol:
         met = options.batch[:1] if sizes.each_compiles else options.batch
         laid_out, views = recipes.in_other_memory(tree, met, options.seed + len(ladder))
         shared = views if not self.pair.out_of_seconds() and not self._writes_inputs(views) else []
-        failure = self._first_failure([*laid_out, *shared], "memory layouts")
+        failure = self._first_failure([*laid_out, *shared], "memory layouts", self._trial)
         self._recompiles_by_layout = len(self.pair.capture.recompiles) - before
         return failure
 
@@ -163,14 +163,14 @@ class CheckProtocol:
                 return True
         return False
 
-    def _first_failure(self, examples: list[Recipe], what: str) -> Failure | None:
+    def _first_failure(self, examples: list[Recipe], what: str, trial: Trial) -> Failure | None:
         for number, recipe in enumerate(examples):
             reason = self.pair.out_of_seconds()
             # A case that compares nothing has no verdict.
             if reason and self._trial.evidence.examples:
                 self._notes.append(f"{len(examples) - number} {what} not tried: {reason}")
                 return None
-            failure = self._trial(recipe)
+            failure = trial(recipe)
             if failure is not None:
                 return failure
         return None
@@ -222,10 +222,10 @@ class CheckProtocol:
         if pair.first_eager(ladder[0]).error is not None:
             return None
         separate = Trial(pair, options)
-        failure = next(filter(None, map(separate, ladder[:WITHOUT_DEFAULTS])), None)
+        left_out = some(name for name in self.pair.tree if name not in pair.tree)
+        failure = self._first_failure(ladder[:WITHOUT_DEFAULTS], f"examples without {left_out}", separate)
         self._trial.evidence.take_remarks(separate.evidence)
         if failure is not None:
-            left_out = some(name for name in self.pair.tree if name not in pair.tree)
             self._notes.append(f"it differs when called without {left_out}, whose default is None")
             self.pair, self._trial = pair, separate
         return failure

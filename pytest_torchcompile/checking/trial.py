@@ -143,7 +143,6 @@ class Trial:
     def _called(self, recipe: Recipe, learning: Learning) -> tuple[Outcome, Outcome, bool]:
         """Call both sides; return both outcomes, and whether eager changed the state of the policy."""
         pair = self._pair
-        pair.begin_call()
         pair.report_step("eager call")
         eager = pair.run(pair.eager, recipe, learning=learning)
         if self.extra_checks:
@@ -170,7 +169,8 @@ class Trial:
             self._tolerance,
             None if self._options.reference == "eager" else self._references(eager, recipe, learning),
             finite_inputs=finite,
-            small=self.small,
+            # Many gradients of a plain sum cancel, such as that of a softmax: what is left is rounding.
+            small=self.small and not learning.summed,
         )
 
     # --- gradients of single outputs ---
@@ -189,23 +189,12 @@ class Trial:
             way = (recipe.batch, recipe.time, learning)
             if hidden or way not in self._learnt:
                 self._learnt.add(way)
-                failure = self._learn(recipe, learning, hidden=hidden)
+                failure = self.learn(recipe, learning, hidden=hidden)
                 if failure is not None:
                     return failure
         return None
 
-    def learn(self, recipe: Recipe, learning: Learning) -> Failure | None:
-        """Compare the gradients that another `learning` computes; return the failure, or None.
-
-        Many gradients of a plain sum cancel, such as that of a softmax, so that small ones are only rounding.
-        """
-        before, self.small = self.small, False
-        try:
-            return self._learn(recipe, learning, hidden=False)
-        finally:
-            self.small = before
-
-    def _learn(self, recipe: Recipe, learning: Learning, *, hidden: bool) -> Failure | None:
+    def learn(self, recipe: Recipe, learning: Learning, *, hidden: bool = False) -> Failure | None:
         """Compare the gradients that another `learning` computes; return the failure, or None.
 
         Args:
@@ -213,6 +202,7 @@ class Trial:
             learning: how to compute the gradients.
             hidden: whether the gradients of all outputs together were not finite.
         """
+        self._pair.begin_call()
         eager, compiled, _ = self._called(recipe, learning)
         if eager.error is not None:
             return None

@@ -118,21 +118,23 @@ def explain_rejection(pair: Pair, broken: BrokenContract, options: CheckOptions,
 
     Args:
         pair: the case.
-        broken: the inputs, and what each side does with them.
+        broken: the inputs of a call, and what each side does with them.
         options: how the case is compiled, and the folder for a proof.
         name: the name of the case in the proof.
     """
     explainer = _Explainer(options, name)
-    recipe, differences = broken.recipe, tuple(filter(None, [broken.difference]))
-    assert recipe is not None  # something was called
+    wrong, recipe, difference = broken.wrong, broken.recipe, broken.difference
+    assert wrong is not None
+    assert recipe is not None
+    assert difference is not None
 
     def script(options: CheckOptions) -> Script:
-        return case_script(name, pair, recipe, differences, options, broken.tree)
+        return case_script(name, pair, recipe, (difference,), options, wrong.tree)
 
     if pair.twins.deployed:
         explainer.prove([lambda: script(options)])
         return explainer.explanation_of_deployed()
-    found = explainer.find_stage(RejectedInputs(pair, broken, explainer.budget))
+    found = explainer.find_stage(RejectedInputs(pair, wrong, recipe, explainer.budget))
     if found is not None:
         explainer.prove([lambda: script(found[1])])
         explainer.find_branches(pair, recipe)

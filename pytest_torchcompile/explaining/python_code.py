@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator
+import types
+from collections.abc import Iterable, Iterator, Sequence
 
 from pytest_torchcompile import internals
 from pytest_torchcompile.checking.executed import drawing_lines, functions_run
@@ -54,8 +55,7 @@ def constant_results(case: Subject, options: CheckOptions, pair: Pair, recipe: R
 
     if case.differences(options, unmarked):
         return None
-    lines = tuple(line_of(f.__code__.co_filename, f.__code__.co_firstlineno) for f in marked)
-    names = some([f.__name__ for f in marked])
+    lines, names = _lines_and_names(marked)
     left = pair.capture.left_eager
     reads = f", and no graph takes {some(left)}" if left else ""
     return PythonCause(
@@ -99,9 +99,7 @@ def functions_in_graph(
         return None
     if case.differences(options, lambda: internals.without_functions_in_graph(allowed)):
         return None
-    codes = [internals.code_of(function) for function in allowed]
-    lines = tuple(line_of(code.co_filename, code.co_firstlineno) for code in codes)
-    names = some([f.__name__ for f in allowed])
+    lines, names = _lines_and_names(allowed)
     return PythonCause(
         place=f"{some(lines)}: {names} runs only while torch traces (torch.compiler.allow_in_graph or "
         f"nonstrict_trace), and compiled keeps what it read then besides its arguments",
@@ -109,6 +107,13 @@ def functions_in_graph(
         advice=f"pass what changes to {names} as an argument, as a tensor if it is a number: with dynamo "
         f"looking into {names}, this example agrees",
     )
+
+
+def _lines_and_names(functions: Sequence[types.FunctionType]) -> tuple[tuple[str, ...], str]:
+    """Return ``file:line`` of each function, and the names of the first few."""
+    codes = [internals.code_of(function) for function in functions]
+    lines = tuple(line_of(code.co_filename, code.co_firstlineno) for code in codes)
+    return lines, some(function.__name__ for function in functions)
 
 
 def foreign_numbers(pair: Pair, recipe: Recipe, differences: Iterable[Difference]) -> PythonCause | None:

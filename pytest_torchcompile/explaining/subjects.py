@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from pytest_torchcompile import internals
-from pytest_torchcompile.beyond.rejection import BrokenContract
+from pytest_torchcompile.beyond.rejection import Attempt
 from pytest_torchcompile.checking.pair import Pair
 from pytest_torchcompile.checking.stops import Stop
 from pytest_torchcompile.checking.trial import Trial
@@ -34,7 +34,7 @@ from pytest_torchcompile.policies.methods import Method
 from pytest_torchcompile.policies.snapshots import copied, map_tensors
 from pytest_torchcompile.results import Difference
 from pytest_torchcompile.runtime.budget import Budget
-from pytest_torchcompile.runtime.isolation import quietly
+from pytest_torchcompile.specs.invalid_inputs import Wrong
 
 
 class CannotCompare(Exception):
@@ -92,13 +92,15 @@ class RejectedInputs:
 
     Args:
         pair: the case.
-        broken: what compiled does not reject.
+        wrong: the inputs.
+        recipe: the example of them.
         budget: the budget of the explanation.
     """
 
-    def __init__(self, pair: Pair, broken: BrokenContract, budget: Budget) -> None:
+    def __init__(self, pair: Pair, wrong: Wrong, recipe: Recipe, budget: Budget) -> None:
         self._pair = pair
-        self._broken = broken
+        self._wrong = wrong
+        self._recipe = recipe
         self._budget = budget
 
     def differences(
@@ -106,18 +108,12 @@ class RejectedInputs:
     ) -> tuple[Difference, ...]:
         """See `Subject`."""
         self._budget.require()
-        pair, recipe = self._pair.compiled_anew(options), self._broken.recipe
-        assert recipe is not None  # something was called
+        pair = self._pair.compiled_anew(options)
         with under():
-            eager, compiled = (
-                pair.run(side, recipe, under=quietly, tree=self._broken.tree)
-                for side in (pair.eager, pair.compiled)
-            )
-        if compiled.error is not None and pair.recorder.is_compile_failure(compiled.error):
-            raise CannotCompare(failure_text(compiled.error))
-        if eager.error is None or compiled.error is not None:
-            return ()
-        return (self._broken.difference,) if self._broken.difference else ()
+            found = Attempt(pair, self._recipe)(self._wrong)
+        if pair.recorder.failures:
+            raise CannotCompare(failure_text(pair.recorder.failures[0]))
+        return () if found is None else (found.difference,)
 
 
 class WholeStory:

@@ -210,7 +210,7 @@ class Side:
             return {}
         directions = [direction(path, root, seed) for path, root in roots.items()]
         if summed:
-            directions = [torch.ones((), dtype=root.dtype).expand(root.shape) for root in roots.values()]
+            directions = [root.new_ones(()).expand(root.shape) for root in roots.values()]
         gradients = torch.autograd.grad(
             list(roots.values()), list(leaves.values()), directions, allow_unused=True
         )

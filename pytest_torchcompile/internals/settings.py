@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from pytest_torchcompile.options import GUARD_FILTER
+
 RAISED_LIMIT = 1024
 
 
@@ -103,7 +105,7 @@ def known_modes() -> list[str]:
     return sorted(list_mode_options())
 
 
-_OWN_OPTIONS = ("guard_filter_fn", "use_aoti")
+_OWN_OPTIONS = (GUARD_FILTER, "use_aoti")
 """Options that torch.compile takes out of `options` before inductor sees them."""
 
 

@@ -284,8 +284,8 @@ def bind(method: Method, model: nn.Module, tree: Mapping[str, Any]) -> Binding:
             waiting = False
         elif parameter.default is parameter.empty and parameter.kind is not parameter.VAR_POSITIONAL:
             proposed = conventions.proposed_input(parameter.name, policy_of(model))
-            untaken = [name for name in others if name not in signature.parameters]
-            also = f" (no parameter is called {untaken[0]!r}, which inputs declares)" if untaken else ""
+            hints = {name: suggestion(name, [parameter.name]) for name in others}
+            also = next((f"; inputs has {name!r}{hint}" for name, hint in hints.items() if hint), "")
             raise UsageError(
                 f"{method.name}{signature} needs {parameter.name!r}, which has no spec; add one: "
                 f"inputs={{{parameter.name!r}: {proposed}}}{also}"

@@ -18,8 +18,8 @@ from pytest_torchcompile.options import unknown_name
 from pytest_torchcompile.reports.document import Case, Plain, cases_of
 from pytest_torchcompile.reports.metrics import LEAST_VALUE, METRICS, Estimate
 
-MOST_PERCENT = 10.0
-"""The largest factor that is shown in percent."""
+LARGEST_IN_PERCENT = 10.0
+"""The largest factor by which a figure got worse that is shown in percent."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,8 +56,8 @@ class Change:
         text = f"{self.metric} {show(self.base.value)} -> {show(self.head.value)}"
         if METRICS[self.metric].counted:
             return text
-        if self.worse > MOST_PERCENT:
-            return f"{text}, more than {MOST_PERCENT:.0f} times worse"
+        if self.worse > LARGEST_IN_PERCENT:
+            return f"{text}, more than {LARGEST_IN_PERCENT:.0f} times worse"
         return f"{text}, {abs(self.worse - 1):.0%} {'worse' if self.worse >= 1 else 'better'}"
 
 

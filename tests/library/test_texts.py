@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import linecache
 import os
+import sysconfig
 import types
 from pathlib import Path
 
@@ -50,3 +52,12 @@ def test_the_line_of_an_exception_in_a_folder_named_torch_is_told(tmp_path: Path
     with pytest.raises(ValueError, match="no") as caught:
         fail()
     assert raised_text(caught.value).endswith("policy.py:2)")
+
+
+def test_pythons_own_code_is_nobodys_but_an_installed_package_is_the_users() -> None:
+    assert not is_users_code(contextlib.__file__)
+    assert not is_users_code(torch.__file__)
+    assert is_users_code(__file__)
+    library = sysconfig.get_path("stdlib")
+    assert is_users_code(os.path.join(library, "site-packages", "agents", "policy.py"))
+    assert not is_users_code(os.path.join(library, "json", "decoder.py"))

@@ -25,6 +25,7 @@ from pytest_torchcompile import (
     check_equivalence,
     compile_policy,
 )
+from pytest_torchcompile.checking.pair import Pair
 from pytest_torchcompile.policies.declaration import Declaration
 from pytest_torchcompile.policies.methods import Method, as_methods, bind, input_tree
 from pytest_torchcompile.policies.state import ModuleState
@@ -374,7 +375,7 @@ def test_a_method_without_an_observation() -> None:
         ({"observation": Box((8,)), "methods": "evaluate"}, "needs 'mask', which has no spec"),
         (
             {"observation": Box((8,)), "methods": "evaluate", "inputs": {"msk": LegalMask(4)}},
-            r"needs 'mask', which has no spec.*\(no parameter is called 'msk', which inputs declares\)",
+            r"needs 'mask', which has no spec.*; inputs has 'msk' \(did you mean 'mask'\?\)",
         ),
         (
             {"observation": Box((8,)), "methods": "evaluate", "inputs": {"mask": LegalMask(4)}},
@@ -674,3 +675,11 @@ def test_an_input_whose_default_is_none_is_also_left_out(backend: str) -> None:
     assert_passes(check(Chooses, "update", backend=backend, **arguments))
     needed = check(functools.partial(Chooses, 0.01, needed=True), backend=backend, **arguments)
     assert_passes(needed)
+
+
+def test_that_no_input_was_left_out_for_want_of_time_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pair, "out_of_seconds", lambda pair: "the case took too long")
+    wrong = functools.partial(Chooses, 0.01)
+    result = check(wrong, observation=Box((8,)), inputs={"action": Discrete(4)})
+    assert result.verdict is Verdict.EQUAL
+    assert "6 examples without action not tried: the case took too long" in result.notes

@@ -11,10 +11,10 @@ from documents import differing, document, result, shares, speedup
 
 from pytest_torchcompile import Capture, UsageError
 from pytest_torchcompile.__main__ import main
-from pytest_torchcompile.reports.baseline import DEFAULT_RULES, compare, rules_of
+from pytest_torchcompile.reports.baseline import DEFAULT_RULES, Change, compare, rules_of
 from pytest_torchcompile.reports.comparison import MOST_CHARACTERS, comparison_markdown
 from pytest_torchcompile.reports.document import to_json
-from pytest_torchcompile.reports.metrics import METRICS
+from pytest_torchcompile.reports.metrics import METRICS, Estimate
 from pytest_torchcompile.reports.reading import read
 
 CASE = "test_policy.py::test_a[forward-rollout]"
@@ -458,3 +458,13 @@ def test_what_a_terminal_cannot_show_is_no_failure(files, monkeypatch):
     assert main(["compare", "base.json", "head.json"]) == 0
     narrow.flush()
     assert b"\\u2705 equal" in narrow.buffer.getvalue()
+
+
+def test_a_difference_that_grew_a_thousandfold_is_not_told_in_percent():
+    small, large = Estimate(0.01, 0.01, 0.01), Estimate(300.0, 200.0, 400.0)
+    change = Change(metric="difference", base=small, head=large, worse=30_000.0, at_least=20_000.0)
+    assert (
+        str(change) == "difference 0.01 of the tolerance -> 3e+02 of the tolerance, more than 10 times worse"
+    )
+    change = Change(metric="difference", base=small, head=small, worse=1.5, at_least=1.2)
+    assert str(change).endswith(", 50% worse")
