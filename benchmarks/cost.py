@@ -109,7 +109,8 @@ print(seconds, result.capture.graphs, result.examples, json.dumps(made), sep="\\
 
 
 def _run(code: str, cache: str, *arguments: str, **variables: str) -> str:
-    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache, **variables}
+    # Inductor keeps its precompiled headers in the temporary directory, whatever its cache.
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache, "TMPDIR": cache, **variables}
     command = [sys.executable, "-c", HEADER + code, *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -209,17 +210,33 @@ print(time.perf_counter() - begin, graphs, sum(result.examples for result in res
 """
 
 
+# What a user runs without us to see that a policy compiles: one step of training, on one batch.
+PLAIN = """
+model = torch.compile({policy})
+model(torch.rand(4, *{shape})).sum().backward()
+print(time.perf_counter() - begin, "-", "-")
+"""
+
+
 def profiles(runs: int) -> None:
-    """Seconds of a check of all phases under each profile, import included: cold once, warm `runs` times."""
-    print("policy profile    cold s   warm s  graphs  examples")
+    """Seconds of a check of all phases under each profile, import included: cold once, warm `runs` times.
+
+    Beside them, a plain script that compiles forward and backward once.
+    """
+    print("policy profile    cold s   warm s  cold over plain  graphs  examples")
     for name in ("mlp", "cnn"):
-        for profile in PROFILES:
-            code = PROFILE.format(policy=POLICIES[name], shape=SHAPES[name], profile=profile)
+        plain = None
+        for profile in ("plain", *PROFILES):
+            code = PLAIN if profile == "plain" else PROFILE
+            code = code.format(policy=POLICIES[name], shape=SHAPES[name], profile=profile)
             with tempfile.TemporaryDirectory() as cache:
                 cold, graphs, examples = _run(code, cache).split()
                 warm = statistics.median(float(_run(code, cache).split()[0]) for _ in range(runs))
+            plain = plain or float(cold)
             print(
-                f"{name:6} {profile:9} {float(cold):7.1f} {warm:8.1f} {graphs:>7} {examples:>9}", flush=True
+                f"{name:6} {profile:9} {float(cold):7.1f} {warm:8.1f} {float(cold) / plain:16.2f} "
+                f"{graphs:>7} {examples:>9}",
+                flush=True,
             )
 
 

@@ -322,7 +322,9 @@ def test_a_fast_compile_is_not_announced(project):
 
 def test_the_header_names_the_backend(project):
     project.write(agent())
-    project.check().stdout.fnmatch_lines(["compile check: backend eager"])
+    (header,) = [line for line in project.check().outlines if line.startswith("compile check: ")]
+    # What this torch can't do may follow.
+    assert header.split("; ")[0] == "compile check: backend eager"
     project.pytest().stdout.no_fnmatch_line("compile check: *")
 
 
