@@ -64,7 +64,8 @@ class RandomState:
 class Settings:
     """A copy of torch's settings of the process that code may change and leave changed.
 
-    As a context, it restores them at the end of the body.
+    As a context, it restores them at the end of the body, and with them the keys of torch's dispatcher, which
+    torch 2.9 leaves changed if it fails to compile code under inference mode: nothing has gradients then.
 
     Attributes:
         values: by name, such as ``grad mode``.
@@ -73,6 +74,7 @@ class Settings:
     def __init__(self) -> None:
         self.values: dict[str, Any] = {
             "grad mode": torch.is_grad_enabled(),
+            "inference mode": torch.is_inference_mode_enabled(),
             "default dtype": torch.get_default_dtype(),
             "number of threads": torch.get_num_threads(),
             "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
@@ -84,13 +86,19 @@ class Settings:
     # Not `contextlib.contextmanager`: the search for state that eager keeps between calls would find its
     # generator.
     def __enter__(self) -> Settings:
+        # At its end torch's own context restores inference mode, grad mode and the dispatcher's keys, whatever
+        # the body has done to them.
+        self._dispatch = torch.inference_mode(self.values["inference mode"])
+        self._dispatch.__enter__()
+        torch.set_grad_enabled(self.values["grad mode"])
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.restore()
+        self._dispatch.__exit__(None, None, None)
+        self._restore()
 
-    def restore(self) -> None:
-        """Set every setting that has changed to its copied value."""
+    def _restore(self) -> None:
+        """Set every other setting that has changed to its copied value."""
         now = Settings().values
         for name, value in self.values.items():
             if value != now[name]:
@@ -98,8 +106,6 @@ class Settings:
 
     def _set(self, name: str, value: Any) -> None:
         match name:
-            case "grad mode":
-                torch.set_grad_enabled(value)
             case "default dtype":
                 torch.set_default_dtype(value)
             case "number of threads":
@@ -186,11 +192,10 @@ def isolated(threads: int | None = None) -> Iterator[None]:
     exceptions inside the compiler. Warnings that are not from torch are emitted again at the end.
     """
     before = RandomState()
-    settings = Settings()
     _validations.append(internals.argument_validation())
     caught: list[warnings.WarningMessage] = []
     try:
-        with internals.quiet_trace_log(), warnings.catch_warnings(record=True) as caught:
+        with Settings(), internals.quiet_trace_log(), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             if threads is not None:
                 torch.set_num_threads(threads)
@@ -200,7 +205,6 @@ def isolated(threads: int | None = None) -> Iterator[None]:
                 yield
     finally:
         internals.set_argument_validation(_validations.pop())
-        settings.restore()
         before.restore()
         if _deferred:
             _deferred[-1].extend(caught)

@@ -478,8 +478,23 @@ def _other_grad_mode() -> None:
     torch._C._set_grad_enabled(not torch.is_grad_enabled())
 
 
+_ENTERED: list[torch.inference_mode] = []
+"""Contexts that are never left; without a reference torch would leave them."""
+
+_BROKEN: list[Any] = []
+"""The same for guards of torch's dispatcher."""
+
+
+def _other_inference_mode() -> None:
+    grad_mode = torch.is_grad_enabled()
+    _ENTERED.append(torch.inference_mode(not torch.is_inference_mode_enabled()))
+    _ENTERED[-1].__enter__()
+    torch._C._set_grad_enabled(grad_mode)
+
+
 SETTINGS: dict[str, Callable[[], Any]] = {
     "grad mode": _other_grad_mode,
+    "inference mode": _other_inference_mode,
     "default dtype": lambda: torch.set_default_dtype(torch.float64),
     "number of threads": _other_threads,
     "deterministic algorithms": lambda: torch.use_deterministic_algorithms(True),
@@ -507,14 +522,26 @@ LEFT = [name for name in SETTINGS if name != "autocast on cpu"]
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_changed_setting_is_seen_and_restored(name: str) -> None:
-    before = Settings()
-    SETTINGS[name]()
-    try:
+    with Settings() as before:
+        SETTINGS[name]()
         now = Settings().values
         assert {n for n, value in now.items() if value != before.values[n]} == {name}
-    finally:
-        before.restore()
     assert Settings().values == before.values
+
+
+def test_a_backend_that_breaks_torchs_dispatcher_breaks_no_other_check() -> None:
+    """As AOTAutograd does in torch 2.9 if it fails under inference mode."""
+
+    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutogradCPU)
+        _BROKEN.append(torch._C._ExcludeDispatchKeyGuard(keys))
+        _BROKEN[-1].__enter__()
+        raise RuntimeError("not today")
+
+    result = check(lambda: nn.Linear(8, 4), "update", observation=Box((8,)), backend=backend)
+    assert result.verdict is Verdict.COMPILE_FAILED
+    assert nn.Linear(8, 4)(torch.ones(1, 8)).requires_grad
+    assert_passes(check(lambda: nn.Linear(8, 4), "update", observation=Box((8,)), backend="eager"))
 
 
 @pytest.mark.parametrize("phase", ["rollout", "update"])
