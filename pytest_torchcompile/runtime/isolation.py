@@ -86,8 +86,8 @@ class Settings:
     # Not `contextlib.contextmanager`: the search for state that eager keeps between calls would find its
     # generator.
     def __enter__(self) -> Settings:
-        # At its end torch's own context restores inference mode, grad mode and the dispatcher's keys, whatever
-        # the body has done to them.
+        # At its end torch's own context restores inference mode, grad mode and the dispatcher's keys,
+        # whatever the body has done to them.
         self._dispatch = torch.inference_mode(self.values["inference mode"])
         self._dispatch.__enter__()
         torch.set_grad_enabled(self.values["grad mode"])
