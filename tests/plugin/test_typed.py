@@ -1,5 +1,7 @@
 """What a person types wrong: one error, at the start or at the user's line, without this package's frames."""
 
+import re
+
 import pytest
 
 from .project import failure, failures
@@ -60,8 +62,8 @@ CALLS = {
         "UsageError: MultiDiscrete(3): nvec must be a list of positive integers, such as [3, 2]",
     ),
     "an argument that no spec takes": (
-        "Box((8,), lo=0)",
-        "TypeError: Box.__init__() got an unexpected keyword argument 'lo'",
+        "Box((8,), between=0)",
+        "TypeError: Box.__init__() got an unexpected keyword argument 'between'",
     ),
     "the name of a spec": (
         "observations('Box')",
@@ -81,7 +83,7 @@ CALLS = {
     ),
     "a shape that the policy rejects": (
         "compile_policy(Agent, observation=Box((5,)), backend='eager')",
-        "UsageError: eager raises RuntimeError: mat1 and mat2 shapes cannot be multiplied (4x5 and 2x3)",
+        "mat1 and mat2 shapes cannot be multiplied (4x5 and 2x3)",
     ),
 }
 
@@ -119,7 +121,7 @@ def test_an_exception_of_the_policy_shows_the_policys_line(project):
     project.write("def test_agent(): assert_equivalent(Agent(), Agent(), torch.zeros(3, 7))")
     text = failure(project.pytest())
     assert "agents.py:" in text
-    assert "RuntimeError: mat1 and mat2 shapes" in text
+    assert re.search("RuntimeError: .*mat1 and mat2 shapes", text)
     assert "pytest_torchcompile/" not in text
 
 
@@ -150,7 +152,7 @@ def test_an_error_while_a_file_is_imported_shows_its_line(project):
         ("Box((17,), low=1, high=0)", "Box((17,), low=1, high=0): low exceeds high"),
         ("{'a': Flag(), 'b': (Box((2,), low=1, high=0),)}", "Box((2,), low=1, high=0): low exceeds high"),
         ("Wrapped(Discrete(0), dict)", "Discrete(0): n must be a positive integer"),
-        ("Box((2,), lo=0)", "TypeError: Box.__init__() got an unexpected keyword argument 'lo'"),
+        ("Box((2,), between=0)", "TypeError: Box.__init__() got an unexpected keyword argument 'between'"),
     ],
 )
 def test_a_wrong_spec_is_the_error_of_its_test_alone(project, spec, sentence):
