@@ -4,6 +4,7 @@ torch is imported here, before pytester takes its first snapshot of ``sys.module
 imported while it runs pytest in process, and torch can't be imported twice.
 """
 
+import contextlib
 import warnings
 
 import hypothesis
@@ -15,6 +16,10 @@ with warnings.catch_warnings():
     # Inductor imports it at its first compile. In torch 2.13 that raises a DeprecationWarning of torch's own,
     # which `-W error` would make the failure of whichever test compiles first.
     import torch.utils.mkldnn
+
+with contextlib.suppress(ImportError):
+    # With it, torch 2.10 loads this at its first compile. Its C module can't be imported twice either.
+    import triton  # noqa: F401
 
 pytest_plugins = ["pytester"]
 
