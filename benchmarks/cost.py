@@ -255,15 +255,21 @@ def per_example(runs: int) -> None:
 
 
 def idle(runs: int) -> None:
-    """`pytest --collect-only` in an empty folder, and 1,000 marked items skipped, with and without us."""
-    test = "import pytest\n" + "".join(
-        f"@pytest.mark.compiled_equivalence(observation=(8,))\ndef test_{i}(): pass\n" for i in range(1000)
-    )
-    plain = test.replace("@pytest.mark.compiled_equivalence(observation=(8,))", "@pytest.mark.skip")
-    for title, file, other in (("empty folder", "", ""), ("1,000 marked items", test, plain)):
-        arguments = ["--collect-only"] if not file else []
+    """Pytest with us and without: in an empty folder, and with 1,000 marked tests, deselected and skipped.
+
+    A marked test is three cases, an item of pytest's each; without us it is parametrized to as many.
+    """
+    marked = "@pytest.mark.compiled_equivalence(observation=(8,))\ndef test_{}(): pass\n"
+    plain = "@pytest.mark.skip\n@pytest.mark.parametrize('phase', PHASES)\ndef test_{}(phase): pass\n"
+    start = "import pytest\nPHASES = 'rollout', 'update', 'lifecycle'\n"
+    file, other = (start + "".join(map(test.format, range(1000))) for test in (marked, plain))
+    for title, arguments in (
+        ("empty folder", ["--collect-only"]),
+        ("1,000 marked tests, deselected", ["-k", "nothing"]),
+        ("1,000 marked tests, skipped", []),
+    ):
         with tempfile.TemporaryDirectory() as with_us, tempfile.TemporaryDirectory() as without:
-            if file:
+            if title != "empty folder":
                 pathlib.Path(with_us, "test_marked.py").write_text(file)
                 pathlib.Path(without, "test_marked.py").write_text(other)
             pairs = [

@@ -1234,8 +1234,12 @@ def test_a_function_that_dynamo_puts_into_the_graph_is_known_and_can_be_traced(f
 
 
 @needs_torch("2.10", "can be made to draw in eager's order")
-def test_inductor_draws_in_eagers_order_and_users_passes_still_run() -> None:
-    """The draw of noise does not depend on the choice before it, so that a scheduler may put it first."""
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_inductor_draws_in_eagers_order_and_users_passes_still_run(dynamic: bool) -> None:
+    """The draw of noise does not depend on the choice before it, so that a scheduler may put it first.
+
+    With dynamic sizes, those of the noise are nodes of the graph.
+    """
 
     def draw(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.multinomial((x * 2).softmax(-1), 1), x + torch.randn_like(x)
@@ -1244,7 +1248,7 @@ def test_inductor_draws_in_eagers_order_and_users_passes_still_run() -> None:
     seen: list[torch.fx.Graph] = []
     with internals.inductor_settings({"post_grad_custom_post_pass": seen.append, "fx_graph_cache": False}):
         with internals.eager_random_numbers():
-            compiled = torch.compile(draw)
+            compiled = torch.compile(draw, dynamic=dynamic)
             torch.manual_seed(0)
             found = compiled(x)
         assert torch._inductor.config.post_grad_custom_post_pass == seen.append
@@ -1265,6 +1269,6 @@ def test_what_an_older_torch_can_not_do_is_listed() -> None:
                     marks += re.findall(r'needs_torch\("([\d.]+)"|RELEASE < \((\d, \d+)\)', file.read())
     assert collections.Counter(one or other.replace(", ", ".") for one, other in marks) == {
         "2.10": 1,
-        "2.12": 6,
+        "2.12": 7,
         "2.13": 1,
     }

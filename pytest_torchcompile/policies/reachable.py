@@ -18,7 +18,7 @@ from torch.distributions import Distribution
 
 from pytest_torchcompile import internals
 from pytest_torchcompile.policies.holders import DEEPEST, Holder, fields, has_slots, is_object
-from pytest_torchcompile.policies.outputs import is_namedtuple
+from pytest_torchcompile.policies.outputs import is_constant, is_namedtuple
 
 _MODULE_FIELDS = frozenset(vars(nn.Module())) | internals.COMPILED_MARKS
 
@@ -36,7 +36,7 @@ Place = tuple[str, Any]
 
 def is_plain(value: Any) -> bool:
     """Return whether `value` is a scalar, a tensor but no parameter, a distribution, or a nest of these."""
-    if value is None or isinstance(value, (bool, int, float, str, Distribution, *_CONSTANTS)):
+    if is_constant(value) or isinstance(value, (bool, int, float, str, Distribution, *_CONSTANTS)):
         return True
     if isinstance(value, torch.Tensor):
         return not isinstance(value, nn.Parameter)
@@ -64,6 +64,8 @@ def is_leaf(value: Any) -> bool:
 
 def holds_tensors(value: Any) -> bool:
     """Return whether a plain value is a tensor, a numeric array or a distribution, or contains one."""
+    if is_constant(value):
+        return False
     if isinstance(value, Mapping):
         return any(map(holds_tensors, value.values()))
     if isinstance(value, (list, tuple, collections.deque)):

@@ -15,11 +15,13 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from pytest_torchcompile.policies.ordinary import is_ordinary, same_values
-from pytest_torchcompile.policies.outputs import is_mapping, is_namedtuple, keys
+from pytest_torchcompile.policies.outputs import is_constant, is_mapping, is_namedtuple, keys
 
 
 def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:
     """Return a copy of a nest of containers with `function` applied to its tensors; arrays are copied."""
+    if is_constant(value):
+        return value
     if isinstance(value, torch.Tensor):
         return function(value)
     if isinstance(value, Mapping) and not isinstance(value, MutableMapping):
