@@ -1198,6 +1198,29 @@ def test_the_code_of_what_wraps_another_function() -> None:
     assert internals.code_of(wraps_an_object) is wraps_an_object.__code__  # type: ignore[arg-type]
 
 
+def test_the_line_of_an_operator_that_did_not_compile_is_the_users() -> None:
+    def refused(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        class Refused(torch.fx.Interpreter):
+            def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+                raise RuntimeError("<weakref at 0x7f355be27100; to 'torch.storage.UntypedStorage' at 0x7f3>")
+
+        Refused(graph).run(*inputs)
+
+    torch.compiler.reset()
+    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed) as caught:
+        torch.compile(in_graph_of, backend=refused)(torch.ones(2))
+    error = internals.inner_error(caught.value)
+    file, line = internals.traced_line(error) or ("", 0)
+    assert (os.path.basename(file), line) == ("test_internals.py", in_graph_of.__code__.co_firstlineno + 1)
+    assert internals.fails_under_inference_mode(error)
+    assert not internals.fails_under_inference_mode(RuntimeError("a weakref"))
+    assert internals.traced_line(RuntimeError("a weakref")) is None
+
+
+def in_graph_of(x: torch.Tensor) -> torch.Tensor:
+    return torch.relu(x)
+
+
 def test_what_a_backend_raised_is_read_from_dynamos_message() -> None:
     assert internals.of_backend(ValueError("Exception: no such kernel")) is None
     message = (

@@ -36,12 +36,14 @@ from pytest_torchcompile.internals.failures import (
     code_cache,
     compiler_stack,
     cxx_compiler,
+    fails_under_inference_mode,
     inner_error,
     is_compilers_code,
     is_configuration_error,
     is_missing_compiler,
     of_backend,
     running_users_line,
+    traced_line,
 )
 from pytest_torchcompile.internals.graphs import GraphCall, compiled_code_run, graphs_run, user_line
 from pytest_torchcompile.internals.isolated import isolated_code_forgotten, isolated_compile
@@ -108,6 +110,7 @@ __all__ = [
     "draws_random_numbers",
     "eager_call",
     "eager_random_numbers",
+    "fails_under_inference_mode",
     "fake_tensors",
     "fresh_compile_cache",
     "functions_in_graph",
@@ -144,6 +147,7 @@ __all__ = [
     "set_argument_validation",
     "set_compiled_call",
     "storage_key",
+    "traced_line",
     "uncompiled",
     "user_line",
     "why_disabled",

@@ -33,8 +33,23 @@ def of_backend(error: BaseException) -> tuple[str, tuple[str, int] | None] | Non
     raised = re.search(r"Exception:\s*(\S.*)", message)
     if not message.startswith("Backend compiler exception") or raised is None:
         return None
-    place = re.search(r'Original traceback:\s+File "(.+?)", line (\d+)', message)
-    return raised[1].strip(), (place[1], int(place[2])) if place else None
+    return raised[1].strip(), traced_line(error)
+
+
+def traced_line(error: BaseException) -> tuple[str, int] | None:
+    """Return the file and line of the operator that was being compiled, the user's own if there is one.
+
+    torch.fx appends the traceback of that operator to the message.
+    """
+    traceback = str(error).partition("Original traceback:")[2].partition("\n\n")[0]
+    places = [(file, int(line)) for file, line in re.findall(r'File "(.+?)", line (\d+)', traceback)]
+    users = [place for place in places if is_users_code(place[0])]
+    return next(reversed(users or places), None)
+
+
+def fails_under_inference_mode(error: BaseException) -> bool:
+    """Whether AOTAutograd raised the exception because of code under inference mode (before torch 2.12)."""
+    return re.match(r"<weakref at \w+; to 'torch.storage.UntypedStorage'", str(error)) is not None
 
 
 def is_configuration_error(error: BaseException) -> bool:
