@@ -213,6 +213,15 @@ def isolated(threads: int | None = None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def compilers_warnings_recorded() -> Iterator[None]:
+    """Run the body, a call that may compile, with warnings recorded as in `isolated`."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    _emit_again(caught)
+
+
+@contextlib.contextmanager
 def _frozen_objects() -> Iterator[None]:
     """Exclude all existing objects from garbage collection in the body.
 

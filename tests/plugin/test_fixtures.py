@@ -188,16 +188,20 @@ def test_a_policy_stays_compiled_for_however_many_shapes(project):
 def test_warnings_as_errors_do_not_reach_into_a_policys_compiler(project):
     project.write(
         """
-        import functools
+        import functools, warnings
 
         @functools.lru_cache
         def scale(): return 2.0
+
+        def warns(graph, inputs):
+            warnings.warn_explicit("slow", RuntimeWarning, torch.__file__, 1)
+            return graph
 
         class Caching(Agent):
             def get_value(self, x): return self.critic(x) * scale()
 
         def test_agent(compile_policy, assert_equivalent):
-            policy = compile_policy(Caching, "get_value", observation=Box((2,)), batch=4, backend="eager")
+            policy = compile_policy(Caching, "get_value", observation=Box((2,)), batch=4, backend=warns)
             assert policy(torch.zeros(9, 2)).tolist() == [[4.0]] * 9
             assert_equivalent(policy.eager, policy, torch.zeros(1, 2))
         """
