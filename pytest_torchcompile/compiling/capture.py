@@ -320,7 +320,7 @@ def failure_text(error: BaseException) -> str:
     where = at(*place) if place else ""
     if internals.fails_under_inference_mode(inner):
         return (
-            "before torch 2.12 AOTAutograd can't compile code under torch.inference_mode(); use "
+            "before torch 2.13 AOTAutograd can't compile code under torch.inference_mode(); use "
             f"torch.no_grad() in the policy{where}"
         )
     printed = compilers_own_error(inner) if "compile error" in first_line(inner) else ""

@@ -48,7 +48,7 @@ def traced_line(error: BaseException) -> tuple[str, int] | None:
 
 
 def fails_under_inference_mode(error: BaseException) -> bool:
-    """Whether AOTAutograd raised the exception because of code under inference mode (before torch 2.12)."""
+    """Whether AOTAutograd raised the exception because of code under inference mode (before torch 2.13)."""
     return re.match(r"<weakref at \w+; to 'torch.storage.UntypedStorage'", str(error)) is not None
 
 

@@ -65,7 +65,7 @@ class Settings:
     """A copy of torch's settings of the process that code may change and leave changed.
 
     As a context, it restores them at the end of the body, and with them the keys of torch's dispatcher, which
-    torch 2.11 leaves changed if it fails to compile code under inference mode: nothing has gradients then.
+    torch 2.12 leaves changed if it fails to compile code under inference mode: nothing has gradients then.
 
     Attributes:
         values: by name, such as ``grad mode``.

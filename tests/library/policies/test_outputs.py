@@ -428,7 +428,7 @@ def test_an_output_that_is_an_inference_tensor_in_compiled_alone_is_found() -> N
     [
         "eager",
         pytest.param(
-            "aot_eager", marks=needs_torch("2.12", "compiles code under inference mode by AOTAutograd")
+            "aot_eager", marks=needs_torch("2.13", "compiles code under inference mode by AOTAutograd")
         ),
         in_inference_mode,
     ],

@@ -530,7 +530,7 @@ def test_a_changed_setting_is_seen_and_restored(name: str) -> None:
 
 
 def test_a_backend_that_breaks_torchs_dispatcher_breaks_no_other_check() -> None:
-    """As AOTAutograd does in torch 2.11 if it fails under inference mode."""
+    """As AOTAutograd does in torch 2.12 if it fails under inference mode."""
 
     def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
         keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutogradCPU)
