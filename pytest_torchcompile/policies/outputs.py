@@ -120,15 +120,15 @@ def _kind(value: Any) -> str:
     return name
 
 
+_CONSTANTS = frozenset({type(None), bool, int, float, complex, str, bytes})
+
+
 def is_constant(value: Any) -> bool:
     """Return whether `value` is a scalar, a string or a tuple of these: it holds no tensor and can't change.
 
     Most attributes of a policy are the numbers of its layers, so this is asked first.
     """
-    return type(value) in _SCALARS or (type(value) is tuple and all(map(is_constant, value)))
-
-
-_SCALARS = frozenset({type(None), bool, int, float, complex, str, bytes})
+    return type(value) in _CONSTANTS or (type(value) is tuple and all(map(is_constant, value)))
 
 
 def is_namedtuple(value: Any) -> bool:

@@ -259,7 +259,8 @@ def test_a_shape_that_the_model_rejects(project):
     result.assert_outcomes(failed=1)
     text = failure(result)
     assert text.startswith("eager failed: forward, rollout phase, backend recorded\n")
-    assert "mat1 and mat2 shapes cannot be multiplied (4x5 and 2x3)" in text
+    words = "RuntimeError: mat1 and mat2 shapes cannot be multiplied (4x5 and 2x3)"
+    assert words in text.replace("addmm: ", ""), "torch 2.15 begins its message with the operator"
     assert "observation=Box((5,))" in text, "the value that is wrong is the spec"
     assert "test_policy.py::test_agent[forward-rollout]" in text
     assert "Traceback" not in text

@@ -1,7 +1,5 @@
 """What a person types wrong: one error, at the start or at the user's line, without this package's frames."""
 
-import re
-
 import pytest
 
 from .project import failure, failures
@@ -83,7 +81,7 @@ CALLS = {
     ),
     "a shape that the policy rejects": (
         "compile_policy(Agent, observation=Box((5,)), backend='eager')",
-        "mat1 and mat2 shapes cannot be multiplied (4x5 and 2x3)",
+        "UsageError: eager raises RuntimeError: mat1 and mat2 shapes cannot be multiplied (4x5 and 2x3)",
     ),
 }
 
@@ -107,7 +105,8 @@ def test_a_call_shows_the_users_line_and_the_sentence(project, case):
     assert "???" not in text
     told = [line for line in lines_of(text) if line.startswith("E ")]
     assert len(told) == 1
-    assert sentence in told[0].replace("pytest_torchcompile.errors.", "")
+    # torch 2.15 begins its message with the operator.
+    assert sentence in told[0].replace("pytest_torchcompile.errors.", "").replace("addmm: ", "")
     assert f">       {call}" in lines_of(text)
     assert len(lines_of(text)) <= 7
 
@@ -121,7 +120,7 @@ def test_an_exception_of_the_policy_shows_the_policys_line(project):
     project.write("def test_agent(): assert_equivalent(Agent(), Agent(), torch.zeros(3, 7))")
     text = failure(project.pytest())
     assert "agents.py:" in text
-    assert re.search("RuntimeError: .*mat1 and mat2 shapes", text)
+    assert "RuntimeError: mat1 and mat2 shapes" in text.replace("addmm: ", "")
     assert "pytest_torchcompile/" not in text
 
 
