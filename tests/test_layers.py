@@ -369,6 +369,8 @@ SPY = """
         heavy = ("hypothesis", "torch", "pytest_torchcompile.check", "pytest_torchcompile.generation.strategies")
         print("HEAVY:", *(name for name in heavy if name in sys.modules))
         print("PLUGIN:", "pytest_torchcompile.plugin.hooks" in sys.modules)
+        rooms = ("pytest_torchcompile.results", "pytest_torchcompile.reports", "pytest_torchcompile.specs.spaces")
+        print("ROOMS:", *(name for name in rooms if name in sys.modules))
 """
 MARKED_TEST = """
     import pytest
@@ -388,7 +390,7 @@ def idle_run(path, *arguments, **files):
     others = ["-p", "no:hypothesispytest", "-p", "no:randomly", "-p", "no:cacheprovider"]
     command = [sys.executable, "-m", "pytest", *others, *arguments]
     output = subprocess.run(command, cwd=path, capture_output=True, text=True, check=False).stdout
-    lines = [line for line in output.splitlines() if line.startswith(("HEAVY:", "PLUGIN:"))]
+    lines = [line for line in output.splitlines() if line.startswith(("HEAVY:", "PLUGIN:", "ROOMS:"))]
     return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
 
 
@@ -410,7 +412,14 @@ def idle_run(path, *arguments, **files):
     ],
 )
 def test_a_run_that_checks_nothing_imports_no_torch(tmp_path, arguments, files):
-    assert idle_run(tmp_path, *arguments, **files) == {"HEAVY": "", "PLUGIN": "True"}
+    found = idle_run(tmp_path, *arguments, **files)
+    assert (found["HEAVY"], found["PLUGIN"]) == ("", "True")
+
+
+def test_a_run_without_a_policy_imports_no_results_and_no_specs(tmp_path):
+    """Their dataclasses take a third of the plugin's start."""
+    found = idle_run(tmp_path, test_ordinary="def test_ordinary(): pass\ndef test_wrong(): assert False")
+    assert found == {"HEAVY": "", "PLUGIN": "True", "ROOMS": ""}
 
 
 def test_the_spy_sees_torch(tmp_path):
@@ -421,6 +430,7 @@ def test_the_spy_sees_torch(tmp_path):
 def test_the_spy_sees_the_library(tmp_path):
     found = idle_run(tmp_path, test_strategies="from pytest_torchcompile import observations")
     assert found["HEAVY"].split() == ["hypothesis", "torch", "pytest_torchcompile.generation.strategies"]
+    assert found["ROOMS"] == "pytest_torchcompile.specs.spaces"
 
 
 def test_importing_the_package_imports_nothing_heavy():

@@ -25,11 +25,11 @@ import pytest
 from pytest_torchcompile.errors import UsageError
 from pytest_torchcompile.plugin import turns
 from pytest_torchcompile.plugin.options import MARKER
-from pytest_torchcompile.results import CheckResult, Speedup
 
 if TYPE_CHECKING:
     from pytest_torchcompile.checking.pair import Pair
     from pytest_torchcompile.options import CheckOptions
+    from pytest_torchcompile.results import CheckResult, Speedup
 
 FIXTURE = "benchmark"
 DEFAULT_MAX_TIME_S = 1.0
@@ -40,7 +40,7 @@ _NUMBERED = "[0-9][0-9][0-9][0-9]_"
 """Glob for the start of the names of saved files."""
 _MARK = "control"
 """The field of `extra_info` that all entries of this plugin have."""
-_CONTROL = pytest.StashKey[Speedup]()
+_CONTROL = pytest.StashKey["Speedup"]()
 _ENTRIES = pytest.StashKey[list[Any]]()
 
 

@@ -21,11 +21,10 @@ from pytest_torchcompile.plugin import benchmark, gate, isolate, reporting, star
 from pytest_torchcompile.plugin.options import MARKER, Marked, merged, takes_value
 from pytest_torchcompile.plugin.progress import watched
 from pytest_torchcompile.policies.declaration import listed
-from pytest_torchcompile.reports.failure import budget_text, failure_text, regression_text, slow_text
-from pytest_torchcompile.results import CheckResult, Verdict
 from pytest_torchcompile.texts import one_line, visible
 
 if TYPE_CHECKING:
+    from pytest_torchcompile.results import CheckResult
     from pytest_torchcompile.runtime.progress import Progress
 
 PROPERTY = "compile_check."
@@ -265,6 +264,9 @@ def conclude(results: list[CheckResult], *, strict: bool, item: pytest.Item) -> 
         pytest.fail.Exception: if any failed, with the text of each.
         pytest.skip.Exception: if none failed and some could not be compiled.
     """
+    from pytest_torchcompile.reports.failure import budget_text, failure_text, regression_text, slow_text
+    from pytest_torchcompile.results import Verdict
+
     skipped = [r for r in results if r.verdict is Verdict.COMPILE_FAILED and not strict]
     failed = [r for r in results if not r.verdict.passed and r not in skipped]
     slow = [r for r in results if r.speedup is not None and r.speedup.too_slow]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from pytest_torchcompile.plugin import cases, gate, isolate, lost, reporting, steps, turns
 from pytest_torchcompile.plugin.fixtures import CURRENT_ITEM
 from pytest_torchcompile.plugin.options import enabled
-from pytest_torchcompile.reports.document import record_of
-from pytest_torchcompile.reports.failure import failure_text, regression_text
-from pytest_torchcompile.results import CheckResult
 from pytest_torchcompile.texts import visible
+
+if TYPE_CHECKING:
+    from pytest_torchcompile.results import CheckResult
 
 
 def note(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
@@ -31,6 +33,8 @@ def note(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestRepo
 
 
 def _record(item: pytest.Item, result: CheckResult, report: pytest.TestReport) -> None:
+    from pytest_torchcompile.reports.failure import regression_text
+
     if isolate.is_single_case():
         message = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longreprtext
         isolate.hand_over(
@@ -62,6 +66,9 @@ def note_crash(nodeid: str, report: pytest.TestReport) -> None:
         nodeid: the id of the item, which may be no case.
         report: pytest-xdist's report of it; changed in place.
     """
+    from pytest_torchcompile.reports.document import record_of
+    from pytest_torchcompile.reports.failure import failure_text
+
     worker = report.node  # pytest-xdist adds it
     step = steps.last_of(turns.worker_file_of(worker.workerinput), nodeid)
     result = lost.result_of_process(nodeid, lost.status_of_worker(worker), step)
@@ -74,6 +81,8 @@ def note_crash(nodeid: str, report: pytest.TestReport) -> None:
 
 def note_interrupt(config: pytest.Config, error: BaseException) -> None:
     """Record the case that an interrupt ended. pytest makes no report of it."""
+    from pytest_torchcompile.reports.document import record_of
+
     item = config.stash.get(CURRENT_ITEM, None)
     case = None if item is None else cases.case_of(item)
     if item is None or case is None or case.error or not enabled(config) or reporting.has_result(item):

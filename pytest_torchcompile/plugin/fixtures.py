@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_torchcompile.plugin import benchmark, turns
 from pytest_torchcompile.plugin.cases import conclude, finish
 from pytest_torchcompile.plugin.options import Marked, project_layers
-from pytest_torchcompile.results import CheckResult, Speedup
+
+if TYPE_CHECKING:
+    from pytest_torchcompile.results import CheckResult, Speedup
 
 CURRENT_ITEM = pytest.StashKey[pytest.Item]()
 

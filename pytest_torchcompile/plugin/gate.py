@@ -13,12 +13,11 @@ import pytest
 from pytest_torchcompile.errors import UsageError
 from pytest_torchcompile.plugin import benchmark
 from pytest_torchcompile.plugin.options import session_option
-from pytest_torchcompile.reports.document import Plain, case_of_record, record_of
-from pytest_torchcompile.reports.reading import read
-from pytest_torchcompile.results import CheckResult
 
 if TYPE_CHECKING:
     from pytest_torchcompile.reports.baseline import Baseline, Comparison, Rules
+    from pytest_torchcompile.reports.document import Plain
+    from pytest_torchcompile.results import CheckResult
 
 LATEST = "latest"
 _GATE = pytest.StashKey["Gate"]()
@@ -46,6 +45,7 @@ class Gate:
     ) -> Comparison | None:
         """Return the comparison of a result with the baseline's; None if the baseline has no such case."""
         from pytest_torchcompile.reports.baseline import compare_case
+        from pytest_torchcompile.reports.document import case_of_record, record_of
 
         head = case_of_record(nodeid, record_of(result, case, benchmark.control_of(config)))
         base = self.baseline.of(head)
@@ -65,6 +65,7 @@ def open_gate(config: pytest.Config) -> None:
             raise UsageError(f"{rules_given[0][1]} needs a baseline: --compile-baseline=FILE or latest")
         return
     from pytest_torchcompile.reports.baseline import Baseline, rules_of
+    from pytest_torchcompile.reports.reading import read
 
     rules: dict[str, float] = {}
     for text, source in rules_given:

@@ -13,14 +13,15 @@ import pickle
 import subprocess
 import sys
 import tempfile
+from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_torchcompile.plugin.lost import result_of_process
 from pytest_torchcompile.plugin.steps import last_of, note
-from pytest_torchcompile.reports.failure import failure_text
-from pytest_torchcompile.results import CheckResult
 from pytest_torchcompile.texts import visible
+
+if TYPE_CHECKING:
+    from pytest_torchcompile.results import CheckResult
 
 _HAND_OVER = "PYTEST_TORCHCOMPILE_RESULT"
 """Environment variable with the path of the file for the result; set in the process of a single case."""
@@ -144,6 +145,9 @@ def _as_exception(ending: Ending) -> BaseException:
 
 def _ending_of_crash(item: pytest.Item, done: subprocess.CompletedProcess[str], step: str) -> Ending:
     """Return the ending of a process that wrote no result."""
+    from pytest_torchcompile.plugin.lost import result_of_process
+    from pytest_torchcompile.reports.failure import failure_text
+
     result = result_of_process(item.nodeid, done.returncode, step)
     assert result is not None  # only cases are isolated
     output = "\n".join(f"  {line}" for line in _most_useful(done.stdout.strip().splitlines()))

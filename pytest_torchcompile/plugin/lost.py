@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_torchcompile.options import LIFECYCLE, PHASES
-from pytest_torchcompile.results import CheckResult, Verdict
 from pytest_torchcompile.texts import first_line, is_of_ours, raised_text
 
 if TYPE_CHECKING:
     from pytest_torchcompile.plugin.cases import Case
+    from pytest_torchcompile.results import CheckResult, Verdict
 
 _PHASE = "|".join((*PHASES, LIFECYCLE))
 _ID = re.compile(rf"\[(?:.*-)?(?P<method>[^-\[\]]+)-(?P<phase>{_PHASE})\](?:@.*)?$")
@@ -34,6 +34,8 @@ def result_of(case: Case, error: BaseException) -> CheckResult:
         case: the case of the item.
         error: the exception that its fixtures, its factory or its check raised.
     """
+    from pytest_torchcompile.results import CheckResult
+
     known = getattr(error, "compile_result", None)
     if isinstance(known, CheckResult):
         return known
@@ -50,6 +52,8 @@ def result_of(case: Case, error: BaseException) -> CheckResult:
 
 
 def _verdict_and_reason(error: BaseException) -> tuple[Verdict, str]:
+    from pytest_torchcompile.results import Verdict
+
     if isinstance(error, (pytest.skip.Exception, unittest.SkipTest)):
         return Verdict.SKIPPED, str(error) or "without a reason"
     if isinstance(error, pytest.xfail.Exception):
@@ -90,6 +94,8 @@ def result_of_process(nodeid: str, status: int | None, step: str) -> CheckResult
         status: the exit status as `subprocess` returns it, negative for a signal; None if unknown.
         step: the last step that the process wrote; empty if there is none.
     """
+    from pytest_torchcompile.results import CheckResult, Verdict
+
     found = _ID.search(nodeid)
     if found is None:
         return None

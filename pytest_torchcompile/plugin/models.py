@@ -20,7 +20,6 @@ from pytest_torchcompile.errors import UsageError
 from pytest_torchcompile.options import OPTIONS, unknown_name
 from pytest_torchcompile.plugin import cases, start
 from pytest_torchcompile.plugin.options import MARKER, Marked, enabled, session_option
-from pytest_torchcompile.specs.notation import read_spec
 from pytest_torchcompile.texts import raised_text, some, suggestion
 
 FILE = "pyproject.toml"
@@ -131,6 +130,8 @@ def _marked(source: str, settings: Any, config: pytest.Config) -> Marked:
             start.require_found(factory, _places(config))
     except UsageError as error:
         raise UsageError(f"{source}: {error}") from None
+    from pytest_torchcompile.specs.notation import read_spec
+
     try:
         if "observation" in settings:
             values["observation"] = read_spec(settings["observation"], "observation")

@@ -19,7 +19,6 @@ from pytest_torchcompile.errors import UsageError
 from pytest_torchcompile.options import OPTIONS, PROFILES, CheckOptions, boolean, unknown_name, validated
 from pytest_torchcompile.policies.declaration import ARGUMENTS, Declaration
 from pytest_torchcompile.runtime.code_cache import remove_broken
-from pytest_torchcompile.specs.spaces import require_made
 
 PROOFS = ".compile-failures"
 """The folder of the scripts that show failures, in pytest's root."""
@@ -316,6 +315,8 @@ class Marked:
         for name in values:
             if name not in (*ARGUMENTS, *OPTIONS):
                 raise UsageError(unknown_name(source, "argument", name, [*ARGUMENTS, *OPTIONS]))
+        from pytest_torchcompile.specs.spaces import require_made
+
         for name in ("observation", "inputs"):
             try:
                 require_made(values.get(name))

@@ -10,30 +10,32 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Generator, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_torchcompile.errors import UsageError
 from pytest_torchcompile.plugin import benchmark, died, isolate, selection
 from pytest_torchcompile.plugin.options import MARKER, enabled, session_option
-from pytest_torchcompile.reports import github, terminal
-from pytest_torchcompile.reports.document import Plain, document_of, record_of
-from pytest_torchcompile.reports.views import require_view, write
-from pytest_torchcompile.results import CheckResult
 from pytest_torchcompile.texts import first_line, one_line
+
+if TYPE_CHECKING:
+    from pytest_torchcompile.reports.document import Plain
+    from pytest_torchcompile.results import CheckResult
 
 NAME = "torchcompile-reporting"
 ATTRIBUTE = "compile_check"
 """The attribute of a test report that holds the records since the item's previous report."""
 
-_RECORDS = pytest.StashKey[list[Plain]]()
+_RECORDS = pytest.StashKey["list[Plain]"]()
 _HAS_RESULT = pytest.StashKey[bool]()
 _MOST_CHARACTERS = 4000
 
 
 def keep(item: pytest.Item, result: CheckResult, case: str) -> None:
     """Keep a result for the next report of the item."""
+    from pytest_torchcompile.reports.document import record_of
+
     record = record_of(result, case, benchmark.control_of(item.config))
     item.stash.setdefault(_RECORDS, []).append(record)
     item.stash[_HAS_RESULT] = True
@@ -72,8 +74,11 @@ def configure(config: pytest.Config) -> None:
         UsageError: if the suffix of a report is unknown, or a library that it needs is missing.
     """
     paths = session_option(config, "report")
-    for path, source in paths:
-        require_view(path, source)
+    if paths:
+        from pytest_torchcompile.reports.views import require_view
+
+        for path, source in paths:
+            require_view(path, source)
     if not hasattr(config, "workerinput") and not isolate.is_single_case():
         config.pluginmanager.register(Reporting(config, paths), NAME)
 
@@ -99,6 +104,11 @@ class _Test:
             self.outcome = outcome
         if report.failed:
             self.message = report.longreprtext[-_MOST_CHARACTERS:]
+
+    @property
+    def is_unchecked(self) -> bool:
+        """Whether it is a marked test that failed before it had a result."""
+        return self.is_ours and not self.records and self.outcome in ("failed", "error")
 
     @property
     def as_plain(self) -> Plain:
@@ -156,13 +166,15 @@ class Reporting:
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Write the files, however the session ended."""
         tests = self._tests.values()
+        if not enabled(self._config) and not any(test.records or test.is_unchecked for test in tests):
+            return
+        from pytest_torchcompile.reports import github
+        from pytest_torchcompile.reports.document import document_of
+        from pytest_torchcompile.reports.views import write
+
         self._document = document_of(
             (record | test.as_plain for test in tests for record in test.records),
-            (
-                test.as_plain
-                for test in tests
-                if test.is_ours and not test.records and test.outcome in ("failed", "error")
-            ),
+            (test.as_plain for test in tests if test.is_unchecked),
         )
         self._is_misused = session.exitstatus == pytest.ExitCode.USAGE_ERROR
         if not self._is_worth_writing():
@@ -214,17 +226,29 @@ class Reporting:
 
     def _write_summary(self, terminalreporter: Any) -> None:
         """Write the table and the paths of the files. On GitHub, also annotate the failures."""
-        if self._is_worth_writing():
-            width = self._config.get_terminal_writer().fullwidth
-            terminal.write_summary(terminalreporter, self._document, width)
-            if not self._document["cases"]:
-                self._write_why_nothing_was_checked(terminalreporter)
+        if self._document and self._is_worth_writing():
+            self._write_table(terminalreporter)
         for sentence in died.report_dead_sessions(self._config):
             terminalreporter.write_line(sentence, red=True)
         if self._written:
             terminalreporter.write_line(f"compile report: {', '.join(self._written)}")
         for error in self._unwritten:
             terminalreporter.write_line(error, red=True)
+        if self._document:
+            self._annotate(terminalreporter)
+
+    def _write_table(self, terminalreporter: Any) -> None:
+        from pytest_torchcompile.reports import terminal
+
+        width = self._config.get_terminal_writer().fullwidth
+        terminal.write_summary(terminalreporter, self._document, width)
+        if not self._document["cases"]:
+            self._write_why_nothing_was_checked(terminalreporter)
+
+    def _annotate(self, terminalreporter: Any) -> None:
+        """Show the failures as errors at their lines, on GitHub."""
+        from pytest_torchcompile.reports import github
+
         if github.is_running(os.environ):
             for line in github.error_commands(self._document, self._config.rootpath, os.environ):
                 terminalreporter.ensure_newline()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import re
 from collections.abc import Iterator
@@ -174,6 +175,20 @@ def test_a_policy_that_does_not_compile_for_another_batch_size() -> None:
     assert policy(torch.ones(4, 8)).shape == (4, 4)
     with pytest.raises(CompileFailed, match="no such layout"):
         policy(torch.ones(5, 8))
+
+
+def test_a_call_that_does_not_compile_leaves_gradients_to_what_follows() -> None:
+    """Before torch 2.13 code under inference mode does not compile, and torch's dispatcher is left without them."""
+
+    class SometimesInference(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.inference_mode(x.shape[0] > 7):
+                return super().forward(x)
+
+    policy = compile_policy(lambda: SometimesInference(8, 4), observation=Box((8,)), backend="aot_eager")
+    with contextlib.suppress(CompileFailed):
+        policy(torch.ones(8, 8))
+    assert nn.Linear(8, 4)(torch.ones(1, 8)).requires_grad
 
 
 def test_inputs_that_eager_refuses_too_are_no_compile_failure() -> None:
