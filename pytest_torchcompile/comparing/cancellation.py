@@ -45,7 +45,8 @@ class _Operands(internals.DispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._found: list[tuple[torch.Tensor, float]] = []
+        self._found: list[tuple[torch.Tensor, float, float]] = []
+        """Each result with its largest magnitude and its largest operand."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -55,24 +56,36 @@ class _Operands(internals.DispatchMode):
         result = func(*args, **(kwargs or {}))
         if not isinstance(result, torch.Tensor) or not result.is_floating_point():
             return result
-        if name in _ADDS and magnitudes and _largest(result) < _SMALL:
-            self._found.append((result.clone(), max(magnitudes)))
-        elif name in _MULTIPLIES_AND_ADDS and _largest(result) < _SMALL:
-            self._found.append((result.clone(), math.prod(magnitudes[-2:])))
+        if name in _ADDS and magnitudes:
+            self._note(result, max(magnitudes))
+        elif name in _MULTIPLIES_AND_ADDS:
+            self._note(result, math.prod(magnitudes[-2:]))
         return result
+
+    def _note(self, result: torch.Tensor, operand: float) -> None:
+        magnitude = _largest(result)
+        if magnitude < _SMALL:
+            self._found.append((result.clone(), magnitude, operand))
 
     def largest(self, value: torch.Tensor) -> float:
         """Return the largest operand of the results with the same elements as `value`, in any order."""
-        flat = value.reshape(-1).sort().values
-        return max(
-            (
-                operand
-                for result, operand in self._found
-                if result.numel() == flat.numel()
-                and torch.equal(result.reshape(-1).to(flat).sort().values, flat)
-            ),
-            default=0.0,
+        flat = value.reshape(-1)
+        magnitude = flat.new_tensor(_largest(flat))
+        # Sorting takes most of the time, so results are told apart by number and magnitude first.
+        alike = [
+            (result, operand)
+            for result, largest, operand in self._found
+            if result.numel() == flat.numel() and bool(flat.new_tensor(largest) == magnitude)
+        ]
+        if not alike:
+            return 0.0
+        flat = flat.sort().values
+        equal = (
+            operand
+            for result, operand in alike
+            if torch.equal(result.reshape(-1).to(flat).sort().values, flat)
         )
+        return max(equal, default=0.0)
 
 
 def _largest(tensor: torch.Tensor) -> float:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 
 import torch
 
@@ -136,22 +137,22 @@ def _explain(
     """Remove the differences that the rounding floor explains; where it has no value, use float64."""
     paths = {m.path for m in exceeding}
     flipped = functools.partial(flipped_rows, eager, compiled)
+    # What differs most is asked first: while that is not explained, the others need not be asked.
+    largest_first = sorted(exceeding, key=lambda m: m.ratio, reverse=True)
+
+    def unexplained(floor: Floor) -> Iterator[Difference]:
+        yield from (d for d in plain if d.path not in floor.plain)
+        yield from filter(None, (m.unexplained(floor, flipped) for m in largest_first))
+
     floor = Floor()
-    differences: list[Difference] = []
-
-    def unexplained(floor: Floor) -> list[Difference]:
-        found = [d for d in plain if d.path not in floor.plain]
-        return found + list(filter(None, (m.unexplained(floor, flipped) for m in exceeding)))
-
     for floor in references.floors(paths):
-        differences = unexplained(floor)
-        if not differences:
+        if next(unexplained(floor), None) is None:
             return _Explained(differences=[], floor=floor)
     if floor.choices and flips_a_choice(eager, compiled):
-        for more in references.choices(floor, paths):
-            differences = unexplained(more)
-            if not differences:
+        for floor in references.choices(floor, paths):  # noqa: B020  # always the same object
+            if next(unexplained(floor), None) is None:
                 return _Explained(differences=[], floor=floor)
+    differences = list(unexplained(floor))
     return _without_floor(differences, exceeding, plain, floor, references, flipped)
 
 
