@@ -70,12 +70,12 @@ class _Operands(internals.DispatchMode):
     def largest(self, value: torch.Tensor) -> float:
         """Return the largest operand of the results with the same elements as `value`, in any order."""
         flat = value.reshape(-1)
-        magnitude = flat.new_tensor(_largest(flat))
-        # Sorting takes most of the time, so results are told apart by number and magnitude first.
+        magnitude = _largest(flat)
+        # Sorting takes most of the time, so results are told apart by size and magnitude first.
         alike = [
             (result, operand)
             for result, largest, operand in self._found
-            if result.numel() == flat.numel() and bool(flat.new_tensor(largest) == magnitude)
+            if result.numel() == flat.numel() and flat.new_tensor(largest).item() == magnitude
         ]
         if not alike:
             return 0.0

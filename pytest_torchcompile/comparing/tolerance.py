@@ -149,7 +149,7 @@ def _explain(
         if next(unexplained(floor), None) is None:
             return _Explained(differences=[], floor=floor)
     if floor.choices and flips_a_choice(eager, compiled):
-        for floor in references.choices(floor, paths):  # noqa: B020  # always the same object
+        for _ in references.choices(floor, paths):  # each run raises `floor`
             if next(unexplained(floor), None) is None:
                 return _Explained(differences=[], floor=floor)
     differences = list(unexplained(floor))

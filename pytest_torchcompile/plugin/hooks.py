@@ -1,7 +1,8 @@
 """The hooks of the pytest plugin.
 
 No module that is imported here imports torch at its top. A project that has the plugin installed and checks
-nothing must not wait for that import.
+nothing must not wait for that import. For the same reason the plugin's functions import the results, the
+reports and the specs where they use them: these consist of dataclasses, which are slow to make.
 """
 
 from __future__ import annotations

@@ -114,6 +114,8 @@ def _items(
 
 
 def _marked(source: str, settings: Any, config: pytest.Config) -> Marked:
+    from pytest_torchcompile.specs.notation import read_spec
+
     if not isinstance(settings, Mapping):
         raise UsageError(
             f"{source} is {settings!r}; accepted: a table with factory = 'package.module:function'"
@@ -130,8 +132,6 @@ def _marked(source: str, settings: Any, config: pytest.Config) -> Marked:
             start.require_found(factory, _places(config))
     except UsageError as error:
         raise UsageError(f"{source}: {error}") from None
-    from pytest_torchcompile.specs.notation import read_spec
-
     try:
         if "observation" in settings:
             values["observation"] = read_spec(settings["observation"], "observation")

@@ -312,11 +312,11 @@ class Marked:
         Raises:
             UsageError: for unknown names and values that are not accepted.
         """
+        from pytest_torchcompile.specs.spaces import require_made
+
         for name in values:
             if name not in (*ARGUMENTS, *OPTIONS):
                 raise UsageError(unknown_name(source, "argument", name, [*ARGUMENTS, *OPTIONS]))
-        from pytest_torchcompile.specs.spaces import require_made
-
         for name in ("observation", "inputs"):
             try:
                 require_made(values.get(name))
