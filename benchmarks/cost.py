@@ -312,7 +312,7 @@ before = resident()
 threading.Thread(target=watch, daemon=True).start()
 (result,) = check_equivalence(
     Large, observation=Box((8,)), phases="{phase}", examples=5, batch=4, shrink_seconds=1.0,
-    backend={backend}, reference="{reference}", explain_seconds=0,
+    backend={backend}, reference="{reference}", proof=None,
 )
 top = peak[0] - before
 gc.collect(); time.sleep(0.05)
@@ -321,7 +321,7 @@ print(size / 2**20, top / size, (resident() - before) / size, result.verdict.val
 
 
 def memory() -> None:
-    """Resident memory of the process beyond what it had, in sizes of the module."""
+    """Resident memory of the process beyond what it had, in sizes of the module; a wrong one is explained."""
     for phase, backend, reference in (
         ("rollout", '"aot_eager"', "float64"),
         ("update", '"aot_eager"', "float64"),

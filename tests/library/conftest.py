@@ -9,7 +9,7 @@ import torch
 
 from pytest_torchcompile.generation import recipes
 
-DRAW_EVERY_LAYOUT = {"test_inputs", "test_budgets", "test_inductor", "test_explanation"}
+DRAW_EVERY_LAYOUT = {"test_inputs", "test_budgets", "test_explanation"}
 """The files whose tests are about memory layouts, all that a check does, or what torch gets wrong in some."""
 
 

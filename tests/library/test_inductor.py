@@ -55,7 +55,7 @@ class Convolutional(nn.Module):
         return self.head(self.features(x).flatten(1))
 
 
-def test_batch_norm_in_training() -> None:
+def test_batch_norm_in_training_in_every_layout() -> None:
     """Also for zeros and ones, where normalising divides by almost zero."""
     result = on_inductor(Convolutional, "update", observation=Box((3, 5, 5)))
     assert_passes(result)

@@ -15,28 +15,13 @@ DISTRACTED = """
     @pytest.mark.compiled_equivalence(observation=Box((2,)), methods="get_value", phases="rollout")
     def test_agent(): return Distracted()
 """
-FAULTY = """
-    class Rectified(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = nn.Linear(2, 3)
-        def forward(self, x):
-            return torch.relu(self.layer(x))
 
-    @pytest.mark.compiled_equivalence(
-        observation=Box((2,)),
-        phases="rollout",
-        backend="inductor",
-        options={{"cpp.inject_relu_bug_TESTING_ONLY": {fault!r}}},
-        examples=0,
-    )
-    def test_agent(): return Rectified()
-"""
+EXPLAINED = ("--compile-explain-seconds=60", "--compile-backend=aot_eager")
 
 
 def test_stage_and_place(project):
     project.write(DISTRACTED)
-    result = project.check("--compile-explain-seconds=60", "--compile-backend=aot_eager")
+    result = project.check(*EXPLAINED)
     result.assert_outcomes(failed=1)
     text = failure(result)
     assert "  stage     dynamo\n" in text
@@ -51,19 +36,14 @@ def test_no_time_no_words(project):
     assert "place" not in text
 
 
-@pytest.fixture
-def nothing_narrowed(monkeypatch):
-    monkeypatch.setattr("pytest_torchcompile.explaining.explanation.narrow", lambda *arguments: [])
-
-
-def test_the_script_lies_in_pytests_root(project, nothing_narrowed, monkeypatch):
+def test_the_script_lies_in_pytests_root(project, monkeypatch):
     """It works from any directory, and the message has the command that runs it."""
     (project.path / "pytest.ini").write_text("[pytest]\n")
-    project.write(FAULTY.format(fault="accuracy"))
+    project.write(DISTRACTED)
     (project.path / "below").mkdir()
     monkeypatch.chdir(project.path / "below")
-    text = failure(project.check("--compile-explain-seconds=60", "../test_policy.py"))
-    folder = "../.compile-failures/test_policy.py-test_agent-forward-rollout"
+    text = failure(project.check(*EXPLAINED, "../test_policy.py"))
+    folder = "../.compile-failures/test_policy.py-test_agent-get_value-rollout"
     assert f"  proof     python {folder}/repro.py, which reproduces the difference\n" in text
     done = subprocess.run([sys.executable, f"{folder}/repro.py"], check=False, capture_output=True)
     assert done.returncode == 1
@@ -85,7 +65,7 @@ def test_a_script_that_imports_the_factory(project, factory):
         source = DISTRACTED.replace("    @pytest", "    class TestAgent:\n      @pytest")
         source = source.replace("    def test_agent()", "      def test_agent(self)")
     project.write(source if factory != "test_agent" else DISTRACTED)
-    result = project.check("--compile-explain-seconds=60", "--compile-backend=aot_eager")
+    result = project.check(*EXPLAINED)
     result.assert_outcomes(failed=1)
     (script,) = (project.pytester.path / ".compile-failures").glob("*/repro.py")
     assert f"/{script.parent.name}/repro.py, which reproduces the difference\n" in failure(result)
@@ -102,24 +82,24 @@ def test_a_script_can_not_have_a_fixture(project):
     def agent(): return Distracted()
     """
     )
-    text = failure(project.check("--compile-explain-seconds=60", "--compile-backend=aot_eager"))
+    text = failure(project.check(*EXPLAINED))
     assert (
         "a script could not be written: test_agent is given agent, a Distracted that can't be written in a script"
         in " ".join(text.split())
     )
 
 
-def test_no_script_where_none_is_wanted(project, nothing_narrowed):
-    project.write(FAULTY.format(fault="accuracy"))
-    text = failure(project.check("--compile-explain-seconds=60", "--compile-proof=none"))
-    assert "  stage     inductor;" in text
+def test_no_script_where_none_is_wanted(project):
+    project.write(DISTRACTED)
+    text = failure(project.check(*EXPLAINED, "--compile-proof=none"))
+    assert "  stage     dynamo\n" in text
     assert "  proof " not in text
     assert not (project.path / ".compile-failures").exists()
 
 
 def test_what_passes_leaves_nothing_behind(project):
-    project.write(FAULTY.format(fault=None))
-    project.check("--compile-explain-seconds=60").assert_outcomes(passed=1)
+    project.write(DISTRACTED.replace("1 if torch.compiler.is_compiling() else 0", "0"))
+    project.check(*EXPLAINED).assert_outcomes(passed=1)
     assert not (project.path / ".compile-failures").exists()
 
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from pytest_torchcompile import Box, CheckResult, Verdict
 from pytest_torchcompile.explaining.policy_script import story_script
-from pytest_torchcompile.explaining.proof import write_proof
+from pytest_torchcompile.explaining.proof import Script, write_proof
 from pytest_torchcompile.lifecycle.sides import LifecycleSides
 from pytest_torchcompile.lifecycle.stories import Change, Kind, Manner, Move
 from pytest_torchcompile.options import CheckOptions
@@ -108,30 +108,17 @@ def test_the_script_shows_the_difference_until_the_compiler_is_right(tmp_path: P
 
 
 def test_a_folder_of_the_users_is_left_alone(tmp_path: Path) -> None:
+    """The script goes beside it, and replaces that of an earlier run."""
     theirs = tmp_path / "proofs" / "forward-rollout"
     theirs.mkdir(parents=True)
     (theirs / "thesis.txt").write_text("the only copy")
-    proofs = [Path(proven(tmp_path / "proofs").explanation.proof) for _ in range(2)]  # type: ignore[union-attr]
-    assert [path.name for path in proofs] == ["forward-rollout-2"] * 2
+    for source in ("print('first')", "print('second')"):
+        script = Script(source=source, tensors={})
+        proof = write_proof(tmp_path / "proofs", "forward, rollout", script, limit_s=100)
+        assert proof.folder.name == "forward-rollout-2"
+        assert (proof.folder / "repro.py").read_text() == source
     assert [path.name for path in theirs.iterdir()] == ["thesis.txt"]
     assert not (tmp_path / "proofs" / ".gitignore").exists()
-
-
-def test_a_script_that_does_not_show_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only this process has the fault."""
-    from torch._inductor import lowering
-
-    aten = torch.ops.aten
-    monkeypatch.setitem(lowering.lowerings, aten.relu.default, lowering.lowerings[aten.tanh.default])
-    with torch._inductor.config.patch(force_disable_caches=True):
-        result = proven(tmp_path, options=None)
-    found = result.explanation
-    assert found is not None
-    assert not found.confirmed
-    assert any(
-        remark.endswith("does not reproduce the difference: compiled agrees with eager")
-        for remark in found.remarks
-    )
 
 
 def test_a_backend_without_a_name(tmp_path: Path) -> None:
@@ -217,6 +204,13 @@ def with_first_buffers(graph, inputs):
 @register_backend
 def off_by_one(graph, inputs):
     return lambda *args: tuple(out + 1 for out in graph(*args))
+
+shift = 0
+
+@register_backend
+def shifted_in_one_process(graph, inputs):
+    """Right, unless this process has set `shift`."""
+    return lambda *args: tuple(out + shift for out in graph(*args))
 
 @register_backend
 def raising(graph, inputs):
@@ -314,6 +308,17 @@ def test_a_backend_that_only_the_users_module_knows(agents: Any, tmp_path: Path)
     found = proof_of(agents.Linear, tmp_path, backend="off_by_one")
     assert_shows(found, "off_by_one")
     assert "agents_of_a_user" in Path(found.proof, "repro.py").read_text()
+
+
+def test_a_script_that_does_not_show_it(agents: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only this process has the fault."""
+    monkeypatch.setattr(agents, "shift", 1)
+    found = proof_of(agents.Linear, tmp_path, backend="shifted_in_one_process")
+    assert not found.confirmed
+    assert any(
+        remark.endswith("does not reproduce the difference: compiled agrees with eager")
+        for remark in found.remarks
+    ), found.remarks
 
 
 @thorough

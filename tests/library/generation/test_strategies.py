@@ -194,7 +194,7 @@ def test_bounds_of_a_box_of_integers_beyond_the_usual_range() -> None:
 
 
 def test_unbounded_draws_are_mostly_of_the_order_of_one_and_sometimes_large() -> None:
-    drawn = draws(observations(Box((64,)), batch=4), 200)
+    drawn = draws(observations(Box((64,)), batch=4), 400)
     scales = torch.tensor([float(tensor.std()) for tensor in drawn])
     assert 0.3 < float((scales < 2).float().mean()) < 1
     assert float(scales.max()) > 1e3
