@@ -26,6 +26,7 @@ from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.policies.methods import Method
 from pytest_torchcompile.policies.reachable import Reachable
 from pytest_torchcompile.results import Capture
+from pytest_torchcompile.runtime.isolation import drop_frames
 from pytest_torchcompile.runtime.progress import Progress, silent
 from pytest_torchcompile.runtime.watchdog import Watchdog
 from pytest_torchcompile.texts import at, clipped, first_line, share, some, suggestion
@@ -161,6 +162,7 @@ class Recorder:
         self._compiles = self._in_call = 0
         breaks_before = internals.graph_break_count()
         cached_before = internals.cached_graph_count()
+        errors_before = len(self._errors)
         try:
             with (
                 internals.compile_events(self._on_start, self._on_end),
@@ -171,6 +173,8 @@ class Recorder:
         finally:
             self._counts_work = False
             self._watchdog.stop()
+            for error in self._errors[errors_before:]:
+                drop_frames(error)
             self._stage_s.update(internals.compile_seconds(self._compiles))
             self._from_cache += internals.cached_graph_count() - cached_before
             if self.compiled_in_last_call:

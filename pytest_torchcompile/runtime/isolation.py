@@ -11,6 +11,7 @@ import gc
 import io
 import logging
 import random
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -114,6 +115,26 @@ class Settings:
                 torch.use_deterministic_algorithms(value, warn_only=self._warn_only)
             case _:
                 torch.set_autocast_enabled(name.removeprefix("autocast on "), value)
+
+
+def drop_frames(error: BaseException) -> None:
+    """Drop what the frames of an exception, of its causes and of their contexts hold.
+
+    Call this for an exception of the compiler. If torch 2.12 fails to compile code under inference mode, a
+    frame of dynamo's holds an object that changes the keys of torch's dispatcher when it is dropped: whenever
+    memory is next collected, and for whatever runs then. Here they are restored.
+    """
+    with Settings():
+        seen: set[int] = set()
+        chain: list[BaseException | None] = [error]
+        while chain:
+            one = chain.pop()
+            if one is not None and id(one) not in seen:
+                seen.add(id(one))
+                chain += one.__cause__, one.__context__
+                # It leaves frames alone that are still running.
+                traceback.clear_frames(one.__traceback__)
+        gc.collect()
 
 
 def seed_everything(seed: int) -> None:

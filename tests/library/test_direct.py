@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -191,6 +192,10 @@ def test_a_call_that_does_not_compile_leaves_gradients_to_what_follows() -> None
     with contextlib.suppress(CompileFailed):
         policy(torch.ones(8, 8))
     assert nn.Linear(8, 4)(torch.ones(1, 8)).requires_grad
+    # Also once what torch's frames held has been collected.
+    del policy
+    gc.collect()
+    assert nn.Linear(8, 4)(torch.ones(1, 8).double().float()).requires_grad
 
 
 def test_inputs_that_eager_refuses_too_are_no_compile_failure() -> None:

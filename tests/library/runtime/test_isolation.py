@@ -548,6 +548,46 @@ def test_a_call_that_breaks_torchs_dispatcher_breaks_no_other_check() -> None:
     assert_passes(check(lambda: nn.Linear(8, 4), "update", observation=Box((8,)), backend="eager"))
 
 
+class _Late:
+    """Changes the grad mode when it is dropped, which only a collection of memory does.
+
+    If torch 2.12 fails to compile code under inference mode, a frame of dynamo's holds an object that does the
+    same to the keys of torch's dispatcher.
+    """
+
+    dropped = 0
+
+    def __init__(self) -> None:
+        self.itself = self
+
+    def __del__(self) -> None:
+        _Late.dropped += 1
+        _other_grad_mode()
+
+
+@pytest.fixture
+def no_collection() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def test_what_an_exception_of_the_compiler_holds_is_dropped_and_changes_no_setting(
+    no_collection: None,
+) -> None:
+    def failing(graph: Any, inputs: Any) -> Any:
+        late = _Late()
+        raise ValueError(f"no code for this, {late is late.itself}")
+
+    dropped = _Late.dropped
+    result = check(lambda: nn.Linear(8, 4), observation=Box((8,)), backend=failing)
+    assert result.verdict is Verdict.COMPILE_FAILED
+    assert "ValueError: no code for this, True" in result.reason
+    assert _Late.dropped > dropped
+    assert torch.is_grad_enabled()
+
+
 @pytest.mark.parametrize("phase", ["rollout", "update"])
 @pytest.mark.parametrize("name", LEFT)
 def test_a_setting_that_compiled_code_leaves_changed_is_found(name: str, phase: str) -> None:
