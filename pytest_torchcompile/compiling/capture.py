@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -162,7 +163,7 @@ class Recorder:
         self._compiles = self._in_call = 0
         breaks_before = internals.graph_break_count()
         cached_before = internals.cached_graph_count()
-        errors_before = len(self._errors)
+        errors_before, handled = len(self._errors), sys.exc_info()[1]
         try:
             with (
                 internals.compile_events(self._on_start, self._on_end),
@@ -173,8 +174,7 @@ class Recorder:
         finally:
             self._counts_work = False
             self._watchdog.stop()
-            for error in self._errors[errors_before:]:
-                drop_frames(error)
+            drop_frames(self._errors[errors_before:], handled)
             self._stage_s.update(internals.compile_seconds(self._compiles))
             self._from_cache += internals.cached_graph_count() - cached_before
             if self.compiled_in_last_call:

@@ -13,7 +13,7 @@ import logging
 import random
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -117,23 +117,29 @@ class Settings:
                 torch.set_autocast_enabled(name.removeprefix("autocast on "), value)
 
 
-def drop_frames(error: BaseException) -> None:
-    """Drop what the frames of an exception, of its causes and of their contexts hold.
+def drop_frames(errors: Iterable[BaseException], handled: BaseException | None) -> None:
+    """Drop what the frames of exceptions, of their causes and of their contexts hold.
 
-    Call this for an exception of the compiler. If torch 2.12 fails to compile code under inference mode, a
+    Call this for exceptions of the compiler. If torch 2.12 fails to compile code under inference mode, a
     frame of dynamo's holds an object that changes the keys of torch's dispatcher when it is dropped: whenever
     memory is next collected, and for whatever runs then. Here they are restored.
+
+    Args:
+        errors: the exceptions.
+        handled: what the caller was handling before; its frames are the user's and keep what they hold.
     """
+    chain: list[BaseException | None] = [*errors]
+    if not chain:
+        return
+    seen: set[int] = {id(handled)}
     with Settings():
-        seen: set[int] = set()
-        chain: list[BaseException | None] = [error]
         while chain:
-            one = chain.pop()
-            if one is not None and id(one) not in seen:
-                seen.add(id(one))
-                chain += one.__cause__, one.__context__
+            error = chain.pop()
+            if error is not None and id(error) not in seen:
+                seen.add(id(error))
+                chain += error.__cause__, error.__context__
                 # It leaves frames alone that are still running.
-                traceback.clear_frames(one.__traceback__)
+                traceback.clear_frames(error.__traceback__)
         gc.collect()
 
 

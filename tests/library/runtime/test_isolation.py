@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import random
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -586,6 +587,23 @@ def test_what_an_exception_of_the_compiler_holds_is_dropped_and_changes_no_setti
     assert "ValueError: no code for this, True" in result.reason
     assert _Late.dropped > dropped
     assert torch.is_grad_enabled()
+
+
+def test_what_the_users_own_exception_holds_is_kept() -> None:
+    def failing(graph: Any, inputs: Any) -> Any:
+        raise ValueError("no code for this")
+
+    def users(value: str) -> None:
+        raise KeyError(value)
+
+    try:
+        users("theirs")
+    except KeyError as error:
+        assert error.__traceback__ is not None
+        result = check(lambda: nn.Linear(8, 4), observation=Box((8,)), backend=failing)
+        assert result.verdict is Verdict.COMPILE_FAILED
+        (_, inner) = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+        assert inner.f_locals == {"value": "theirs"}
 
 
 @pytest.mark.parametrize("phase", ["rollout", "update"])
