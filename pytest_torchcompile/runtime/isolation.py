@@ -118,15 +118,17 @@ class Settings:
 
 
 def drop_frames(errors: Iterable[BaseException], handled: BaseException | None) -> None:
-    """Drop what the frames of exceptions, of their causes and of their contexts hold.
+    """Drop what the frames of exceptions hold, also of their causes and contexts.
 
-    Call this for exceptions of the compiler. If torch 2.12 fails to compile code under inference mode, a
-    frame of dynamo's holds an object that changes the keys of torch's dispatcher when it is dropped: whenever
-    memory is next collected, and for whatever runs then. Here they are restored.
+    Call this for exceptions of the compiler. If a torch before 2.13 fails to compile code under inference
+    mode, a frame of dynamo's holds an object that changes the keys of torch's dispatcher when it is dropped.
+    Python drops it when it next collects memory, in the middle of other code. Here it is dropped at once, and
+    the keys are restored.
 
     Args:
         errors: the exceptions.
-        handled: what the caller was handling before; its frames are the user's and keep what they hold.
+        handled: the exception that was being handled before the call; None if there was none. Its frames
+            are the user's, and keep what they hold.
     """
     chain: list[BaseException | None] = [*errors]
     if not chain:

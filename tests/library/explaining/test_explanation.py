@@ -118,20 +118,6 @@ def test_a_fault_of_autograd(wrong_autograd: None) -> None:
     assert found.place == "body.1 (Tanh)"
 
 
-@pytest.fixture
-def wrong_decomposition(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Softplus is decomposed into something near it."""
-    from torch._inductor import decomposition
-
-    def wrong(x: torch.Tensor, *args: Any) -> torch.Tensor:
-        return torch.log1p(torch.exp(x)) + 0.125
-
-    monkeypatch.setitem(decomposition.decompositions, aten.softplus.default, wrong)
-    decomposition.fast_random_decomps.cache_clear()
-    yield
-    decomposition.fast_random_decomps.cache_clear()
-
-
 @pytest.mark.parametrize("phase", ["rollout", "update"])
 def test_a_fault_of_a_decomposition(wrong_decomposition: None, phase: str) -> None:
     _, found = explained(phase=phase, backend="aot_eager_decomp_partition")

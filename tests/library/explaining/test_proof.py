@@ -18,7 +18,7 @@ from torch import nn
 
 from pytest_torchcompile import Box, CheckResult, Verdict
 from pytest_torchcompile.explaining.policy_script import story_script
-from pytest_torchcompile.explaining.proof import Script, write_proof
+from pytest_torchcompile.explaining.proof import Proof, Script, write_proof
 from pytest_torchcompile.lifecycle.sides import LifecycleSides
 from pytest_torchcompile.lifecycle.stories import Change, Kind, Manner, Move
 from pytest_torchcompile.options import CheckOptions
@@ -205,13 +205,6 @@ def with_first_buffers(graph, inputs):
 def off_by_one(graph, inputs):
     return lambda *args: tuple(out + 1 for out in graph(*args))
 
-shift = 0
-
-@register_backend
-def shifted_in_one_process(graph, inputs):
-    """Right, unless this process has set `shift`."""
-    return lambda *args: tuple(out + shift for out in graph(*args))
-
 @register_backend
 def raising(graph, inputs):
     def run(*args):
@@ -236,6 +229,10 @@ class Linear(nn.Module):
 
     def forward(self, x):
         return self.layer(x)
+
+class Positive(Linear):
+    def forward(self, x):
+        return nn.functional.softplus(super().forward(x))
 
 class Used(nn.Module):
     """What each change of a lifecycle finds something in."""
@@ -310,10 +307,19 @@ def test_a_backend_that_only_the_users_module_knows(agents: Any, tmp_path: Path)
     assert "agents_of_a_user" in Path(found.proof, "repro.py").read_text()
 
 
-def test_a_script_that_does_not_show_it(agents: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only this process has the fault."""
-    monkeypatch.setattr(agents, "shift", 1)
-    found = proof_of(agents.Linear, tmp_path, backend="shifted_in_one_process")
+def test_scripts_that_do_not_show_it(
+    agents: Any, wrong_decomposition: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only this process has the fault: neither the script of the graph nor that of the policy shows it."""
+    written = []
+
+    def noted(folder: Path, case: str, script: Script, *, limit_s: float) -> Proof:
+        written.append("PATH = [" in script.source)
+        return write_proof(folder, case, script, limit_s=limit_s)
+
+    monkeypatch.setattr("pytest_torchcompile.explaining.explanation.write_proof", noted)
+    found = proof_of(agents.Positive, tmp_path, backend="aot_eager_decomp_partition")
+    assert written == [False, True]
     assert not found.confirmed
     assert any(
         remark.endswith("does not reproduce the difference: compiled agrees with eager")
