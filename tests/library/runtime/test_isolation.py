@@ -21,6 +21,7 @@ from pytest_torchcompile.runtime.isolation import (
     FROZEN_AT_START,
     RandomState,
     Settings,
+    drop_frames,
     isolated,
     seed_everything,
 )
@@ -574,25 +575,40 @@ def no_collection() -> Iterator[None]:
     gc.enable()
 
 
-def test_what_an_exception_of_the_compiler_holds_is_dropped_and_changes_no_setting(
-    no_collection: None,
-) -> None:
-    def failing(graph: Any, inputs: Any) -> Any:
-        late = _Late()
-        raise ValueError(f"no code for this, {late is late.itself}")
+def _raise_with_a_late_one(*_: Any) -> Any:
+    late = _Late()
+    raise ValueError(f"no code for this, {late is late.itself}")
 
+
+def _raise_from_it() -> None:
+    try:
+        _raise_with_a_late_one()
+    except ValueError as cause:
+        raise RuntimeError from cause
+
+
+@pytest.mark.parametrize("failing", [_raise_with_a_late_one, _raise_from_it])
+def test_what_the_frames_of_an_exception_hold_is_dropped_and_changes_no_setting(
+    failing: Callable[[], None], no_collection: None
+) -> None:
     dropped = _Late.dropped
-    result = check(lambda: nn.Linear(8, 4), observation=Box((8,)), backend=failing)
-    assert result.verdict is Verdict.COMPILE_FAILED
-    assert "ValueError: no code for this, True" in result.reason
-    assert _Late.dropped > dropped
+    with pytest.raises((ValueError, RuntimeError)) as raised:
+        failing()
+    assert _Late.dropped == dropped
+    drop_frames([raised.value], None)
+    assert _Late.dropped == dropped + 1
     assert torch.is_grad_enabled()
 
 
-def test_what_the_users_own_exception_holds_is_kept() -> None:
-    def failing(graph: Any, inputs: Any) -> Any:
-        raise ValueError("no code for this")
+def test_a_check_drops_what_an_exception_of_the_compiler_holds(no_collection: None) -> None:
+    dropped = _Late.dropped
+    result = check(lambda: nn.Linear(8, 4), observation=Box((8,)), backend=_raise_with_a_late_one)
+    assert result.verdict is Verdict.COMPILE_FAILED
+    assert "ValueError: no code for this, True" in result.reason
+    assert _Late.dropped > dropped
 
+
+def test_what_the_users_own_exception_holds_is_kept() -> None:
     def users(value: str) -> None:
         raise KeyError(value)
 
@@ -600,7 +616,7 @@ def test_what_the_users_own_exception_holds_is_kept() -> None:
         users("theirs")
     except KeyError as error:
         assert error.__traceback__ is not None
-        result = check(lambda: nn.Linear(8, 4), observation=Box((8,)), backend=failing)
+        result = check(lambda: nn.Linear(8, 4), observation=Box((8,)), backend=_raise_with_a_late_one)
         assert result.verdict is Verdict.COMPILE_FAILED
         (_, inner) = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
         assert inner.f_locals == {"value": "theirs"}
