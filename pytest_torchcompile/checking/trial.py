@@ -132,13 +132,21 @@ class Trial:
         judgement = self._judged(recipe, pair.learning, eager, compiled, finite)
         degenerate = recipes.equal_terms(pair.tree, recipe) > 0
         self.evidence.add(eager, judgement, degenerate=degenerate, changed=changed)
+        hidden = not _finite_gradients(eager)
+        # Each side's gradients are as large as the policy, and so are those of the float64 reference.
+        eager.gradients.clear()
+        compiled.gradients.clear()
         self.evidence.keep(self._deviation(recipe, judgement))
         if judgement.differences:
             return Failure(recipe=recipe, judgement=judgement, call=self._calls)
         beyond = () if finite else nonfinite.nonfinite_remarks(eager, compiled)
         for kind, sentence in (*beyond, *representation.representation_remarks(eager, compiled)):
             self.evidence.remark(sentence, kind)
-        return self._learn_from_each(recipe, eager) if self.extra_checks and finite else None
+        return (
+            self._learn_from_each(recipe, eager.learnt_from, hidden=hidden)
+            if self.extra_checks and finite
+            else None
+        )
 
     def _called(self, recipe: Recipe, learning: Learning) -> tuple[Outcome, Outcome, bool]:
         """Call both sides; return both outcomes, and whether eager changed the state of the policy."""
@@ -175,16 +183,15 @@ class Trial:
 
     # --- gradients of single outputs ---
 
-    def _learn_from_each(self, recipe: Recipe, eager: Outcome) -> Failure | None:
+    def _learn_from_each(self, recipe: Recipe, paths: tuple[str, ...], *, hidden: bool) -> Failure | None:
         """Compute the gradients of each output separately: once for each size, and whenever they hide others.
 
         If the gradient of one output is not finite, the sum over all outputs is not finite either, and a
         difference in another output's gradient is hidden.
         """
-        if len(eager.learnt_from) < 2:
+        if len(paths) < 2:
             return None
-        hidden = not _finite_gradients(eager)
-        for path in eager.learnt_from[:MOST_SINGLE_OUTPUTS]:
+        for path in paths[:MOST_SINGLE_OUTPUTS]:
             learning = dataclasses.replace(self._pair.learning, outputs=frozenset({path}))
             way = (recipe.batch, recipe.time, learning)
             if hidden or way not in self._learnt:

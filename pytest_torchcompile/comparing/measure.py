@@ -143,9 +143,12 @@ class Measured:
     def _all_finite(self) -> bool:
         return math.isfinite(self._largest)
 
-    @functools.cached_property
+    @property
     def _distance(self) -> torch.Tensor:
-        """The distance of each element, 0 if one side is not finite; 1 for integers that differ."""
+        """The distance of each element, 0 if one side is not finite; 1 for integers that differ.
+
+        Computed anew each time: the distances of all gradients together are as large as the policy.
+        """
         mine, theirs = self._eager, self._compiled
         if not self.floating:
             return (mine != theirs).to(torch.float32)
@@ -192,7 +195,7 @@ class Measured:
         """Whether some element differs by more than the tolerance."""
         return self.ratio > 1
 
-    @functools.cached_property
+    @property
     def _unequal(self) -> torch.Tensor:
         """Mask of the elements that exceed the tolerance."""
         return (self._distance > self._allowed) | self._nonfinite
@@ -205,7 +208,7 @@ class Measured:
 
     def unexplained(
         self,
-        floor: Floor | None,
+        floor: Floor,
         flipped: Flipped = no_flips,
         *,
         where: torch.Tensor | None = None,
@@ -213,12 +216,10 @@ class Measured:
         """Return the difference if rounding does not explain it; None if it does.
 
         Args:
-            floor: the rounding floor; None explains nothing.
+            floor: the rounding floor.
             flipped: finds the rows in which compiled's choice differs.
             where: mask of the elements to compare; None compares all.
         """
-        if floor is None:
-            return self.difference()
         if not self.floating:
             flips = floor.flipped.get(self.path)
             if flips is None:
@@ -227,7 +228,8 @@ class Measured:
             return self.difference(remaining) if bool(remaining.any()) else None
         movement = floor.moved.get(self.path, Movement())
         limit = self._limit(movement, flipped)
-        remaining = self._unequal & ((self._distance > limit) | self._nonfinite)
+        distance = self._distance
+        remaining = ((distance > self._allowed) & (distance > limit)) | self._nonfinite
         if where is not None:
             remaining &= where
         if movement.kinds is not None:
@@ -245,12 +247,12 @@ class Measured:
             whole = movement.whole
             if movement.largest_with_flip is not None and (not movement.runs or bool(flipped(1).any())):
                 whole = max(whole, float(movement.largest_with_flip))
-            return torch.full_like(self._distance, MULTIPLE * whole)
-        shape = (-1, *(1,) * (self._distance.dim() - 1))
+            return torch.full_like(self._eager, MULTIPLE * whole)
+        shape = (-1, *(1,) * (self._eager.dim() - 1))
         unflipped = movement.rows[movement.seen_without_flip]
         typical = unflipped.median() if len(unflipped) else movement.rows.new_zeros(())
-        rows = (ROW_MULTIPLE * torch.maximum(movement.rows, typical)).to(self._distance).reshape(shape)
-        limit = rows.clamp_max(MULTIPLE * movement.whole).expand_as(self._distance)
+        rows = (ROW_MULTIPLE * torch.maximum(movement.rows, typical)).to(self._eager).reshape(shape)
+        limit = rows.clamp_max(MULTIPLE * movement.whole).expand_as(self._eager)
         if movement.largest_with_flip is None:
             return limit
         with_flip = (flipped(len(self._eager)).to(limit.device) | ~movement.seen_without_flip).reshape(shape)
@@ -266,9 +268,9 @@ class Measured:
             self.difference(), problem="scale", difference=grown, allowed=allowed, floor=movement.slope
         )
 
-    def not_covered(self, floor: Floor | None) -> torch.Tensor | None:
+    def not_covered(self, floor: Floor) -> torch.Tensor | None:
         """Return a mask of the elements above the tolerance that have no floor; None if there are none."""
-        movement = None if floor is None else floor.moved.get(self.path)
+        movement = floor.moved.get(self.path)
         if not self.floating:
             return None
         if movement is None or not (movement.runs or movement.largest_with_flip is not None):
@@ -310,7 +312,8 @@ class Measured:
             return Difference(path=self.path, allowed=allowed, elements=self._eager.numel())
         if unequal is None:
             unequal = self._unequal
-        excess = self._distance / self._allowed.clamp_min(1e-30)
+        distance = self._distance
+        excess = distance / self._allowed.clamp_min(1e-30)
         if self.floating:
             excess = torch.where(self._nonfinite, float("inf"), excess)
         excess = torch.where(unequal, excess, -1.0) if bool(unequal.any()) else excess
@@ -325,7 +328,7 @@ class Measured:
             eager=number(mine),
             compiled=number(theirs),
             index=index,
-            difference=float(self._distance[index]),
+            difference=float(distance[index]),
             allowed=max(allowed, float(limit[index]) if limit is not None else 0.0),
             relative=relative(mine, theirs) if self.floating and not odd else None,
             ulps=ulps(mine, theirs) if self.floating and not odd else None,
@@ -333,7 +336,7 @@ class Measured:
             unequal=int(unequal.sum()),
             elements=unequal.numel(),
             rows=first_rows(unequal) if has_rows(self.path, unequal) else (),
-            grid=grid(torch.where(unequal, self._distance, 0.0), index),
+            grid=grid(torch.where(unequal, distance, 0.0), index),
         )
 
 

@@ -129,10 +129,8 @@ def rounding_floors(
             return
         further = KINK_FACTOR * scale if at_kinks else scale
         arithmetic = MonteCarlo(run, further, seed_per_operator=at_kinks)
-        moved = rerun(lambda: arithmetic)  # noqa: B023  # called before the next is made
+        _run(floor, eager, rerun, paths, arithmetic, gradients_only=at_kinks and not learnt)
         floor.half |= arithmetic.half
-        if moved.error is None:
-            add_run(floor, eager, moved, paths, gradients_only=at_kinks and not learnt)
         yield floor
 
 
@@ -150,10 +148,25 @@ def choice_floors(
     """
     for run in range(CHOICE_RUNS):
         arithmetic = MonteCarlo(RUNS + KINK_RUNS + run, scale)
-        moved = rerun(lambda: arithmetic)  # noqa: B023  # called before the next is made
-        if moved.error is None:
-            add_run(floor, eager, moved, paths, flips_only=True)
+        _run(floor, eager, rerun, paths, arithmetic, flips_only=True)
         yield floor
+
+
+def _run(
+    floor: Floor,
+    eager: Outcome,
+    rerun: Rerun,
+    paths: Collection[str],
+    arithmetic: MonteCarlo,
+    **which: bool,
+) -> None:
+    """Call eager again under `arithmetic`, and add the movements; see `add_run`.
+
+    A function of its own, so that the gradients of a run are freed before the next.
+    """
+    moved = rerun(lambda: arithmetic)
+    if moved.error is None:
+        add_run(floor, eager, moved, paths, **which)
 
 
 def add_run(

@@ -87,9 +87,10 @@ def judge(
     )
     exceeding = [m for m in measured if m.exceeds]
     plain = plain_values(eager, compiled) if finite_inputs else []
-    explained = _Explained(differences=[*plain, *filter(None, (m.unexplained(None) for m in exceeding))])
     if (exceeding or plain) and references is not None:
         explained = _explain(eager, compiled, exceeding, plain, references)
+    else:
+        explained = _Explained(differences=[*plain, *(m.difference() for m in exceeding)])
     differences = [*generators(eager, compiled), *settings(eager, compiled), *explained.differences]
     # A difference that rounding explains is not shown as the worst one: it may be large, and it is correct.
     closest = max((m for m in measured if not m.exceeds), key=lambda m: m.ratio, default=None)

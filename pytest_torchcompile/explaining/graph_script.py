@@ -29,7 +29,7 @@ def graph_script(
         CantWrite: if the graph uses something that can't be saved or imported, or the backend has no name.
     """
     arguments = compile_arguments(options, draws=graph.part.pair.draws)
-    for value in graph.part.args:
+    for value in graph.arguments.values():
         if not isinstance(value, (torch.Tensor, int, float, bool, type(None))):
             raise CantWrite(f"the graph takes a {type(value).__name__}")
     code = graph.module.graph.python_code("self", verbose=True)
@@ -46,8 +46,8 @@ def graph_script(
         raises=any(d.problem == "exception" for d in differences),
         phase=graph.part.pair.phase,
         autocast=_autocast(graph, options),
-        grads=[bool(getattr(value, "requires_grad", False)) for value in graph.part.args],
-        names=list(graph.part.names),
+        grads=[bool(getattr(value, "requires_grad", False)) for value in graph.arguments.values()],
+        names=[n if n in graph.parameters else f"input {n}" for n in graph.arguments],
         seed=graph.part.seed,
         threads=torch.get_num_threads(),
     )
@@ -85,7 +85,9 @@ def _tensors(graph: Graph) -> dict[str, Any]:
         for node in graph.module.graph.nodes
         if node.op == "get_attr"
     }
-    args = [value.detach() if isinstance(value, torch.Tensor) else value for value in graph.part.args]
+    args = [
+        value.detach() if isinstance(value, torch.Tensor) else value for value in graph.arguments.values()
+    ]
     return {"args": args, "constants": state}
 
 
@@ -142,8 +144,8 @@ def call(function, args):
         generator = torch.Generator().manual_seed({seed})
         directions = [torch.randn(root.shape, generator=generator).to(root) for root in roots]
         gradients = torch.autograd.grad(roots, list(leaves.values()), directions, allow_unused=True)
-        found |= {{f"gradient of input {{n}}": g for n, g in zip(leaves, gradients) if g is not None}}
-    found |= {{f"input {{n}}": a for n, a in zip(NAMES, args) if isinstance(a, torch.Tensor)}}
+        found |= {{f"gradient of {{n}}": g for n, g in zip(leaves, gradients) if g is not None}}
+    found |= {{n: a for n, a in zip(NAMES, args) if isinstance(a, torch.Tensor)}}
     return {{path: value.detach().clone() for path, value in found.items()}}
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,16 +29,23 @@ class Graph:
 
     Args:
         module: the graph.
+        arguments: its arguments by name: the policy's parameters themselves, copies of everything else.
         part: the graph with its arguments, which can be compared by itself.
     """
 
     module: fx.GraphModule
+    arguments: Mapping[str, Any]
     part: Part
 
     @property
     def takes_sizes(self) -> bool:
         """Whether it was compiled for any batch size. Such a graph takes integers besides tensors."""
-        return any(isinstance(value, int) for value in self.part.args)
+        return any(isinstance(value, int) for value in self.arguments.values())
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """The names of the arguments that are parameters of the policy."""
+        return tuple(name for name, value in self.arguments.items() if isinstance(value, nn.Parameter))
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -150,30 +157,68 @@ def capture_graphs(case: WholeCase, options: CheckOptions, budget: Budget) -> li
         CannotCompare: if dynamo can't capture the case.
         OutOfTime: if the budget ends first.
     """
+    state = case.pair.compiled.state
+    assert state is not None
+    written = state.remembered()
+    lent = {id(value) for name, value in state.parameters().items() if name not in written}
     calls: dict[fx.GraphModule, tuple[Any, ...]] = {}
+
+    def kept(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor if id(tensor) in lent else copied(tensor)
 
     def keep(graph: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
         def run(*args: Any) -> Any:
             calls.pop(graph, None)
-            calls[graph] = map_tensors(copied, args)
+            calls[graph] = map_tensors(kept, args)
             return graph(*args)
 
         return run
 
     case.differences(up_to(options, keep))
-    return [
-        Graph(
-            module=graph,
-            part=Part(
-                pair=case.pair,
-                eager=graph,
-                compiled=graph,
-                args=args,
-                kwargs={},
-                names=tuple(node.name for node in graph.graph.nodes if node.op == "placeholder"),
-                seed=case.recipe.seed,
-                budget=budget,
-            ),
-        )
-        for graph, args in calls.items()
-    ]
+    graphs = [_graph(case, graph, args, budget) for graph, args in calls.items()]
+    # Dynamo keeps the backend, and with it `calls`, for as long as the code that it compiled.
+    calls.clear()
+    return graphs
+
+
+def _graph(case: WholeCase, module: fx.GraphModule, args: tuple[Any, ...], budget: Budget) -> Graph:
+    names = [node.name for node in module.graph.nodes if node.op == "placeholder"]
+    arguments = dict(zip(names, args, strict=True))
+    own = {name: value for name, value in arguments.items() if isinstance(value, nn.Parameter)}
+    graph = _WithParameters(module, own, names)
+    inputs = {name: value for name, value in arguments.items() if name not in own}
+    part = Part(
+        pair=case.pair,
+        eager=graph,
+        compiled=graph,
+        args=tuple(inputs.values()),
+        kwargs={},
+        names=tuple(inputs),
+        seed=case.recipe.seed,
+        budget=budget,
+    )
+    return Graph(module=module, arguments=arguments, part=part)
+
+
+class _WithParameters(nn.Module):
+    """A graph with the policy's parameters among its arguments, which are then not copied for each call.
+
+    Args:
+        graph: the graph.
+        parameters: those of its arguments that are parameters, by name.
+        names: the names of all its arguments, in their order.
+    """
+
+    def __init__(self, graph: fx.GraphModule, parameters: Mapping[str, nn.Parameter], names: Sequence[str]):
+        super().__init__()
+        self.graph = graph
+        self._positions = [(names.index(name), name) for name in parameters]
+        for name, parameter in parameters.items():
+            self.register_parameter(name, parameter)
+
+    def forward(self, *inputs: Any) -> Any:
+        """Call the graph on its other arguments."""
+        args = list(inputs)
+        for position, name in self._positions:
+            args.insert(position, getattr(self, name))
+        return self.graph(*args)
