@@ -59,7 +59,7 @@ needs_avx = pytest.mark.skipif(
     reason="one of the miscompiles is in code vectorised for AVX",
 )
 
-QUICK = ("--compile-examples=3", "--compile-batch=4")
+QUICK = ("--compile-profile=quick", "--compile-examples=3", "--compile-batch=4")
 ONE_EXAMPLE = (
     "--compile-examples=0",
     "--compile-batch=4",

@@ -30,11 +30,11 @@ def empty_batch(pair: Pair, options: CheckOptions) -> Iterator[str]:
         return
     recipe = recipes.random_recipe(pair.tree, 0, options.seed)
     try:
-        eager = pair.run(pair.eager, recipe, under=quietly)
-        if eager.error is not None:
-            return
         own = pair.compiled_anew(options)
         own.begin(recipe)
+        eager = own.run(own.eager, recipe, under=quietly)
+        if eager.error is not None:
+            return
         compiled = own.run(own.compiled, recipe, under=quietly)
     except UsageError:
         # The user's own functions (Wrapped, observe) need not support undeclared inputs.

@@ -20,7 +20,7 @@ from pytest_torchcompile.errors import UsageError
 from pytest_torchcompile.generation.recipes import Recipe, random_recipe
 from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.policies.backward import FROM_ALL, Learning
-from pytest_torchcompile.policies.calls import Around, Outcome, Side
+from pytest_torchcompile.policies.calls import Around, Outcome, Side, training_in
 from pytest_torchcompile.policies.declaration import Declaration
 from pytest_torchcompile.policies.holders import policy_of
 from pytest_torchcompile.policies.loss import called_methods
@@ -232,10 +232,11 @@ class Pair:
             tree: the specs of the inputs; None for those declared.
             learning: how gradients are computed; None for `self.learning`.
         """
+        learning = learning or self.learning
+        self._switch(training_in(phase or self.phase, learning))
         if side.state is not None and (side is self.eager or self.shared):
             side.state.set_counters(self._counters)
         bound = self.arguments(recipe, wide=wide, tree=tree)
-        learning = learning or self.learning
         between = None
         if learning.interrupted:
             other = random_recipe(self.tree, recipe.batch, recipe.seed + 1, recipe.time)
@@ -251,6 +252,19 @@ class Pair:
             learning=learning,
             between=between,
         )
+
+    def _switch(self, training: bool) -> None:
+        """Put both sides into ``train()`` or ``eval()``.
+
+        A number or flag that this changes stays with its side, as what it tells of: whether an adapter is
+        merged into the weights.
+        """
+        for side in (self.eager, self.compiled):
+            changed = side.switch(training)
+            for one in (self.eager, self.compiled):
+                if changed and one.state is not None:
+                    one.state.leave_to_modes(changed)
+            self._counters = {place: n for place, n in self._counters.items() if place not in changed}
 
     def notice_written(self, side: Side, outcome: Outcome) -> None:
         """Add the parameters that the last call of `side` wrote to to its outcome; see `written.notice`."""
@@ -277,6 +291,7 @@ class Pair:
         """
         self.progress.step("the first eager call")
         uses, work = Uses(self.twins.eager), Work(owners_of(self.twins.eager))
+        self._switch(training_in(phase or self.phase, self.learning))
         counters = {} if self.eager.state is None else self.eager.state.counters()
 
         @contextlib.contextmanager

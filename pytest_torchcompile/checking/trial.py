@@ -30,7 +30,7 @@ from pytest_torchcompile.comparing import nonfinite, representation
 from pytest_torchcompile.comparing.float64 import errors, with_float64
 from pytest_torchcompile.comparing.measure import Tolerance
 from pytest_torchcompile.comparing.references import References, references
-from pytest_torchcompile.comparing.rounding import Floor, scale_for
+from pytest_torchcompile.comparing.rounding import Floor, comparable, scale_for
 from pytest_torchcompile.comparing.tolerance import Judgement, judge
 from pytest_torchcompile.compiling.capture import failure_text
 from pytest_torchcompile.compiling.recompiling import Recompiling
@@ -360,7 +360,7 @@ class Trial:
 
 
 def _is_finite(gradient: torch.Tensor | None) -> bool:
-    return gradient is None or bool(torch.isfinite(gradient).all())
+    return gradient is None or bool(torch.isfinite(comparable(gradient)).all())
 
 
 def _finite_gradients(outcome: Outcome) -> bool:

@@ -20,7 +20,7 @@ from pytest_torchcompile.comparing.measure import (
 )
 from pytest_torchcompile.comparing.nonfinite import Reference, hidden_nonfinite
 from pytest_torchcompile.comparing.references import References
-from pytest_torchcompile.comparing.rounding import Floor, flipped_rows, flips_a_choice
+from pytest_torchcompile.comparing.rounding import Floor, comparable, flipped_rows, flips_a_choice
 from pytest_torchcompile.comparing.structure import generators, plain_values, settings, structural
 from pytest_torchcompile.policies.calls import Outcome
 from pytest_torchcompile.results import Difference
@@ -242,7 +242,9 @@ def _measured(
         Measured(path, mine[path], theirs[path], tolerance, small=small, nonfinite_mask=nonfinite_mask(path))
         for path in mine
     ]
-    if finite_inputs or all(bool(torch.isfinite(t).all()) for t in eager.outputs.tensors.values()):
+    if finite_inputs or all(
+        bool(torch.isfinite(comparable(t)).all()) for t in eager.outputs.tensors.values()
+    ):
         mine, theirs = eager.differentiated(), compiled.differentiated()
         measured += [
             Measured(

@@ -11,6 +11,7 @@ formulas.
 from __future__ import annotations
 
 import collections
+import contextlib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -112,6 +113,16 @@ def work_of_graph(call: internals.GraphCall, owners: Mapping[int, str]) -> Opera
     Raises:
         Exception: whatever an operator raises whose output shape depends on the numbers.
     """
+    try:
+        return _work_of_graph(call, owners, torch.no_grad())
+    except RuntimeError:
+        # A hook on a tensor is part of the graph, and takes a tensor that requires grad.
+        return _work_of_graph(call, owners, torch.enable_grad())
+
+
+def _work_of_graph(
+    call: internals.GraphCall, owners: Mapping[int, str], grad_mode: contextlib.AbstractContextManager[Any]
+) -> Operations:
     fake = internals.fake_tensors()
     known, args = dict(owners), []
     for value in call.args:
@@ -120,7 +131,7 @@ def work_of_graph(call: internals.GraphCall, owners: Mapping[int, str]) -> Opera
             known[internals.storage_key(tensor)] = owners[key]
         args.append(tensor)
     work = _GraphWork(known)
-    with torch.no_grad(), fake, work:
+    with grad_mode, fake, work:
         _GraphInterpreter(call.module, work).run(*args)
     return work.operations
 

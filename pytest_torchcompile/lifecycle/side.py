@@ -77,6 +77,8 @@ class LifecycleSide:
         """Start a story: from the first weights, these counters and a new optimizer."""
         assert self.side.state is not None  # a pair's sides have modules
         self.changes.restore_memory()
+        # The weights are restored as they were in this mode; a layer may change them as it leaves it.
+        self.side.switch(self.side.state.was_training)
         self.side.reset(training=False)
         self.side.state.set_counters(self.changes.with_first_attributes(counters))
         # Before a story can freeze a layer, which it may thaw later.
@@ -206,6 +208,9 @@ class LifecycleSide:
             # AOTAutograd may give zeros where eager gives None, for which an optimizer makes state.
             if parameter.grad is not None and _is_zero(parameter.grad):
                 parameter.grad = None
+            elif parameter.grad is not None and parameter.grad.is_sparse:
+                # Neither clipping nor Adam takes sparse gradients.
+                parameter.grad = parameter.grad.to_dense()
         nn.utils.clip_grad_norm_(parameters.values(), loss.LARGEST_NORM)
         if self._optimizer is None:
             self._optimizer = loss.optimizer_of((self._trained | parameters).values())
@@ -217,7 +222,9 @@ class LifecycleSide:
         return gradients
 
     def _loss_of(self, outcome: Outcome, move: Move) -> torch.Tensor:
-        roots = self._pairs[move.method].learning.roots(outcome.outputs.tensors)
+        side = self._sides[move.method]
+        sources = outcome.outputs.tensors | side.followed_attributes(outcome.outputs)
+        roots = self._pairs[move.method].learning.roots(sources)
         live = {path: tensor for path, tensor in roots.items() if tensor.is_floating_point()}
         outcome.learnt_from = tuple(live)
         return live["output"] if self._has_loss else loss.ppo_loss(live, move.seed)

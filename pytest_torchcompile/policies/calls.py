@@ -25,6 +25,7 @@ from pytest_torchcompile.policies.backward import FROM_ALL, Backward, Gradients,
 from pytest_torchcompile.policies.generators import GeneratorState
 from pytest_torchcompile.policies.holders import policy_of
 from pytest_torchcompile.policies.outputs import NamedValues, is_mapping, named_values
+from pytest_torchcompile.policies.reachable import Place
 from pytest_torchcompile.policies.state import ModuleState
 from pytest_torchcompile.runtime import isolation
 from pytest_torchcompile.texts import raised_text
@@ -116,6 +117,11 @@ EXITS = (SystemExit, GeneratorExit)
 pytest."""
 
 
+def training_in(phase: str, learning: Learning) -> bool:
+    """Return whether a call in this phase is in ``train()``."""
+    return phase == "update" and learning.training
+
+
 class Side:
     """A callable with the module whose state it changes.
 
@@ -191,9 +197,10 @@ class Side:
 
         With inputs `between`, the function is called on them too, before the backward.
         """
-        update = phase == "update"
-        self.reset(training=update and learning.training)
-        differentiate = functools.partial(self._gradients, seed, learning, between) if update else None
+        self.reset(training=training_in(phase, learning))
+        differentiate = None
+        if phase == "update":
+            differentiate = functools.partial(self._gradients, seed, learning, between)
         return self.step(args, kwargs, seed=seed, drawn=drawn, under=under, differentiate=differentiate)
 
     def step(
@@ -279,7 +286,7 @@ class Side:
 
         A loss may be computed from an attribute too, such as the balance loss of a mixture of experts.
         """
-        sources = outcome.outputs.tensors | self._followed_attributes(outcome.outputs)
+        sources = outcome.outputs.tensors | self.followed_attributes(outcome.outputs)
         if between is not None:
             self.invoke(*between)
         backward = backward_of(sources, self.leaves(outcome.inputs), seed, learning)
@@ -288,7 +295,7 @@ class Side:
         outcome.learnt_from = tuple(learning.roots(sources))
         return backward()
 
-    def _followed_attributes(self, outputs: NamedValues) -> dict[str, torch.Tensor]:
+    def followed_attributes(self, outputs: NamedValues) -> dict[str, torch.Tensor]:
         """Return the attributes that a loss can be computed from and that are no outputs."""
         known = {id(tensor) for tensor in outputs.tensors.values()}
         followed = {} if self.state is None else self.state.followed()
@@ -316,6 +323,15 @@ class Side:
             self.model.train(training)
         if self._reset is not None:
             _call_hook("reset", self._reset, self.model)
+
+    def switch(self, training: bool) -> set[Place]:
+        """Put the module into ``train()`` or ``eval()``; return the counters that this changes."""
+        if self.model is None or self.state is None or self.model.training is training:
+            return set()
+        before = self.state.counters()
+        self.model.train(training)
+        now = self.state.counters()
+        return {place for place, value in before.items() if now.get(place) != value}
 
     def restore(self) -> None:
         """Restore the module to the state in which it was found."""

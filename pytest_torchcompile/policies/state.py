@@ -66,6 +66,7 @@ class ModuleState:
         """Names of the parameters that a call writes to without increasing their versions."""
         found = Reachable(model)
         self._found = found
+        self._left_to_modes: set[Place] = set()
         self._training = [(module, module.training) for module in found.modules.values()]
         self._required_grad = [
             (t, t.requires_grad) for t in (*found.parameters.values(), *found.leaves.values())
@@ -84,6 +85,14 @@ class ModuleState:
             for module in found.modules.values()
             for name, buffer in module.named_buffers(recurse=False)
             if not is_lazy(buffer)
+        ]
+        # A buffer that is None may become a tensor in the first call.
+        self._empty_buffers = [
+            (module._buffers, name)
+            for module in found.modules.values()
+            if not isinstance(module, torch.jit.ScriptModule)
+            for name, buffer in module._buffers.items()
+            if buffer is None
         ]
         self._names = {path: dict(space) for path, space in found.spaces.items()}
         self._values = {place: (value, map_tensors(copied, value)) for place, value in found.values.items()}
@@ -159,8 +168,9 @@ class ModuleState:
 
     def changed(self) -> bool:
         """Return whether a tensor of the policy, or its ``.grad``, differs from the recorded one."""
-        buffers = any(not same(getattr(module, n, None), value) for module, n, _, value in self._buffers)
-        if buffers or self.written() or any(g is not None for g in self.left_gradients().values()):
+        changed = any(not same(getattr(module, n, None), value) for module, n, _, value in self._buffers)
+        filled = any(buffers.get(name) is not None for buffers, name in self._empty_buffers)
+        if changed or filled or self.written() or any(g is not None for g in self.left_gradients().values()):
             return True
         now = Reachable(self.model).tensors()
         if now.keys() != {place for place, (old, _) in self._values.items() if holds_tensors(old)}:
@@ -189,6 +199,8 @@ class ModuleState:
         """
         for module, name, buffer, value in self._buffers:
             _set_buffer(module, name, buffer if write(buffer, value) else copied(value))
+        for buffers, name in self._empty_buffers:
+            buffers[name] = None
         for name, value in self._protected.items():
             moved = version(self._parameters[name]) != self._versions[name]
             if name in self._accepted or moved or not same(self._parameters[name], value):
@@ -232,7 +244,11 @@ class ModuleState:
 
     def counters(self) -> Counters:
         """Return the present numbers, booleans and strings among the attributes, which `reset` keeps."""
-        attributes = (place for place in self._values if place[0] not in self._found.containers)
+        attributes = (
+            place
+            for place in self._values
+            if place[0] not in self._found.containers and place not in self._left_to_modes
+        )
         now = {(path, name): self._found.spaces[path].get(name) for path, name in attributes}
         return {place: value for place, value in now.items() if isinstance(value, _SCALARS)}
 
@@ -248,6 +264,15 @@ class ModuleState:
             and not _is_torch_layer(modules[place[0]])
         }
 
+    def leave_to_modes(self, places: Iterable[Place]) -> None:
+        """Leave out of the counters what the policy itself changes in ``train()`` and ``eval()``."""
+        self._left_to_modes.update(places)
+
+    @property
+    def was_training(self) -> bool:
+        """Whether the module was in ``train()`` at construction."""
+        return self._training[0][1]
+
     def set_counters(self, counters: Counters) -> None:
         """Assign numbers, booleans and strings."""
         for (path, name), value in counters.items():
@@ -257,6 +282,8 @@ class ModuleState:
 
     def restore(self) -> None:
         """Restore the module as it was at construction: state, counters and training flags."""
+        if self.model.training is not self.was_training:
+            self.model.train(self.was_training)
         self.reset()
         found = {place: old for place, (old, _) in self._values.items() if isinstance(old, _SCALARS)}
         self.set_counters(

@@ -107,7 +107,7 @@ def test_every_case_is_in_the_report_once(written):
     [
         ("-n2",),
         pytest.param(("-n2", "--dist=loadgroup"), marks=pytest.mark.thorough),
-        ("-n2", "-p", "no:benchmark"),
+        pytest.param(("-n2", "-p", "no:benchmark"), marks=pytest.mark.thorough),
         pytest.param(("-p", "no:benchmark"), marks=pytest.mark.thorough),
     ],
     ids=" ".join,
@@ -360,7 +360,13 @@ def on_github(written, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "arguments", [(), pytest.param(("-q",), marks=pytest.mark.thorough), ("-n2",)], ids=" ".join
+    "arguments",
+    [
+        pytest.param((), marks=pytest.mark.thorough),
+        pytest.param(("-q",), marks=pytest.mark.thorough),
+        ("-n2",),
+    ],
+    ids=" ".join,
 )
 def test_on_github_failures_are_annotated_and_the_summary_is_written(on_github, arguments):
     result = on_github.subprocess(*arguments)

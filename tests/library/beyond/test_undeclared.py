@@ -80,6 +80,23 @@ def test_an_empty_batch(change: Any, what: str, phase: str) -> None:
     assert not right.remarks
 
 
+class Counting:
+    """An object that counts its calls, which no graph does."""
+
+    def __init__(self) -> None:
+        self.policy, self.calls = Policy(), 0
+
+    def act(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return self.policy(x)
+
+
+def test_an_empty_batch_begins_with_equal_counters() -> None:
+    result = checked(Counting, methods="act")
+    assert_passes(result)
+    assert not result.remarks
+
+
 def test_an_empty_batch_does_not_touch_the_case() -> None:
     with_it = checked(Policy)
     without = checked(Policy, beyond="off")

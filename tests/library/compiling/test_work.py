@@ -411,3 +411,23 @@ def test_an_older_report_has_no_figures() -> None:
 def test_the_figures_are_plain_data() -> None:
     result = check_body(encoder=True)
     assert json.loads(json.dumps(result.as_dict()))["capture"]["work_inside"] == 2 * 4 * 8 * 8
+
+
+class Hooked(nn.Module):
+    """A hook on a tensor becomes part of the graph; see `torch.Tensor.register_hook`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(8, 8), nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.body(x)
+        if y.requires_grad:
+            y.register_hook(lambda gradient: gradient / 2)
+        return self.head(y)
+
+
+def test_the_work_of_a_graph_with_a_hook_is_counted() -> None:
+    result = check(Hooked, "update", observation=Box((8,)), backend="aot_eager")
+    assert (result.capture.work_inside, result.capture.work) == (result.capture.work,) * 2 != (0, 0)
+    assert not any("not known what share" in note for note in result.notes)

@@ -60,8 +60,14 @@ def explained(
 
 @pytest.fixture
 def no_caches() -> Iterator[None]:
-    """What a faulty compiler makes must neither come out of a cache nor go into one."""
-    with torch._inductor.config.patch(force_disable_caches=True):
+    """What a faulty compiler makes of a graph must neither come out of a cache nor go into one.
+
+    Files that it writes in C++ may: their names are hashes of what is in them.
+    """
+    from torch._functorch import config as autograd
+    from torch._inductor import config as inductor
+
+    with inductor.patch(fx_graph_cache=False), autograd.patch(enable_autograd_cache=False):
         yield
 
 

@@ -12,6 +12,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from faults.backends import changed
 from small_checks import assert_differs, assert_passes, check
 from test_hidden_state import scaled
 from torch import nn
@@ -28,6 +29,7 @@ from pytest_torchcompile import (
     MultiDiscrete,
     NotEquivalent,
     State,
+    Tokens,
     UsageError,
     Verdict,
     Wrapped,
@@ -35,6 +37,7 @@ from pytest_torchcompile import (
     check_equivalence,
     register_output,
 )
+from pytest_torchcompile.reports.failure import failure_text
 from pytest_torchcompile.specs import conventions, conversion
 
 BOTH = ("rollout", "update")
@@ -779,3 +782,82 @@ def test_a_normaliser_with_a_device_and_one_in_an_ordered_dict() -> None:
     result = check(Normalises, observation=Box((8,)), nonfinite=False, backend=twice_as_much)
     found = {difference.path for difference in result.differences}
     assert {"attribute running.mean", "attribute means['mean']"} <= found
+
+
+# --- parameters and modes -------------------------------------------------------------------------
+
+EVERYWHERE = (*BOTH, "lifecycle")
+
+
+class Embedded(nn.Module):
+    """The gradient of its table is sparse."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(20, 8, sparse=True)
+        self.layer = nn.Linear(8, 3)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.layer(self.table(tokens).mean(1))
+
+
+@pytest.mark.parametrize("phase", EVERYWHERE)
+def test_a_sparse_gradient(phase: str) -> None:
+    result = check(Embedded, phase, observation=Tokens(20, length=5))
+    assert result.verdict is Verdict.EQUAL, failure_text(result)
+    assert not any("left out" in note for note in result.notes)
+
+
+def test_a_wrong_sparse_gradient() -> None:
+    backend = changed(lambda outputs, call: [o.detach() + 2 * (o - o.detach()) for o in outputs])
+    result = check(Embedded, "update", observation=Tokens(20, length=5), backend=backend)
+    assert_differs(result, "gradient of table.weight")
+
+
+class Adapted(nn.Linear):
+    """A layer with an adapter, which it merges into its weights in `eval()`, as LoRA layers do."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 4)
+        self.up, self.down = nn.Parameter(torch.randn(4, 2)), nn.Parameter(torch.randn(2, 8))
+        self.merged = False
+
+    def train(self, mode: bool = True) -> Adapted:
+        super().train(mode)
+        if mode is self.merged:
+            self.merged = not mode
+            change = self.up.data @ self.down.data
+            self.weight.data += -change if mode else change
+        return self
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = super().forward(x)
+        return y if self.merged else y + x @ self.down.T @ self.up.T
+
+
+@pytest.mark.parametrize("phase", EVERYWHERE)
+def test_weights_that_eval_changes(phase: str) -> None:
+    assert_passes(check(Adapted, phase, observation=Box((8,))))
+    assert check(Adapted, phase, observation=Box((8,)), backend=twice_as_much).verdict is Verdict.DIFFERS
+
+
+class KeepsItsDistribution(nn.Module):
+    """As in rsl_rl: the samples that it returns have no gradient, the distribution that it keeps has one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.actor = nn.Linear(8, 3)
+        self.distribution: Normal | None = None
+
+    def act(self, x: torch.Tensor) -> torch.Tensor:
+        self.distribution = Normal(self.actor(x), torch.ones(3), validate_args=False)
+        return self.distribution.sample()
+
+
+def test_it_learns_from_the_distribution_that_it_keeps() -> None:
+    found = check(KeepsItsDistribution, "lifecycle", observation=Box((8,)), methods="act")
+    assert_passes(found)
+    assert not any("left out" in note for note in found.notes)
+    backend = changed(lambda outputs, call: [o.detach() + 2 * (o - o.detach()) for o in outputs])
+    wrong = check(KeepsItsDistribution, "lifecycle", observation=Box((8,)), methods="act", backend=backend)
+    assert wrong.verdict is Verdict.DIFFERS, failure_text(wrong)

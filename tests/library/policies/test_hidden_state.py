@@ -418,3 +418,29 @@ def test_a_count_of_calls_is_right_however_often_a_check_calls(phase: str) -> No
     read = check(functools.partial(Numbered, True), phase, observation=Box((8,)))
     assert read.verdict is Verdict.NOT_COMPILED
     assert "compiled again for shapes already seen" in read.reason
+
+
+class Averaging(nn.Module):
+    """A mean of all observations, in a buffer that is None before the first."""
+
+    factor = 1.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 4)
+        self.register_buffer("mean", None)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        new = x.detach().mean(0) * (self.factor if torch.compiler.is_compiling() else 1.0)
+        self.mean = new if self.mean is None else torch.lerp(self.mean, new, 0.1)
+        return self.layer(x)
+
+
+class AveragingWrongly(Averaging):
+    factor = 1.5
+
+
+@pytest.mark.parametrize("phase", ["rollout", "update", "lifecycle"])
+def test_a_buffer_that_is_none_before_the_first_call(phase: str) -> None:
+    assert_passes(check(Averaging, phase, observation=OBSERVATION, nonfinite=False))
+    assert_differs(check(AveragingWrongly, phase, observation=OBSERVATION, nonfinite=False), "buffer mean")
