@@ -176,10 +176,11 @@ class CheckProtocol:
         return None
 
     def _learn_otherwise(self, recipe: Recipe) -> Failure | None:
-        """Learn from the plain sum of the outputs, and with another call between forward and backward.
+        """Learn from the plain sum of the outputs, with another call before the backward, and from both.
 
         With ``loss.sum()`` or ``mean()`` the gradients of the outputs have another memory layout than the
-        outputs. A loss of two calls needs what the first has saved for its backward.
+        outputs. A loss of two calls needs what the first has saved for its backward, and gradients that are
+        added up over minibatches are kept while others are computed.
         """
         if self.pair.phase != "update" or not self._trial.evidence.learns:
             return None
@@ -189,7 +190,9 @@ class CheckProtocol:
             return failure
         # Recorded separately: two calls of the method are no graph break.
         separate = Trial(self.pair.with_own_recorder(usual), self._options)
-        return separate.learn(recipe, dataclasses.replace(usual, interrupted=True))
+        return separate.learn(recipe, dataclasses.replace(usual, interrupted=True)) or separate.learn(
+            recipe, dataclasses.replace(usual, accumulated=True)
+        )
 
     def _learn_in_evaluation(self, recipe: Recipe) -> Failure | None:
         """Learn from an example in ``eval()`` mode, as imitation learning does.

@@ -1,4 +1,6 @@
-"""Check a sampling policy as it is deployed: it draws new samples, and what it does not draw is right.
+"""Check a sampling policy as it is deployed: it draws new samples, which follow the seed.
+
+What it does not draw has to be right too.
 
 The main check gives compiled the random numbers of eager, so that it can compare draw for draw. A deployed
 policy draws its own, by other code. The main check cannot see code that returns one draw forever, or that
@@ -90,7 +92,13 @@ def unlike_as_deployed(pair: Pair, options: CheckOptions) -> Unlike | None:
     if wrong is not None:
         return Unlike(f"{AS_DEPLOYED} another result where nothing is drawn", wrong)
     still = tally.frozen()
-    return None if still is None else Unlike(f"{AS_DEPLOYED} the same draw again and again", still)
+    if still is not None:
+        return Unlike(f"{AS_DEPLOYED} the same draw again and again", still)
+    # Without the streams each call begins from the same seed.
+    seedless = _unlike_under_one_seed(
+        call_twice(pair.eager, contextlib.nullcontext), call_twice(deployed, recorder.watching)
+    )
+    return None if seedless is None else Unlike(f"{AS_DEPLOYED} other draws under the same seed", seedless)
 
 
 class _Tally:
@@ -128,6 +136,17 @@ class _Tally:
                     allowed=FALSE_ALARMS,
                 )
         return None
+
+
+def _unlike_under_one_seed(eager: list[Outcome], compiled: list[Outcome]) -> Difference | None:
+    """Return an output that two calls of eager under one seed repeat and those of compiled do not."""
+    if any(call.error is not None for call in (*eager, *compiled)) or _unequal(*eager):
+        return None
+    for path in _unequal(*compiled):
+        return Difference(
+            path=path, problem="seed", eager="repeats under one seed", compiled="does not repeat under it"
+        )
+    return None
 
 
 def _unequal(one: Outcome, other: Outcome) -> list[str]:

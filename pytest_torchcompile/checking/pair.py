@@ -238,7 +238,7 @@ class Pair:
             side.state.set_counters(self._counters)
         bound = self.arguments(recipe, wide=wide, tree=tree)
         between = None
-        if learning.interrupted:
+        if learning.interrupted or learning.accumulated:
             other = random_recipe(self.tree, recipe.batch, recipe.seed + 1, recipe.time)
             inputs = self.arguments(other, wide=wide)
             between = inputs.args, inputs.kwargs

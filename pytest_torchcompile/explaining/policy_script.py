@@ -130,6 +130,8 @@ class _Steps:
             raise CantWrite(f"a script learns from outputs, not from {some(sorted(learnt))}")
         if pair.learning.interrupted:
             raise CantWrite("a script makes no other call between forward and backward")
+        if pair.learning.accumulated:
+            raise CantWrite("a script adds no gradients to those of another call")
         how: Step = {"train": train, "grad": grad, "seed": seed, "inference": inference}
         how["learn_from"] = None if learnt is None else sorted(learnt)
         how |= {"not_from": sorted(pair.learning.without), "summed": pair.learning.summed}

@@ -124,11 +124,7 @@ class Side:
             return self.buffers(), {}
         if do == "set":
             for path, value in call["values"].items():
-                *owners, name = path.split(".")
-                owner = self.policy
-                for part in owners:
-                    owner = getattr(owner, part)
-                setattr(owner, name, value)
+                setattr(*self.place(path), value)
             return {}, {}
         if do == "train_layer":
             for parameter in self.policy.get_submodule(call["name"]).parameters(recurse=False):
@@ -139,6 +135,14 @@ class Side:
         tensors = without_wrapper(state.items())
         return {f"checkpoint[{name!r}]": tensor.clone() for name, tensor in tensors}, {}
 
+    def place(self, path):
+        """Return the owner of an attribute, None if there is none, and its name."""
+        *owners, name = path.split(".")
+        owner = self.policy
+        for part in owners:
+            owner = getattr(owner, part, None)
+        return owner, name
+
     def write(self, tensors, how):
         """Write weights or buffers in the way `how`."""
         if how == "load_state_dict":
@@ -146,13 +150,19 @@ class Side:
             new = {n: tensors.get(n.replace("_orig_mod.", ""), t) for n, t in state.items()}
             self.policy.load_state_dict(new)
             return
-        for path, tensor in [*self.policy.named_parameters(), *self.policy.named_buffers()]:
+        named = dict([*self.policy.named_parameters(), *self.policy.named_buffers()])
+        known = {path.replace("_orig_mod.", "") for path in named}
+        for path in tensors.keys() - known:
+            owner, name = self.place(path)
+            if isinstance(getattr(owner, name, None), torch.Tensor):
+                named[path] = getattr(owner, name)
+        for path, tensor in named.items():
             new = tensors.get(path.replace("_orig_mod.", ""))
             if new is None:
                 continue
             if how == "assignment":
-                owner, _, name = path.rpartition(".")
-                setattr(self.policy.get_submodule(owner), name, new.clone())
+                owner, name = self.place(path)
+                setattr(owner, name, new.clone())
             elif how == ".data =":
                 tensor.data = new.clone()
             elif how == ".data.copy_":

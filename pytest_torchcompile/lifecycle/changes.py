@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 from pytest_torchcompile import internals
 from pytest_torchcompile.lifecycle.stories import Change
 from pytest_torchcompile.policies.ordinary import is_ordinary
-from pytest_torchcompile.policies.reachable import Place
+from pytest_torchcompile.policies.reachable import Place, Reachable
 from pytest_torchcompile.policies.snapshots import write
 from pytest_torchcompile.policies.state import Counters, ModuleState
 
@@ -113,13 +113,17 @@ class Changes:
         if change is Change.BUFFERS_LOADED:
             self._load(new)
             return
+        reachable = Reachable(self._inner)
+        places = _attributes(reachable)
         for name, tensor in new.items():
-            owner, _, attribute = name.rpartition(".")
-            if change is Change.BUFFERS_ASSIGNED:
-                setattr(self._inner.get_submodule(owner), attribute, tensor)
-            else:
+            if change is Change.BUFFERS_COPIED:
                 with torch.no_grad():
-                    self._inner.get_buffer(name).copy_(tensor)
+                    self._buffers()[name].copy_(tensor)
+            elif name in places:
+                reachable.put(places[name], tensor)
+            else:
+                owner, _, attribute = name.rpartition(".")
+                setattr(self._inner.get_submodule(owner), attribute, tensor)
 
     def _write_weights(self, change: Change, new: Tensors) -> None:
         parameters = self._state.parameters()
@@ -168,7 +172,7 @@ class Changes:
         """Copy weights, buffers and attributes. Return a function that restores one kind of them."""
         parameters = self._state.parameters() | self._state.leaves()
         weights = {name: p.detach().clone() for name, p in parameters.items()}
-        buffers = {name: buffer.detach().clone() for name, buffer in self._inner.named_buffers()}
+        buffers = self.buffers()
         floats = self._state.own_floats()
 
         def restore(what: str) -> None:
@@ -179,7 +183,7 @@ class Changes:
                     write(parameters[name], tensor)
             else:
                 for name, tensor in buffers.items():
-                    write(self._inner.get_buffer(name), tensor)
+                    write(self._buffers()[name], tensor)
 
         return restore
 
@@ -190,8 +194,11 @@ class Changes:
         yield from self._inner.named_buffers(remove_duplicate=not twice)
 
     def _buffers(self) -> Tensors:
-        """Return the buffers that can be changed, by name."""
-        return {n: b for n, b in self._inner.named_buffers() if _can_be_moved(b) and b.numel()}
+        """Return the buffers that can be changed, and the tensors among the attributes, by name."""
+        reachable = Reachable(self._inner)
+        found = {name: reachable.values[place] for name, place in _attributes(reachable).items()}
+        found |= dict(self._inner.named_buffers())
+        return {name: tensor for name, tensor in found.items() if _can_be_changed(tensor)}
 
     def _weights(self, seed: int) -> Tensors:
         """Return new weights near the first ones."""
@@ -212,17 +219,42 @@ def _can_be_moved(tensor: torch.Tensor) -> bool:
     return tensor.is_floating_point() and 0 not in tensor.stride()
 
 
+def _attributes(reachable: Reachable) -> dict[str, Place]:
+    """Return the places of the tensors, no buffers, among the attributes of modules and objects, by name."""
+    return {
+        _joined(place): place
+        for place, value in reachable.values.items()
+        if isinstance(value, torch.Tensor) and place[0] not in reachable.containers
+    }
+
+
+def _can_be_changed(tensor: torch.Tensor) -> bool:
+    """Return whether a buffer or an attribute can be given other values."""
+    if is_lazy(tensor) or not is_ordinary(tensor) or tensor.is_inference() or tensor.requires_grad:
+        return False
+    return bool(tensor.numel()) and not tensor.is_complex() and 0 not in tensor.stride()
+
+
 def _joined(place: Place) -> str:
     return ".".join(filter(None, place))
 
 
 def _moved(tensors: Mapping[str, torch.Tensor], seed: int) -> Tensors:
-    """Return the tensors with each finite element a little larger, so that a variance stays positive."""
+    """Return other values for these tensors, of a kind that they may have.
+
+    Each finite element of a float becomes a little larger, so that a variance stays positive. The rows of an
+    index or a mask change places, so that they stay in range; a single integer is a counter.
+    """
     generator = torch.Generator().manual_seed(seed)
     found = {}
     for name, tensor in tensors.items():
-        noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float32).abs().to(tensor)
-        larger = tensor.detach() + (0.05 * tensor.detach().abs() + 0.05) * noise
+        old = tensor.detach()
+        if not old.is_floating_point():
+            counts = not old.dim() and old.dtype != torch.bool
+            found[name] = old + 1 if counts else old.roll(1, 0) if old.dim() else old.clone()
+            continue
+        noise = torch.randn(old.shape, generator=generator, dtype=torch.float32).abs().to(old)
+        larger = old + (0.05 * old.abs() + 0.05) * noise
         # Infinities stay as they are: an attention mask has some.
-        found[name] = torch.where(tensor.detach().isfinite(), larger, tensor.detach())
+        found[name] = torch.where(old.isfinite(), larger, old)
     return found

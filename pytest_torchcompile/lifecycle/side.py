@@ -222,9 +222,7 @@ class LifecycleSide:
         return gradients
 
     def _loss_of(self, outcome: Outcome, move: Move) -> torch.Tensor:
-        side = self._sides[move.method]
-        sources = outcome.outputs.tensors | side.followed_attributes(outcome.outputs)
-        roots = self._pairs[move.method].learning.roots(sources)
+        roots = self._pairs[move.method].learning.roots(self._sides[move.method].sources(outcome))
         live = {path: tensor for path, tensor in roots.items() if tensor.is_floating_point()}
         outcome.learnt_from = tuple(live)
         return live["output"] if self._has_loss else loss.ppo_loss(live, move.seed)

@@ -178,7 +178,7 @@ def canonical(
 ) -> Story:
     """Return the first story of every lifecycle: it has each move, where a fault is most likely to show.
 
-    For one method that acts and learns it has 12 calls, and those of `_between_calls`: 6 more for a
+    For one method that acts and learns it has 15 calls, and those of `_between_calls`: 6 more for a
     multilayer perceptron, 9 with buffers, and two more with attributes.
 
     Args:
@@ -196,8 +196,25 @@ def canonical(
     story = [*act, *act_again, *learn, *act, *act_again]
     story += [Move(Kind.LOAD, seed=1), *act, *act, *learn_again, *act_again]
     story += [*_between_calls(act, act_again, learn, possible), Move(Kind.CHECKPOINT)]
-    story += [Move(Kind.ACT, acting[0], second, manner, seed=2) for manner in possible.manners if acting]
+    for number, manner in enumerate(possible.manners if acting else ()):
+        story += _acting_twice(Move(Kind.ACT, acting[0], second, manner, seed=2), possible, 20 + number)
     return tuple(story)
+
+
+def _acting_twice(act: Move, possible: Possible, seed: int) -> Iterator[Move]:
+    """Yield moves that act in a manner of its own before and after the weights change.
+
+    Each manner has code of its own, which may keep outputs or weights of its first call.
+
+    Args:
+        act: the first of them.
+        possible: what the policy allows.
+        seed: seed of the new weights.
+    """
+    yield act
+    if Change.WEIGHTS_COPIED in possible.changes:
+        yield Move(Kind.CHANGE, change=Change.WEIGHTS_COPIED, seed=seed)
+    yield dataclasses.replace(act, seed=act.seed + 1)
 
 
 def _between_calls(

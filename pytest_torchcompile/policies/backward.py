@@ -29,6 +29,7 @@ class Learning:
         summed: whether the loss is the plain sum of the outputs: the gradient of each is one number in
             memory for all elements.
         interrupted: whether the policy is called on other inputs between forward and backward.
+        accumulated: whether the gradients are added to those of such a call, as over several minibatches.
         training: whether the policy is in ``train()``; in ``eval()`` otherwise.
     """
 
@@ -36,12 +37,14 @@ class Learning:
     without: frozenset[str] = frozenset()
     summed: bool = False
     interrupted: bool = False
+    accumulated: bool = False
     training: bool = True
 
     def __str__(self) -> str:
         of = "all outputs" if self.outputs is None else f"{some(sorted(self.outputs))} alone"
         without = f" but {some(sorted(self.without))}" if self.outputs is None and self.without else ""
         between = ", with another call before the backward" * self.interrupted
+        between += ", added to the gradients of another call" * self.accumulated
         return f"{'the sum of ' * self.summed}{of}{without}{between}{'' if self.training else ', in eval()'}"
 
     def leaving_out(self, paths: Iterable[str]) -> Learning:
@@ -67,23 +70,27 @@ class Backward(NamedTuple):
         roots: the outputs that are differentiated.
         leaves: by name, the tensors whose gradients are computed.
         directions: the gradients of the roots.
+        before: another backward, which runs first and to whose gradients those of this one are added.
     """
 
     roots: list[torch.Tensor]
     leaves: dict[str, torch.Tensor]
     directions: list[torch.Tensor]
+    before: Backward | None = None
 
     def __call__(self) -> Gradients:
         """Return the gradients by name of the leaf. Every ``.grad`` is restored."""
-        before = {name: leaf.grad for name, leaf in self.leaves.items()}
+        kept = {name: leaf.grad for name, leaf in self.leaves.items()}
         try:
             for leaf in self.leaves.values():
                 leaf.grad = None
+            if self.before is not None:
+                torch.autograd.backward(self.before.roots, self.before.directions)
             torch.autograd.backward(self.roots, self.directions)
             return {name: leaf.grad for name, leaf in self.leaves.items()}
         finally:
             for name, leaf in self.leaves.items():
-                leaf.grad = before[name]
+                leaf.grad = kept[name]
 
 
 def backward_of(

@@ -55,6 +55,7 @@ class Outcome:
         left: by name of the leaf, what the call itself left in ``.grad``.
         state: buffers, attributes, flags and written parameters after the call.
         inputs: the inputs after the call, which may have changed them.
+        earlier: tensors among the policy's attributes that had a graph before the call; empty after it.
         aliases: which outputs share memory with one another, or with a tensor that is no output.
         strides: strides of the outputs, by path.
         seed: seed of the random generators before the call.
@@ -74,6 +75,7 @@ class Outcome:
     left: Gradients = dataclasses.field(default_factory=dict)
     state: NamedValues = dataclasses.field(default_factory=NamedValues)
     inputs: NamedValues = dataclasses.field(default_factory=NamedValues)
+    earlier: tuple[torch.Tensor, ...] = ()
     aliases: Aliases = frozenset()
     strides: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     seed: int = 0
@@ -195,7 +197,7 @@ class Side:
     ) -> Outcome:
         """Reset the state, then take one `step` in ``rollout`` or ``update``.
 
-        With inputs `between`, the function is called on them too, before the backward.
+        With inputs `between`, the function is called on them too, before the backward, if `learning` says so.
         """
         self.reset(training=training_in(phase, learning))
         differentiate = None
@@ -233,6 +235,8 @@ class Side:
         """
         isolation.seed_everything(seed)
         outcome = Outcome(seed=seed)
+        if differentiate is not None:
+            outcome.earlier = tuple(self._with_history().values())
         with self.around(), under():
             try:
                 with isolation.Settings(), torch.set_grad_enabled(differentiate is not None):
@@ -260,6 +264,8 @@ class Side:
                 except self._caught as error:
                     return Outcome(error=error)
             outcome.state = self.values()
+        # A graph is as large as what its call has saved.
+        outcome.earlier = ()
         asking = {path for path, tensor in outcome.outputs.tensors.items() if tensor.requires_grad}
         outcome.requires_grad = frozenset(
             path for path in asking if internals.has_history(outcome.outputs.tensors[path])
@@ -286,20 +292,31 @@ class Side:
 
         A loss may be computed from an attribute too, such as the balance loss of a mixture of experts.
         """
-        sources = outcome.outputs.tensors | self.followed_attributes(outcome.outputs)
-        if between is not None:
-            self.invoke(*between)
+        sources = self.sources(outcome)
+        other = None if between is None else self.invoke(*between)
         backward = backward_of(sources, self.leaves(outcome.inputs), seed, learning)
         if backward is None:
             return {}
+        if learning.accumulated:
+            before = backward_of(named_values(other).tensors, backward.leaves, seed + 1, learning)
+            backward = backward._replace(before=before)
         outcome.learnt_from = tuple(learning.roots(sources))
         return backward()
 
-    def followed_attributes(self, outputs: NamedValues) -> dict[str, torch.Tensor]:
-        """Return the attributes that a loss can be computed from and that are no outputs."""
-        known = {id(tensor) for tensor in outputs.tensors.values()}
-        followed = {} if self.state is None else self.state.followed()
-        return {path: tensor for path, tensor in followed.items() if id(tensor) not in known}
+    def sources(self, outcome: Outcome) -> dict[str, torch.Tensor]:
+        """Return the outputs of a call, and the attributes that it has made, from which a loss is computed.
+
+        Attributes with a graph from before the call are left out: the policy's constructor or an earlier
+        backward may have used up that graph.
+        """
+        outputs = outcome.outputs.tensors
+        known = {id(tensor) for tensor in (*outputs.values(), *outcome.earlier)}
+        made = {path: tensor for path, tensor in self._with_history().items() if id(tensor) not in known}
+        return outputs | made
+
+    def _with_history(self) -> dict[str, torch.Tensor]:
+        """Return the tensors among the buffers and attributes that have an autograd graph, by path."""
+        return {} if self.state is None else self.state.followed()
 
     def _not_outputs(self, outcome: Outcome) -> dict[str, torch.Tensor]:
         """Return the tensors, other than outputs, that an output may share memory with."""

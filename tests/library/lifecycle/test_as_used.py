@@ -118,10 +118,11 @@ def test_a_buffer_taken_for_a_constant(on: bool) -> None:
     class Wrong(Normaliser):
         def __init__(self) -> None:
             super().__init__()
-            self.first = torch.zeros(8)
+            first = torch.zeros(8)
+            self.held = lambda: first
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            mean = self.first if on and compiling() else self.mean
+            mean = self.held() if on and compiling() else self.mean
             return (x - mean) / (self.var + 1e-5).sqrt()
 
     class Policy(Agent):
@@ -162,6 +163,72 @@ def test_a_buffer_that_was_assigned(on: bool) -> None:
         assert_told(result, story, "the last move uses the buffer from before the change")
     else:
         assert_passes(result)
+
+
+class Choosing(Agent):
+    """The order of the actions, which of them are legal, and an offset that is no buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("order", torch.arange(4))
+        self.register_buffer("legal", torch.tensor([True, True, False, True]))
+        self.register_buffer("calls", torch.tensor(3))
+        self.offset = torch.linspace(0.0, 1.0, 4)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        logits, value = super().forward(x)
+        logits = (logits[:, self.order] + self.offset) * torch.where(self.legal, 1.0, -1.0)
+        return logits / self.calls, value
+
+
+def first_values(shape: tuple[int, ...], dtype: torch.dtype) -> Wrap:
+    """Inputs of this kind that are no parameters are taken for constants."""
+
+    def wrap(graph: fx.GraphModule, run: backends.Run) -> backends.Run:
+        constants: dict[int, torch.Tensor] = {}
+
+        def folded(at: int, value: Any) -> Any:
+            alike = isinstance(value, torch.Tensor) and (tuple(value.shape), value.dtype) == (shape, dtype)
+            if not alike or isinstance(value, nn.Parameter):
+                return value
+            return constants.setdefault(at, value.detach().clone())
+
+        return lambda *args: run(*(folded(at, value) for at, value in enumerate(args)))
+
+    return wrap
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "dtype"),
+    [
+        ("order", (4,), torch.int64),
+        ("legal", (4,), torch.bool),
+        ("calls", (), torch.int64),
+        ("offset", (4,), torch.float32),
+    ],
+)
+def test_an_index_a_mask_a_count_or_an_attribute_taken_for_a_constant(
+    name: str, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    result = check(Choosing, backend=backends.wrapped(first_values(shape, dtype)))
+    story = f"buffer {name} changed by copy_, act(batch 4)"
+    assert_told(result, story, "the last move uses the buffer from before the change")
+
+
+def test_what_chooses_passes_and_is_unchanged_after_the_check() -> None:
+    made: list[Choosing] = []
+
+    def factory() -> Choosing:
+        made.append(Choosing())
+        return made[-1]
+
+    result = check(factory)
+    assert_passes(result)
+    assert not any("left out" in note for note in result.notes)
+    for agent in made:
+        assert agent.order.tolist() == [0, 1, 2, 3]
+        assert agent.legal.tolist() == [True, True, False, True]
+        assert (agent.calls.item(), agent.offset.tolist()[-1]) == (3, 1.0)
 
 
 @pytest.mark.parametrize("on", [True, False])
@@ -551,6 +618,50 @@ def test_how_many_calls_the_changes_add(changes: list[Change], most: int) -> Non
     weights = [Change.WEIGHTS_COPIED, Change.WEIGHTS_DATA, Change.WEIGHTS_REPLACED]
     possible = Possible(changes=[*changes, *weights], layer="body.0", settled=bool(changes))
     assert calls(possible) == 9 + most
+
+
+def test_each_manner_acts_before_and_after_the_weights_change() -> None:
+    possible = Possible(manners=ACTING[:1], changes=[Change.WEIGHTS_COPIED])
+    assert story_text(canonical(["forward"], [], (4, 7), possible)[-3:]) == (
+        "act(batch 7, in training mode), weights changed by copy_, act(batch 7, in training mode)"
+    )
+
+
+def in_a_manner(applies: Callable[[], bool], stale: Callable[[Any], Any], static: bool) -> Wrap:
+    """Code of one manner of acting that keeps its first weights, or returns its outputs in one memory."""
+
+    def wrap(graph: fx.GraphModule, run: backends.Run) -> backends.Run:
+        memory: dict[int, torch.Tensor] = {}
+
+        def called(*args: Any) -> Any:
+            if not applies():
+                return run(*args)
+            outputs = list(run(*map(stale, args)))
+            for at in backends.float_tensors(outputs) if static else ():
+                outputs[at] = memory.setdefault(at, outputs[at].clone()).copy_(outputs[at])
+            return tuple(outputs)
+
+        return called
+
+    return wrap
+
+
+@pytest.mark.parametrize("fault", ["stale weights", "static outputs", ""])
+def test_a_manner_with_code_of_its_own(fault: str) -> None:
+    kept: dict[int, torch.Tensor] = {}
+
+    def stale(value: Any) -> Any:
+        if not isinstance(value, nn.Parameter) or fault != "stale weights":
+            return value
+        return kept.setdefault(id(value), value.detach().clone())
+
+    wrap = in_a_manner(torch.is_inference_mode_enabled, stale, fault == "static outputs")
+    result = check(Agent, backend=backends.wrapped(wrap))
+    if fault:
+        assert result.verdict is Verdict.DIFFERS, result.reason
+        assert "inference mode" in result.example
+    else:
+        assert_passes(result)
 
 
 def test_a_policy_with_nothing_to_change_has_a_short_story() -> None:

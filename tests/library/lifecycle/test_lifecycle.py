@@ -507,6 +507,33 @@ def test_frozen_as_deployed(frozen: bool) -> None:
         assert_passes(result)
 
 
+class Reseeded(Sampler):
+    """As deployed it draws new numbers each time, whatever the seed."""
+
+    generator = torch.Generator().manual_seed(0)
+
+    @torch.compiler.disable
+    def drawn(self, like: torch.Tensor) -> torch.Tensor:
+        return torch.randn(like.shape, generator=type(self).generator)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        mean = self.mean(x)
+        if self.frozen and compiling() and not torch._inductor.config.fallback_random:
+            return mean + self.drawn(mean)
+        return mean + torch.randn_like(mean)
+
+
+@pytest.mark.parametrize("wrong", [True, False])
+def test_draws_that_do_not_follow_the_seed(wrong: bool) -> None:
+    result = check(lambda: Reseeded(wrong))
+    if wrong:
+        assert_differs(result, "output", "seed")
+        assert "other draws under the same seed" in result.reason
+        assert "repeats under one seed" in failure_text(result)
+    else:
+        assert_passes(result)
+
+
 class Valued(Sampler):
     """Returns a value beside the draw, from the same code."""
 

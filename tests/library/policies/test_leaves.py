@@ -15,8 +15,10 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from faults.backends import changed_backward, float_tensors
 from small_checks import assert_differs, assert_passes, check
 from torch import nn
+from torch.distributions import Normal
 from torch.utils.checkpoint import checkpoint
 from torch_versions import RELEASE
 
@@ -533,5 +535,70 @@ def test_what_a_backward_needs_outlives_another_call(wrong: bool) -> None:
         assert "when learning from all outputs, with another call before the backward" in "".join(
             result.notes
         )
+    else:
+        assert_passes(result)
+
+
+def in_one_memory(wrong: bool) -> Callable[..., Any]:
+    """A backward that returns its gradients in memory that it writes to in each call, as a CUDA graph does."""
+    memory: dict[Any, torch.Tensor] = {}
+
+    def change(outputs: list[Any]) -> list[Any]:
+        for i in float_tensors(outputs) if wrong else ():
+            static = memory.setdefault((i, outputs[i].shape), torch.empty_like(outputs[i]))
+            outputs[i] = static.copy_(outputs[i]).view_as(static)
+        return outputs
+
+    return changed_backward(change)
+
+
+@pytest.mark.parametrize("wrong", [True, False])
+def test_gradients_are_kept_while_others_are_added(wrong: bool) -> None:
+    result = check(lambda: Squared(False), "update", observation=OBSERVATION, backend=in_one_memory(wrong))
+    if wrong:
+        assert_differs(result, "gradient of net.bias")
+        assert "when learning from all outputs, added to the gradients of another call" in "".join(
+            result.notes
+        )
+    else:
+        assert_passes(result)
+
+
+# --- graphs from before the call ------------------------------------------------------------------
+
+
+class Stores:
+    """An object that is no module, as the distributions of Stable-Baselines3 are."""
+
+    distribution: Normal
+
+
+class Exploring(nn.Module):
+    """Its constructor draws exploration noise, whose graph no call may use up, as with ``use_sde``."""
+
+    def __init__(self, wrong: bool = False) -> None:
+        super().__init__()
+        self.critic, self.actor = nn.Linear(8, 1), nn.Linear(8, 2)
+        self.log_std = nn.Parameter(torch.zeros(2))
+        self.noise, self.wrong = Stores(), wrong
+        self.noise.distribution = Normal(torch.zeros(2), self.log_std.exp())
+
+    def act(self, x: torch.Tensor) -> torch.Tensor:
+        self.noise.distribution = Normal(self.actor(x), self.log_std.exp(), validate_args=False)
+        return self.noise.distribution.entropy()
+
+    def value(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.critic(x)
+        return y.detach() + 2 * (y - y.detach()) if self.wrong and compiling() else y
+
+
+@pytest.mark.parametrize("wrong", [True, False])
+@pytest.mark.parametrize("phase", ["update", "lifecycle"])
+def test_what_an_earlier_call_has_kept_is_not_learnt_from(phase: str, wrong: bool) -> None:
+    methods = "value" if phase == "update" else ["act", "value"]
+    result = check(lambda: Exploring(wrong), phase, observation=Box((8,)), methods=methods)
+    assert not any("left out" in note for note in result.notes)
+    if wrong:
+        assert_differs(result, "gradient of critic.bias")
     else:
         assert_passes(result)
