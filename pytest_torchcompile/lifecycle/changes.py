@@ -64,7 +64,9 @@ class Changes:
         return [_joined(place) for place in self._floats] if change is Change.ANNEALED else []
 
     def layer(self, learnt: Sequence[Collection[str]]) -> str:
-        """Return the first submodule that can be frozen while others still learn; empty if there is none.
+        """Return a submodule that can be frozen while others still learn; empty if there is none.
+
+        Of several it is one in the middle, so that gradients go through it to layers before it.
 
         Args:
             learnt: for each method, the names of the parameters that it learns.
@@ -73,11 +75,14 @@ class Changes:
         for name, parameter in self._inner.named_parameters():
             if parameter.requires_grad:
                 owned[name.rpartition(".")[0]].add(name)
-        for owner, names in owned.items():
-            is_learnt = any(not names.isdisjoint(each) for each in learnt)
-            if owner and is_learnt and all(set(each) - names for each in learnt):
-                return owner
-        return ""
+        found = [
+            owner
+            for owner, names in owned.items()
+            if owner
+            and any(not names.isdisjoint(each) for each in learnt)
+            and all(set(each) - names for each in learnt)
+        ]
+        return found[len(found) // 2] if found else ""
 
     def attributes(self) -> dict[str, float]:
         """Return the current values of the attributes that can be annealed, by path."""

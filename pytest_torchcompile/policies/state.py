@@ -253,15 +253,12 @@ class ModuleState:
         return {place: value for place, value in now.items() if isinstance(value, _SCALARS)}
 
     def own_floats(self) -> dict[Place, float]:
-        """Return the present finite floats among the attributes of modules that are not torch's own."""
+        """Return the present finite floats among the attributes, but not those of torch's own modules."""
         modules = self._found.modules
         return {
             place: value
             for place, value in self.counters().items()
-            if type(value) is float
-            and math.isfinite(value)
-            and place[0] in modules
-            and not _is_torch_layer(modules[place[0]])
+            if type(value) is float and math.isfinite(value) and not _is_torch_layer(modules.get(place[0]))
         }
 
     def leave_to_modes(self, places: Iterable[Place]) -> None:

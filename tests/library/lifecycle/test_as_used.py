@@ -270,6 +270,33 @@ def test_an_attribute_taken_for_a_constant(on: bool) -> None:
         assert_passes(result)
 
 
+class Settings:
+    """An object that is no module."""
+
+    def __init__(self) -> None:
+        self.temperature = 1.5
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_an_attribute_of_an_object_taken_for_a_constant(on: bool) -> None:
+    class Policy(Agent):
+        def __init__(self) -> None:
+            super().__init__()
+            self.settings = Settings()
+
+        def forward(self, x: torch.Tensor) -> Any:
+            logits, value = super().forward(x)
+            constant = 1.5 if on and compiling() else self.settings.temperature
+            return logits / constant, value
+
+    result = check(Policy)
+    if on:
+        story = "attribute settings.temperature annealed, act(batch 4)"
+        assert_told(result, story, "the last move uses the attribute from before the change")
+    else:
+        assert_passes(result)
+
+
 @pytest.mark.parametrize("on", [True, False])
 def test_an_attribute_that_is_kept_from_its_second_value_on(on: bool) -> None:
     """As in pytorch 194976: the first value is a constant, the second compiles for any, the third shows it."""
@@ -413,7 +440,7 @@ def test_a_layer_that_stays_frozen(on: bool) -> None:
         # By then it takes nothing but learning to show it.
         assert_told(result, "learn(batch 4)")
         assert result.worst is not None
-        assert " body.0." in result.worst.path
+        assert " actor." in result.worst.path
     else:
         assert_passes(result)
 
@@ -422,7 +449,26 @@ def test_a_layer_that_stays_frozen(on: bool) -> None:
 def test_a_frozen_layer_taken_for_a_constant(on: bool) -> None:
     result = check(Agent, backend=backends.wrapped(constant_while_frozen(on)))
     if on:
-        assert_told(result, "layer body.0 frozen, learn(batch 4)")
+        assert_told(result, "layer actor frozen, learn(batch 4)")
+    else:
+        assert_passes(result)
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_a_gradient_that_is_halved_by_a_frozen_layer(on: bool) -> None:
+    """As in the critic through which an actor learns."""
+
+    class Policy(Agent):
+        def forward(self, x: torch.Tensor) -> Any:
+            hidden = self.body(self.norm(x))
+            lost = on and compiling() and not self.actor.weight.requires_grad
+            features = (hidden + hidden.detach()) / 2 if lost else hidden
+            return self.actor(features) / self.temperature, self.critic(hidden)
+
+    result = check(Policy)
+    if on:
+        assert_told(result, "layer actor frozen, learn(batch 4)")
+        assert any(difference.path.startswith("gradient of body.0") for difference in result.differences)
     else:
         assert_passes(result)
 
