@@ -9,6 +9,7 @@ from __future__ import annotations
 from pytest_torchcompile.checking.pair import Pair
 from pytest_torchcompile.generation.recipes import Recipe
 from pytest_torchcompile.policies.holders import policy_of
+from pytest_torchcompile.policies.methods import as_methods
 from pytest_torchcompile.texts import raised_text
 
 _OF_GRAPHS = ("backward through the graph a second time", "modified by an inplace operation")
@@ -62,9 +63,11 @@ def only_trains(name: str, pair: Pair, recipe: Recipe) -> str:
     if pair.first_eager(recipe, "update").error is not None:
         return ""
     called = "policy" if name == "forward" else f"policy.{name}"
+    others = [method.name for method in as_methods(pair.declaration.methods) if method.name != name]
+    acts = others[0] if others else "select_action"
     return (
         f"; it was called in eval(), as a policy acts, and returns in train(): {name} is for training only. "
         f"Leave out the phase rollout, name the method that acts, and give the loss to learn by: "
-        f"phases=['update', 'lifecycle'], methods=[{name!r}, 'select_action'], act='select_action', "
+        f"phases=['update', 'lifecycle'], methods=[{name!r}, {acts!r}], act={acts!r}, "
         f"loss=lambda policy, batch: {called}(...)"
     )

@@ -109,6 +109,12 @@ def compile_function(function: Callable[..., Any], options: CheckOptions) -> Cal
         raise UsageError(f"torch.compile rejects the module or the options: {first_line(error)}") from error
 
 
+COMPILED_BEFORE = (
+    "the first call used code that was compiled before the check; call torch.compiler.reset() first"
+)
+"""Why nothing is known of the work of a method whose first call ran no graph that the check has compiled."""
+
+
 class Recorder:
     """Records what the compiler does inside `watching`.
 
@@ -171,6 +177,12 @@ class Recorder:
             ):
                 yield
                 self._in_pieces |= self._in_call != 1
+            if (
+                self._counts_work
+                and self._work is not None
+                and not (self._in_call or self.compiled_in_last_call)
+            ):
+                self._work.unknown = COMPILED_BEFORE
         finally:
             self._counts_work = False
             self._watchdog.stop()

@@ -102,12 +102,18 @@ def _without_forward(model: nn.Module) -> str:
     return f"{type(model).__name__} has no forward; name what to check: {example}"
 
 
+CALL_ITSELF = "methods=lambda policy, observation: policy(observation)"
+"""The line to write for an object that is called and is no module."""
+
+
 def _suggestion(owner: Any, name: str) -> str:
     has_forward = callable(getattr(owner, "forward", None)) and not _lacks_forward(owner)
     public = [*_own_methods(owner), *(["forward"] if has_forward else [])]
     # The closest first, and the others too: 'get_vaule' may be meant for either of two methods.
     near = difflib.get_close_matches(name, public, n=3)
     shown = list(dict.fromkeys([*near, *public]))[:_MOST_METHODS]
+    if not shown and callable(owner):
+        return f"; to call the object itself, write {CALL_ITSELF}"
     return f"; it has: {', '.join(shown)}" if shown else ""
 
 
@@ -129,8 +135,10 @@ def as_methods(methods: Any) -> tuple[Method, ...]:
             name = getattr(method, "__name__", "adapter").replace("<lambda>", "adapter")
             found.append(Method(name, method))
         else:
+            instead = f"; instead write {CALL_ITSELF}" if method == "__call__" else ""
             raise UsageError(
-                f"methods contains {method!r}; accepted: method names and functions f(model, **inputs)"
+                f"methods contains {method!r}; accepted: method names and functions "
+                f"f(model, **inputs){instead}"
             )
     names = [method.name for method in found]
     repeated = next((name for name in names if names.count(name) > 1), None)

@@ -556,3 +556,29 @@ def test_the_limit_is_the_users_own_again_after_the_check() -> None:
     before = torch._dynamo.config.recompile_limit
     check(Agent, observation=Box((8,)), examples=0)
     assert torch._dynamo.config.recompile_limit == before
+
+
+# --- compiled before the check --------------------------------------------------------------------
+
+
+class CompiledBefore(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("phase", ["rollout", "update"])
+def test_a_class_that_the_process_has_compiled_before(phase: str) -> None:
+    """Dynamo keeps code by class, and the library resets nothing."""
+    torch.compiler.reset()
+    with torch.set_grad_enabled(phase == "update"):
+        earlier = CompiledBefore().train(phase == "update")
+        torch.compile(earlier, backend="aot_eager")(torch.randn(4, 8))
+    (result,) = check_equivalence(
+        CompiledBefore, observation=Box((8,)), phases=phase, backend="aot_eager", examples=2
+    )
+    assert result.verdict is Verdict.EQUAL, result.reason
+    assert any("torch.compiler.reset()" in note for note in result.notes)

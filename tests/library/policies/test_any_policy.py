@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import inspect
+import re
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -861,3 +862,44 @@ def test_it_learns_from_the_distribution_that_it_keeps() -> None:
     backend = changed(lambda outputs, call: [o.detach() + 2 * (o - o.detach()) for o in outputs])
     wrong = check(KeepsItsDistribution, "lifecycle", observation=Box((8,)), methods="act", backend=backend)
     assert wrong.verdict is Verdict.DIFFERS, failure_text(wrong)
+
+
+class Called:
+    """An object that is called, and no module."""
+
+    def __init__(self) -> None:
+        self.layer = nn.Linear(8, 3)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("methods", ["forward", "__call__"])
+def test_an_object_that_is_called_is_told_the_line_to_write(methods: str) -> None:
+    line = "methods=lambda policy, observation: policy(observation)"
+    with pytest.raises(UsageError, match=re.escape(f"write {line}")):
+        check(Called, observation=Box((8,)), methods=methods)
+    assert_passes(
+        check(Called, observation=Box((8,)), methods=lambda policy, observation: policy(observation))
+    )
+
+
+class TrainsItself(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 3)
+
+    def act(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)
+
+    def learn(self, x: torch.Tensor) -> torch.Tensor:
+        self.layer(x).mean().backward()
+        return x.sum()
+
+
+def test_the_advice_on_a_method_for_training_names_the_method_that_acts() -> None:
+    results = check_equivalence(
+        TrainsItself, observation=Box((8,)), methods=["act", "learn"], phases="rollout", backend="eager"
+    )
+    reason = next(result.reason for result in results if result.method == "learn")
+    assert "methods=['learn', 'act'], act='act'" in reason
