@@ -16,6 +16,7 @@ from pytest_torchcompile.beyond.overwriting import overwritten_input
 from pytest_torchcompile.beyond.rejection import BrokenContract, try_undeclared_inputs
 from pytest_torchcompile.beyond.undeclared import IGNORED_HOOK, late_hook, undeclared_autocast
 from pytest_torchcompile.checking.pair import Pair
+from pytest_torchcompile.comparing.representation import ZERO_GRADIENTS
 from pytest_torchcompile.lifecycle.sides import LifecycleSides
 from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.policies.copies import copied_stale
@@ -97,8 +98,8 @@ def concluded(found: CheckResult, beyond: Beyond, options: CheckOptions) -> Chec
     if options.beyond == "off":
         return dataclasses.replace(found, remarks=())
     remarks = (*found.remarks, *beyond.remarks)
-    # This remark is on torch's default for every policy, so it does not fail this one.
-    own = [remark for remark in remarks if remark != IGNORED_HOOK]
+    # These remarks are on torch's defaults for every policy, so they do not fail this one.
+    own = [remark for remark in remarks if remark not in (IGNORED_HOOK, ZERO_GRADIENTS)]
     if options.beyond == "fail" and own and found.verdict.passed:
         reason = f"beyond what was declared: {some(own)}"
         return dataclasses.replace(found, verdict=Verdict.DIFFERS, reason=reason, remarks=remarks)

@@ -222,6 +222,9 @@ class Trial:
         judgement = self._judged(recipe, learning, eager, compiled, finite=True)
         self.evidence.add_learning(eager, judgement)
         if not judgement.differences:
+            zeros = representation.zero_gradients(eager, compiled)
+            if zeros:
+                self.evidence.remark(zeros)
             return None
         return Failure(recipe=recipe, judgement=judgement, call=self._calls, learning=learning)
 

@@ -1,7 +1,7 @@
-"""Remarks on equal outputs that differ in strides, shared memory or the order of dict keys.
+"""Remarks on equal outcomes that differ in strides, shared memory, the order of dict keys, or zeros for None.
 
 No number is wrong, so the check does not fail. Code that calls ``.view()`` on an output, writes to an output
-that is a view, or zips two dicts depends on these properties.
+that is a view, or zips two dicts depends on these properties, and some optimizers on what has a gradient.
 """
 
 from __future__ import annotations
@@ -39,3 +39,18 @@ def representation_remarks(eager: Outcome, compiled: Outcome) -> Iterator[tuple[
     if mine != theirs and sorted(mine) == sorted(theirs):
         one, other = next((a, b) for a, b in zip(mine, theirs, strict=True) if a != b)
         yield "keys", f"different order of keys: eager has {one} where compiled has {other}"
+
+
+ZERO_GRADIENTS = (
+    "where a loss leaves out outputs, eager leaves the gradients of their parameters None and compiled makes "
+    "them zeros, which is torch's default for every policy: an optimizer with momentum or weight decay then "
+    "moves these parameters; if you learn from some of the outputs, set gradients of zeros to None before its "
+    "step"
+)
+"""The same text for all policies, so that a report shows it once."""
+
+
+def zero_gradients(eager: Outcome, compiled: Outcome) -> str:
+    """Return the remark on gradients that only compiled has, all zeros; empty if there are none."""
+    only = (name for name, gradient in eager.gradients.items() if gradient is None)
+    return ZERO_GRADIENTS if any(compiled.gradients.get(name) is not None for name in only) else ""

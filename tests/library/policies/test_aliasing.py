@@ -1,4 +1,4 @@
-"""Memory that outputs share in compiled or in eager only, strides, and the order of keys."""
+"""Memory that outputs share in compiled or in eager only, strides, the order of keys, zeros for None."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from small_checks import assert_differs, assert_passes, check
 from torch import nn
 
 from pytest_torchcompile import Box, CheckResult, Verdict
+from pytest_torchcompile.comparing.representation import ZERO_GRADIENTS
 from pytest_torchcompile.policies.aliasing import aliases, overlap
 
 compiling = torch.compiler.is_compiling
@@ -110,6 +111,35 @@ def test_what_is_represented_otherwise_is_a_remark(what: str, said: str) -> None
     assert_passes(silent)
     assert not silent.remarks
     assert run(Shared, what, True, beyond="fail").verdict is Verdict.DIFFERS
+
+
+class Heads(nn.Module):
+    """Each output has parameters of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.actor, self.critic = nn.Linear(5, 4), nn.Linear(5, 1)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.actor(x), self.critic(x)
+
+
+class OneHead(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(5, 4)
+
+
+@pytest.mark.parametrize(
+    ("policy", "backend", "remarks"),
+    [(Heads, "aot_eager", [ZERO_GRADIENTS]), (Heads, "eager", []), (OneHead, "aot_eager", [])],
+)
+def test_zeros_for_none_are_a_remark_that_fails_nothing(
+    policy: type[nn.Module], backend: str, remarks: list[str]
+) -> None:
+    for beyond in ("remark", "fail"):
+        result = run(policy, phase="update", backend=backend, beyond=beyond)
+        assert_passes(result)
+        assert [remark for remark in result.remarks if "gradients" in remark] == remarks
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
