@@ -44,8 +44,8 @@ def representation_remarks(eager: Outcome, compiled: Outcome) -> Iterator[tuple[
 ZERO_GRADIENTS = (
     "where a loss leaves out outputs, eager leaves the gradients of their parameters None and compiled makes "
     "them zeros, which is torch's default for every policy: an optimizer with momentum or weight decay then "
-    "moves these parameters; if you learn from some of the outputs, set gradients of zeros to None before its "
-    "step"
+    "moves these parameters; if you learn from some of the outputs, set gradients of zeros to None before "
+    "its step"
 )
 """The same text for all policies, so that a report shows it once."""
 
