@@ -176,7 +176,7 @@ class CheckProtocol:
         return None
 
     def _learn_otherwise(self, recipe: Recipe) -> Failure | None:
-        """Learn from the plain sum of the outputs, with another call before the backward, and from both.
+        """Learn from the plain sum of the outputs, and with another call: before the backward, before both.
 
         With ``loss.sum()`` or ``mean()`` the gradients of the outputs have another memory layout than the
         outputs. A loss of two calls needs what the first has saved for its backward, and gradients that are
@@ -355,7 +355,7 @@ class CheckProtocol:
         suppressed = self.pair.recorder.suppressed()
         if suppressed and self.pair.capture.graphs and not self._trial.evidence.rejected:
             notes.append(f"{suppressed}, and torch ran that part eager")
-        if self.pair.recorder.uncounted():
+        if self.pair.recorder.uncounted() and self.pair.capture.graphs:
             notes.append(f"not known what share of the work is compiled: {self.pair.recorder.uncounted()}")
         # Recompiles for layouts do not count: a deployed policy does not get inputs in every layout.
         recompiles = len(self.pair.capture.recompiles) - self._recompiles_by_layout

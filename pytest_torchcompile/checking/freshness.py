@@ -52,7 +52,9 @@ class Unlike(NamedTuple):
 
 
 def unlike_as_deployed(pair: Pair, options: CheckOptions) -> Unlike | None:
-    """Return an output that is drawn and never varies, or one that is not drawn and is wrong; else None.
+    """Return an output that is drawn and never varies or ignores the seed, or is not drawn and is wrong.
+
+    Return None if there is none.
 
     If both sides have one distribution, each pair of calls that differs is eager's or compiled's with equal
     probability. For n pairs on each side, the probability that all k of them are eager's is
@@ -95,10 +97,40 @@ def unlike_as_deployed(pair: Pair, options: CheckOptions) -> Unlike | None:
     if still is not None:
         return Unlike(f"{AS_DEPLOYED} the same draw again and again", still)
     # Without the streams each call begins from the same seed.
-    seedless = _unlike_under_one_seed(
-        call_twice(pair.eager, contextlib.nullcontext), call_twice(deployed, recorder.watching)
-    )
-    return None if seedless is None else Unlike(f"{AS_DEPLOYED} other draws under the same seed", seedless)
+    eager = _twice_from_one_state(pair, pair.eager, recipe, contextlib.nullcontext)
+    compiled = _twice_from_one_state(pair, deployed, recipe, recorder.watching)
+    unlike = _unlike_under_one_seed(eager, compiled, tally.drawn(), options)
+    return None if unlike is None else Unlike(f"{AS_DEPLOYED} other draws under the same seed", unlike)
+
+
+def _twice_from_one_state(pair: Pair, side: Side, recipe: Recipe, under: Around) -> list[Outcome]:
+    """Call a side twice under one seed, from the same counters: noise may depend on the number of a call."""
+    counters = {} if side.state is None else side.state.counters()
+    found = []
+    for _ in range(2):
+        if side.state is not None:
+            side.state.set_counters(counters)
+        found.append(pair.run(side, recipe, under=under, phase="rollout"))
+    return found
+
+
+def _unlike_under_one_seed(
+    eager: list[Outcome], compiled: list[Outcome], drawn: set[str], options: CheckOptions
+) -> Difference | None:
+    """Return an output that is drawn, and that two calls of eager repeat and those of compiled do not."""
+    if any(call.error is not None for call in (*eager, *compiled)):
+        return None
+    tolerance = Tolerance(atol=options.atol, rtol=options.rtol)
+    repeated = drawn - set(_unequal(*eager))
+    one, other = (_only(call, repeated) for call in compiled)
+    for difference in judge(one, other, tolerance, None).differences:
+        return Difference(
+            path=difference.path,
+            problem="seed",
+            eager="repeats under one seed",
+            compiled="does not repeat under it",
+        )
+    return None
 
 
 class _Tally:
@@ -122,6 +154,10 @@ class _Tally:
         """
         return {path for path, number in self._between.items() if number == PAIRS and not self._eager[path]}
 
+    def drawn(self) -> set[str]:
+        """Return the outputs that varied in eager."""
+        return {path for path, number in self._eager.items() if number}
+
     def frozen(self) -> Difference | None:
         """Return an output that varies in eager and not in compiled, by more than chance allows."""
         for path, number in self._eager.items():
@@ -136,17 +172,6 @@ class _Tally:
                     allowed=FALSE_ALARMS,
                 )
         return None
-
-
-def _unlike_under_one_seed(eager: list[Outcome], compiled: list[Outcome]) -> Difference | None:
-    """Return an output that two calls of eager under one seed repeat and those of compiled do not."""
-    if any(call.error is not None for call in (*eager, *compiled)) or _unequal(*eager):
-        return None
-    for path in _unequal(*compiled):
-        return Difference(
-            path=path, problem="seed", eager="repeats under one seed", compiled="does not repeat under it"
-        )
-    return None
 
 
 def _unequal(one: Outcome, other: Outcome) -> list[str]:
@@ -164,17 +189,19 @@ def _wrong_among(
 ) -> Difference | None:
     """Return the worst difference among these outputs, by the rules of a case; None if they agree."""
 
-    def only(outcome: Outcome) -> Outcome:
-        tensors = {path: tensor for path, tensor in outcome.outputs.tensors.items() if path in paths}
-        return Outcome(outputs=NamedValues(tensors=tensors), seed=outcome.seed)
-
     def rerun(under: Around = contextlib.nullcontext, wide: bool = False) -> Outcome:
-        return only(pair.run(pair.eager, recipe, under=under, wide=wide, phase="rollout"))
+        return _only(pair.run(pair.eager, recipe, under=under, wide=wide, phase="rollout"), paths)
 
     tolerance = Tolerance(atol=options.atol, rtol=options.rtol)
-    mine = only(eager)
+    mine = _only(eager, paths)
     asked = None if options.reference == "eager" else references(mine, pair.eager, rerun)
-    return next(iter(judge(mine, only(deployed), tolerance, asked).differences), None)
+    return next(iter(judge(mine, _only(deployed, paths), tolerance, asked).differences), None)
+
+
+def _only(outcome: Outcome, paths: set[str]) -> Outcome:
+    """Return an outcome with these outputs alone."""
+    tensors = {path: tensor for path, tensor in outcome.outputs.tensors.items() if path in paths}
+    return Outcome(outputs=NamedValues(tensors=tensors), seed=outcome.seed)
 
 
 def _raised(error: BaseException, recorder: Recorder) -> Difference:

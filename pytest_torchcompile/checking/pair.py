@@ -259,11 +259,11 @@ class Pair:
         A number or flag that this changes stays with its side, as what it tells of: whether an adapter is
         merged into the weights.
         """
-        for side in (self.eager, self.compiled):
-            changed = side.switch(training)
-            for one in (self.eager, self.compiled):
-                if changed and one.state is not None:
-                    one.state.leave_to_modes(changed)
+        states = [side.state for side in (self.eager, self.compiled) if side.state is not None]
+        changed = set().union(*(state.switch(training) for state in states))
+        if changed:
+            for state in states:
+                state.leave_to_modes(changed)
             self._counters = {place: n for place, n in self._counters.items() if place not in changed}
 
     def notice_written(self, side: Side, outcome: Outcome) -> None:

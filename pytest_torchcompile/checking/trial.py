@@ -132,7 +132,8 @@ class Trial:
         judgement = self._judged(recipe, pair.learning, eager, compiled, finite)
         degenerate = recipes.equal_terms(pair.tree, recipe) > 0
         self.evidence.add(eager, judgement, degenerate=degenerate, changed=changed)
-        hidden = not _finite_gradients(eager)
+        each = self.extra_checks and finite
+        hidden = each and not _finite_gradients(eager)
         # Each side's gradients are as large as the policy, and so are those of the float64 reference.
         eager.gradients.clear()
         compiled.gradients.clear()
@@ -142,11 +143,7 @@ class Trial:
         beyond = () if finite else nonfinite.nonfinite_remarks(eager, compiled)
         for kind, sentence in (*beyond, *representation.representation_remarks(eager, compiled)):
             self.evidence.remark(sentence, kind)
-        return (
-            self._learn_from_each(recipe, eager.learnt_from, hidden=hidden)
-            if self.extra_checks and finite
-            else None
-        )
+        return self._learn_from_each(recipe, eager.learnt_from, hidden=hidden) if each else None
 
     def _called(self, recipe: Recipe, learning: Learning) -> tuple[Outcome, Outcome, bool]:
         """Call both sides; return both outcomes, and whether eager changed the state of the policy."""

@@ -178,7 +178,7 @@ class Recorder:
                 yield
                 self._in_pieces |= self._in_call != 1
             ran = self._in_call or self.compiled_in_last_call or self._errors
-            if self._counts_work and self._work is not None and not ran:
+            if self._counts_work and self._work is not None and self._work.all and not ran:
                 self._work.unknown = COMPILED_BEFORE
         finally:
             self._counts_work = False

@@ -187,8 +187,8 @@ def _add_change(steps: _Steps, sides: LifecycleSides, move: Move, *, compare: bo
             steps.all.append({"do": "train_layer", "compare": False, "name": move.name, "on": trained})
         case "attributes":
             steps.all.append({"do": "set", "compare": False, "values": changes.attributes()})
-        case "buffers":
-            steps.write(changes.buffers(), how, compare=compare)
+        case "buffers" | "integers":
+            steps.write(changes.tensors(), how, compare=compare)
         case _:
             steps.write(sides.eager.weights(), how, compare=compare)
 

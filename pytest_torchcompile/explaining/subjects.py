@@ -254,5 +254,5 @@ class Part:
 def _compiled_context(draws: bool, recorder: Recorder) -> Any:
     """The context in which the compiled side of a check runs."""
     numbers = internals.eager_random_numbers() if draws else contextlib.nullcontext()
-    with numbers, recorder.watching():
+    with numbers, internals.raised_recompile_limit(), recorder.watching():
         yield

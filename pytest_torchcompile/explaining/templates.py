@@ -140,7 +140,10 @@ class Side:
         *owners, name = path.split(".")
         owner = self.policy
         for part in owners:
-            owner = getattr(owner, part, None)
+            if isinstance(owner, (list, tuple)):
+                owner = owner[int(part)]
+            else:
+                owner = owner.get(part) if isinstance(owner, dict) else getattr(owner, part, None)
         return owner, name
 
     def write(self, tensors, how):

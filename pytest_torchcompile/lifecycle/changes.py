@@ -31,14 +31,19 @@ class Changes:
 
     Args:
         model: the side's policy.
+        other: the other side's policy. What both hold, such as one object of settings, is left alone.
         state: the state of the policy, with its parameters.
     """
 
-    def __init__(self, model: nn.Module, state: ModuleState) -> None:
+    def __init__(self, model: nn.Module, other: nn.Module, state: ModuleState) -> None:
         self._inner = internals.uncompiled(model)
         self._state = state
+        mine, theirs = Reachable(self._inner), Reachable(internals.uncompiled(other))
+        self._shared = set() if model is other else mine.shared_with(theirs)
         # An attribute that is 0 turns something off.
-        self._floats: dict[Place, float] = {p: value for p, value in state.own_floats().items() if value}
+        self._floats: dict[Place, float] = {
+            place: value for place, value in state.own_floats().items() if value and place not in self._shared
+        }
         self._annealed: dict[Place, float] = {}
         # Not copies: these share memory with the parameters.
         self._data = {name: p.data for name, p in state.parameters().items() if _can_be_moved(p)}
@@ -52,6 +57,8 @@ class Changes:
             if self._buffers().keys() & self._inner.state_dict().keys():
                 yield Change.BUFFERS_LOADED
             yield Change.BUFFERS_ASSIGNED
+        if self._integers():
+            yield Change.INTEGERS_COPIED
         if self._data:
             yield from (Change.WEIGHTS_COPIED, Change.WEIGHTS_DATA, Change.WEIGHTS_REPLACED)
         if self._floats:
@@ -59,14 +66,17 @@ class Changes:
 
     def names(self, change: Change) -> list[str]:
         """Return the names of the buffers or attributes of a change; empty for other changes."""
-        if change.what == "buffers":
-            return list(self._buffers())
+        if change is Change.BUFFERS_LOADED:
+            return [name for name in self._buffers() if name in self._inner.state_dict()]
+        if change.what in ("buffers", "integers"):
+            return list(self._changed_by(change))
         return [_joined(place) for place in self._floats] if change is Change.ANNEALED else []
 
     def layer(self, learnt: Sequence[Collection[str]]) -> str:
         """Return a submodule that can be frozen while others still learn; empty if there is none.
 
-        Of several it is one in the middle, so that gradients go through it to layers before it.
+        It is one with a learnt layer before it in the same module, if there is such a one: gradients go
+        through it to that layer.
 
         Args:
             learnt: for each method, the names of the parameters that it learns.
@@ -82,25 +92,27 @@ class Changes:
             and any(not names.isdisjoint(each) for each in learnt)
             and all(set(each) - names for each in learnt)
         ]
-        return found[len(found) // 2] if found else ""
+        behind = (owner for number, owner in enumerate(found) if _follows(owner, found[:number]))
+        return next(behind, found[0] if found else "")
 
     def attributes(self) -> dict[str, float]:
         """Return the current values of the attributes that can be annealed, by path."""
         now = self._state.own_floats()
         return {_joined(place): now[place] for place in self._floats if place in now}
 
-    def buffers(self) -> Tensors:
-        """Return copies of the buffers that can be changed."""
-        return {name: buffer.detach().clone() for name, buffer in self._buffers().items()}
+    def tensors(self) -> Tensors:
+        """Return copies of the buffers and attributes that can be changed."""
+        found = self._buffers() | self._integers()
+        return {name: tensor.detach().clone() for name, tensor in found.items()}
 
     # --- making them ---
 
     def make(self, change: Change, name: str, seed: int) -> None:
         """Make a change, to everything of its kind or, if `name` is not empty, to what has that name."""
         match change.what:
-            case "buffers":
-                buffers = self._buffers()
-                self._write_buffers(change, _moved(buffers if not name else {name: buffers[name]}, seed))
+            case "buffers" | "integers":
+                found = self._changed_by(change)
+                self._write_buffers(change, _moved({name: found[name]} if name else found, seed))
             case "weights":
                 self._write_weights(change, self._weights(seed))
             case "attributes":
@@ -120,10 +132,11 @@ class Changes:
             return
         reachable = Reachable(self._inner)
         places = _attributes(reachable)
+        old = self._changed_by(change)
         for name, tensor in new.items():
-            if change is Change.BUFFERS_COPIED:
+            if change is not Change.BUFFERS_ASSIGNED:
                 with torch.no_grad():
-                    self._buffers()[name].copy_(tensor)
+                    old[name].copy_(tensor)
             elif name in places:
                 reachable.put(places[name], tensor)
             else:
@@ -177,7 +190,7 @@ class Changes:
         """Copy weights, buffers and attributes. Return a function that restores one kind of them."""
         parameters = self._state.parameters() | self._state.leaves()
         weights = {name: p.detach().clone() for name, p in parameters.items()}
-        buffers = self.buffers()
+        buffers = self.tensors()
         floats = self._state.own_floats()
 
         def restore(what: str) -> None:
@@ -187,8 +200,9 @@ class Changes:
                 for name, tensor in weights.items():
                     write(parameters[name], tensor)
             else:
-                for name, tensor in buffers.items():
-                    write(self._buffers()[name], tensor)
+                now = self._buffers() | self._integers()
+                for name in buffers.keys() & now.keys():
+                    write(now[name], buffers[name])
 
         return restore
 
@@ -198,12 +212,28 @@ class Changes:
         yield from self._inner.named_parameters(remove_duplicate=not twice)
         yield from self._inner.named_buffers(remove_duplicate=not twice)
 
+    def _changed_by(self, change: Change) -> Tensors:
+        return self._integers() if change is Change.INTEGERS_COPIED else self._buffers()
+
     def _buffers(self) -> Tensors:
-        """Return the buffers that can be changed, and the tensors among the attributes, by name."""
+        """Return the buffers of floats, and then such tensors among the attributes, by name."""
+        return {name: tensor for name, tensor in self._own_tensors() if tensor.is_floating_point()}
+
+    def _integers(self) -> Tensors:
+        """Return the buffers and attributes of integers or booleans, by name; none on an accelerator.
+
+        There an index out of range ends the process.
+        """
+        found = {name: tensor for name, tensor in self._own_tensors() if not tensor.is_floating_point()}
+        return {} if any(tensor.device.type != "cpu" for tensor in found.values()) else found
+
+    def _own_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield the buffers that can be changed, then such tensors among the attributes, with their names."""
         reachable = Reachable(self._inner)
-        found = {name: reachable.values[place] for name, place in _attributes(reachable).items()}
-        found |= dict(self._inner.named_buffers())
-        return {name: tensor for name, tensor in found.items() if _can_be_changed(tensor)}
+        yield from ((n, b) for n, b in self._inner.named_buffers() if _can_be_changed(b))
+        for name, place in _attributes(reachable).items():
+            if place not in self._shared and _can_be_changed(reachable.values[place]):
+                yield name, reachable.values[place]
 
     def _weights(self, seed: int) -> Tensors:
         """Return new weights near the first ones."""
@@ -222,6 +252,12 @@ def _can_be_moved(tensor: torch.Tensor) -> bool:
     if is_lazy(tensor) or not is_ordinary(tensor) or tensor.is_inference():
         return False
     return tensor.is_floating_point() and 0 not in tensor.stride()
+
+
+def _follows(owner: str, earlier: Sequence[str]) -> bool:
+    """Return whether one of the earlier layers lies in the same module as a layer."""
+    inside = owner.rpartition(".")[0]
+    return any(not inside or other.startswith(f"{inside}.") for other in earlier)
 
 
 def _attributes(reachable: Reachable) -> dict[str, Place]:
@@ -248,7 +284,8 @@ def _moved(tensors: Mapping[str, torch.Tensor], seed: int) -> Tensors:
     """Return other values for these tensors, of a kind that they may have.
 
     Each finite element of a float becomes a little larger, so that a variance stays positive. The rows of an
-    index or a mask change places, so that they stay in range; a single integer is a counter.
+    index or a mask change places, so that they stay in range. A single integer is increased by 1, which eager
+    may reject.
     """
     generator = torch.Generator().manual_seed(seed)
     found = {}

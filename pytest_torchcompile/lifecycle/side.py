@@ -77,8 +77,6 @@ class LifecycleSide:
         """Start a story: from the first weights, these counters and a new optimizer."""
         assert self.side.state is not None  # a pair's sides have modules
         self.changes.restore_memory()
-        # The weights are restored as they were in this mode; a layer may change them as it leaves it.
-        self.side.switch(self.side.state.was_training)
         self.side.reset(training=False)
         self.side.state.set_counters(self.changes.with_first_attributes(counters))
         # Before a story can freeze a layer, which it may thaw later.
@@ -222,7 +220,10 @@ class LifecycleSide:
         return gradients
 
     def _loss_of(self, outcome: Outcome, move: Move) -> torch.Tensor:
-        roots = self._pairs[move.method].learning.roots(self._sides[move.method].sources(outcome))
+        sources = outcome.outputs.tensors
+        if not self._has_loss:
+            sources = self._sides[move.method].sources(outcome)
+        roots = self._pairs[move.method].learning.roots(sources)
         live = {path: tensor for path, tensor in roots.items() if tensor.is_floating_point()}
         outcome.learnt_from = tuple(live)
         return live["output"] if self._has_loss else loss.ppo_loss(live, move.seed)

@@ -69,7 +69,9 @@ class LifecycleSides:
     def _changes_of(self, name: str) -> Changes:
         state = getattr(self.first, name).state
         assert state is not None  # a pair's sides have modules
-        return Changes(getattr(self.first.twins, name), state)
+        twins = self.first.twins
+        other = twins.eager if name == "compiled" else twins.compiled
+        return Changes(getattr(twins, name), other, state)
 
     def _side(self, name: str) -> LifecycleSide:
         sides: dict[str, Side] = {method: getattr(pair, name) for method, pair in self.by_name.items()}

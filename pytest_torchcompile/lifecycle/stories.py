@@ -40,7 +40,7 @@ class Manner(StrEnum):
 
 
 ACTING = (Manner.TRAINING, Manner.LAYOUT, Manner.INFERENCE)
-"""How a policy acts at the end of a story. Inference mode is last because no other move can follow it."""
+"""How a policy acts at the end of a story. Inference mode is last because no other manner can follow it."""
 
 
 class Change(StrEnum):
@@ -50,6 +50,7 @@ class Change(StrEnum):
     BUFFERS_COPIED = "buffers changed by copy_"
     BUFFERS_LOADED = "buffers changed by load_state_dict"
     BUFFERS_ASSIGNED = "buffers changed by assignment"
+    INTEGERS_COPIED = "integers changed by copy_"
     WEIGHTS_COPIED = "weights changed by copy_"
     WEIGHTS_DATA = "weights changed by .data.copy_"
     WEIGHTS_REPLACED = "weights changed by .data ="
@@ -59,7 +60,7 @@ class Change(StrEnum):
 
     @property
     def what(self) -> str:
-        """``weights``, ``buffers``, ``attributes`` or ``layers``."""
+        """``weights``, ``buffers``, ``integers``, ``attributes`` or ``layers``."""
         return self.partition(" ")[0]
 
     @property
@@ -179,7 +180,7 @@ def canonical(
     """Return the first story of every lifecycle: it has each move, where a fault is most likely to show.
 
     For one method that acts and learns it has 15 calls, and those of `_between_calls`: 6 more for a
-    multilayer perceptron, 9 with buffers, and two more with attributes.
+    multilayer perceptron, 9 with buffers, one more with integers, and two more with attributes.
 
     Args:
         acting: the methods by which the policy acts.

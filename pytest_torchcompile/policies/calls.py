@@ -25,7 +25,6 @@ from pytest_torchcompile.policies.backward import FROM_ALL, Backward, Gradients,
 from pytest_torchcompile.policies.generators import GeneratorState
 from pytest_torchcompile.policies.holders import policy_of
 from pytest_torchcompile.policies.outputs import NamedValues, is_mapping, named_values
-from pytest_torchcompile.policies.reachable import Place
 from pytest_torchcompile.policies.state import ModuleState
 from pytest_torchcompile.runtime import isolation
 from pytest_torchcompile.texts import raised_text
@@ -197,7 +196,7 @@ class Side:
     ) -> Outcome:
         """Reset the state, then take one `step` in ``rollout`` or ``update``.
 
-        With inputs `between`, the function is called on them too, before the backward, if `learning` says so.
+        With inputs `between`, the function is called on them too, before the backward; see `Learning`.
         """
         self.reset(training=training_in(phase, learning))
         differentiate = None
@@ -340,15 +339,6 @@ class Side:
             self.model.train(training)
         if self._reset is not None:
             _call_hook("reset", self._reset, self.model)
-
-    def switch(self, training: bool) -> set[Place]:
-        """Put the module into ``train()`` or ``eval()``; return the counters that this changes."""
-        if self.model is None or self.state is None or self.model.training is training:
-            return set()
-        before = self.state.counters()
-        self.model.train(training)
-        now = self.state.counters()
-        return {place for place, value in before.items() if now.get(place) != value}
 
     def restore(self) -> None:
         """Restore the module to the state in which it was found."""

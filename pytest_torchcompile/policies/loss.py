@@ -28,7 +28,7 @@ def ppo_loss(outputs: Mapping[str, torch.Tensor], seed: int) -> torch.Tensor:
     the loss to each output, with drawn old values, advantages and returns.
 
     Args:
-        outputs: floating-point outputs that require grad, of any shape.
+        outputs: floating-point outputs and attributes that require grad, of any shape.
         seed: seed of the drawn numbers; they are the same for the same shapes.
 
     Returns:

@@ -161,6 +161,18 @@ class Reachable:
         """Return the plain values that hold tensors, arrays or distributions, by place."""
         return {place: value for place, value in self.values.items() if holds_tensors(value)}
 
+    def shared_with(self, other: Reachable) -> set[Place]:
+        """Return the places of the plain values that lie in an object that both hold, or are one tensor."""
+        theirs = {id(value) for value in other.held.values()}
+        tensors = {id(value) for value in other.values.values() if isinstance(value, torch.Tensor)}
+        common = [self._named(*place) for place, value in self.held.items() if id(value) in theirs]
+        return {
+            place
+            for place, value in self.values.items()
+            if (isinstance(value, torch.Tensor) and id(value) in tensors)
+            or any(place[0] == path or place[0].startswith(f"{path}.") for path in common)
+        }
+
     def put(self, place: Place, value: Any) -> None:
         """Store a value at its place, even in a dict that forbids it; does nothing for items of a tuple."""
         path, name = place

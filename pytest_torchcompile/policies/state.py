@@ -66,7 +66,8 @@ class ModuleState:
         """Names of the parameters that a call writes to without increasing their versions."""
         found = Reachable(model)
         self._found = found
-        self._left_to_modes: set[Place] = set()
+        self._keeps_parameters = parameters
+        self._of_modes: dict[Place, dict[bool, Any]] = {}
         self._training = [(module, module.training) for module in found.modules.values()]
         self._required_grad = [
             (t, t.requires_grad) for t in (*found.parameters.values(), *found.leaves.values())
@@ -197,6 +198,9 @@ class ModuleState:
 
         The original objects are restored, not replaced by equal ones.
         """
+        if self._of_modes and self._keeps_parameters:
+            # A layer may change its weights in `train()` and `eval()`; those recorded are of this mode.
+            self.model.train(self._training[0][1])
         for module, name, buffer, value in self._buffers:
             _set_buffer(module, name, buffer if write(buffer, value) else copied(value))
         for buffers, name in self._empty_buffers:
@@ -208,6 +212,7 @@ class ModuleState:
                 self._versions[name] = version(self._parameters[name])
         self._accepted.clear()
         self._generators.reset()
+        self._reset_modes()
         self._reset_gradients()
         self._reset_spaces()
 
@@ -247,7 +252,7 @@ class ModuleState:
         attributes = (
             place
             for place in self._values
-            if place[0] not in self._found.containers and place not in self._left_to_modes
+            if place[0] not in self._found.containers and place not in self._of_modes
         )
         now = {(path, name): self._found.spaces[path].get(name) for path, name in attributes}
         return {place: value for place, value in now.items() if isinstance(value, _SCALARS)}
@@ -261,14 +266,30 @@ class ModuleState:
             if type(value) is float and math.isfinite(value) and not _is_torch_layer(modules.get(place[0]))
         }
 
-    def leave_to_modes(self, places: Iterable[Place]) -> None:
-        """Leave out of the counters what the policy itself changes in ``train()`` and ``eval()``."""
-        self._left_to_modes.update(places)
+    def switch(self, training: bool) -> set[Place]:
+        """Put the module into ``train()`` or ``eval()``; return the counters that this changes."""
+        if self.model.training is training:
+            return set()
+        before = self.counters()
+        self.model.train(training)
+        now = self.counters()
+        return {place for place, old in before.items() if now.get(place) is not old and now.get(place) != old}
 
-    @property
-    def was_training(self) -> bool:
-        """Whether the module was in ``train()`` at construction."""
-        return self._training[0][1]
+    def leave_to_modes(self, places: Iterable[Place]) -> None:
+        """Leave out of the counters what the policy itself changes in ``train()`` and ``eval()``.
+
+        From now on `reset` gives them the values that they had first in the mode.
+        """
+        for place in places:
+            self._of_modes.setdefault(place, {})
+        self._reset_modes()
+
+    def _reset_modes(self) -> None:
+        for (path, name), values in self._of_modes.items():
+            space = self._found.spaces[path]
+            first = values.setdefault(self.model.training, space.get(name))
+            if space.get(name) is not first:
+                space[name] = first
 
     def set_counters(self, counters: Counters) -> None:
         """Assign numbers, booleans and strings."""
@@ -279,8 +300,7 @@ class ModuleState:
 
     def restore(self) -> None:
         """Restore the module as it was at construction: state, counters and training flags."""
-        if self.model.training is not self.was_training:
-            self.model.train(self.was_training)
+        self.model.train(self._training[0][1])
         self.reset()
         found = {place: old for place, (old, _) in self._values.items() if isinstance(old, _SCALARS)}
         self.set_counters(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,15 @@ from torch.nn import functional as F
 
 from pytest_torchcompile import Box, CheckResult, Verdict
 from pytest_torchcompile.lifecycle.side import layers_with_modes
-from pytest_torchcompile.lifecycle.stories import ACTING, Change, Kind, Possible, canonical, story_text
+from pytest_torchcompile.lifecycle.stories import (
+    ACTING,
+    Change,
+    Kind,
+    Manner,
+    Possible,
+    canonical,
+    story_text,
+)
 
 compiling = torch.compiler.is_compiling
 
@@ -211,8 +220,9 @@ def test_an_index_a_mask_a_count_or_an_attribute_taken_for_a_constant(
     name: str, shape: tuple[int, ...], dtype: torch.dtype
 ) -> None:
     result = check(Choosing, backend=backends.wrapped(first_values(shape, dtype)))
-    story = f"buffer {name} changed by copy_, act(batch 4)"
-    assert_told(result, story, "the last move uses the buffer from before the change")
+    what = "buffer" if dtype.is_floating_point else "integer"
+    story = f"{what} {name} changed by copy_, act(batch 4)"
+    assert_told(result, story, f"the last move uses the {what} from before the change")
 
 
 def test_what_chooses_passes_and_is_unchanged_after_the_check() -> None:
@@ -229,6 +239,54 @@ def test_what_chooses_passes_and_is_unchanged_after_the_check() -> None:
         assert agent.order.tolist() == [0, 1, 2, 3]
         assert agent.legal.tolist() == [True, True, False, True]
         assert (agent.calls.item(), agent.offset.tolist()[-1]) == (3, 1.0)
+
+
+class Embedding(Agent):
+    """It raises on the next higher id, which must not end the moves of its buffers of floats."""
+
+    def __init__(self, wrong: bool) -> None:
+        super().__init__()
+        self.tasks, self.wrong = nn.Embedding(2, 8), wrong
+        self.register_buffer("task", torch.tensor(1))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        mean = self.norm.mean
+        if self.wrong and compiling():
+            x = x + mean
+        return super().forward(x + self.tasks(self.task))
+
+
+@pytest.mark.parametrize("wrong", [True, False])
+def test_an_integer_that_eager_refuses_leaves_the_other_moves(wrong: bool) -> None:
+    result = check(lambda: Embedding(wrong))
+    if wrong:
+        story = "buffer norm.mean changed by copy_, act(batch 4)"
+        assert_told(result, story, "the last move uses the buffer from before the change")
+    else:
+        assert_passes(result)
+        (left_out,) = [note for note in result.notes if "left out" in note]
+        assert left_out.startswith("left out: integers changed by copy_, after which eager raises IndexError")
+
+
+SETTINGS = argparse.Namespace(temperature=1.5, unused=0.1)
+LOW = torch.zeros(4)
+
+
+class Sharing(Agent):
+    """All of its instances hold one object of settings, and one tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.settings, self.low = SETTINGS, LOW
+
+    def forward(self, x: torch.Tensor) -> Any:
+        logits, value = super().forward(x)
+        return torch.maximum(logits, self.low) / self.settings.temperature, value
+
+
+def test_what_both_sides_hold_is_left_alone() -> None:
+    assert_passes(check(Sharing, examples=50))
+    assert (SETTINGS.temperature, SETTINGS.unused, LOW.tolist()) == (1.5, 0.1, [0.0] * 4)
 
 
 @pytest.mark.parametrize("on", [True, False])
@@ -473,6 +531,32 @@ def test_a_gradient_that_is_halved_by_a_frozen_layer(on: bool) -> None:
         assert_passes(result)
 
 
+class TwoNetworks(nn.Module):
+    """As CleanRL's agents are: the actor and the critic share nothing."""
+
+    def __init__(self, wrong: bool) -> None:
+        super().__init__()
+        self.critic = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1))
+        self.actor = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4))
+        self.wrong = wrong
+
+    def forward(self, x: torch.Tensor) -> Any:
+        first, tanh, last = self.critic
+        hidden = tanh(first(x))
+        lost = self.wrong and compiling() and not last.weight.requires_grad
+        return self.actor(x), last((hidden + hidden.detach()) / 2 if lost else hidden)
+
+
+@pytest.mark.parametrize("wrong", [True, False])
+def test_the_frozen_layer_has_one_before_it(wrong: bool) -> None:
+    result = check(lambda: TwoNetworks(wrong))
+    if wrong:
+        assert_told(result, "layer critic.2 frozen, learn(batch 4)")
+        assert any(difference.path.startswith("gradient of critic.0") for difference in result.differences)
+    else:
+        assert_passes(result)
+
+
 class Apart(nn.Module):
     """Each method learns one layer."""
 
@@ -673,14 +757,14 @@ def test_each_manner_acts_before_and_after_the_weights_change() -> None:
     )
 
 
-def in_a_manner(applies: Callable[[], bool], stale: Callable[[Any], Any], static: bool) -> Wrap:
+def in_a_manner(applies: Callable[[fx.GraphModule], bool], stale: Callable[[Any], Any], static: bool) -> Wrap:
     """Code of one manner of acting that keeps its first weights, or returns its outputs in one memory."""
 
     def wrap(graph: fx.GraphModule, run: backends.Run) -> backends.Run:
         memory: dict[int, torch.Tensor] = {}
 
         def called(*args: Any) -> Any:
-            if not applies():
+            if not applies(graph):
                 return run(*args)
             outputs = list(run(*map(stale, args)))
             for at in backends.float_tensors(outputs) if static else ():
@@ -692,8 +776,21 @@ def in_a_manner(applies: Callable[[], bool], stale: Callable[[Any], Any], static
     return wrap
 
 
+def is_training_without_gradients(graph: fx.GraphModule) -> bool:
+    """Whether the graph is of a policy in `train()`, with dropout in it, that acts."""
+    drops = any("dropout" in str(node.target) and node.args[2] is True for node in graph.graph.nodes)
+    return drops and not torch.is_grad_enabled()
+
+
+class Dropping(Agent):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Dropout(0.1))
+
+
+@pytest.mark.parametrize("manner", [Manner.INFERENCE, Manner.TRAINING])
 @pytest.mark.parametrize("fault", ["stale weights", "static outputs", ""])
-def test_a_manner_with_code_of_its_own(fault: str) -> None:
+def test_a_manner_with_code_of_its_own(fault: str, manner: Manner) -> None:
     kept: dict[int, torch.Tensor] = {}
 
     def stale(value: Any) -> Any:
@@ -701,11 +798,16 @@ def test_a_manner_with_code_of_its_own(fault: str) -> None:
             return value
         return kept.setdefault(id(value), value.detach().clone())
 
-    wrap = in_a_manner(torch.is_inference_mode_enabled, stale, fault == "static outputs")
-    result = check(Agent, backend=backends.wrapped(wrap))
+    def applies(graph: fx.GraphModule) -> bool:
+        if manner is Manner.INFERENCE:
+            return torch.is_inference_mode_enabled()
+        return is_training_without_gradients(graph)
+
+    wrap = in_a_manner(applies, stale, fault == "static outputs")
+    result = check(Dropping, backend=backends.wrapped(wrap))
     if fault:
         assert result.verdict is Verdict.DIFFERS, result.reason
-        assert "inference mode" in result.example
+        assert manner in result.example
     else:
         assert_passes(result)
 

@@ -534,6 +534,27 @@ def test_draws_that_do_not_follow_the_seed(wrong: bool) -> None:
         assert_passes(result)
 
 
+class Annealed(Sampler):
+    """Its noise depends on the number of the call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: torch.Tensor) -> Any:
+        self.count()
+        return super().forward(x) + torch.randn(2) / self.calls
+
+    @torch.compiler.disable
+    def count(self) -> None:
+        self.calls += 1
+
+
+def test_noise_that_depends_on_the_number_of_the_call_follows_the_seed() -> None:
+    result = check(Annealed, examples=0)
+    assert result.verdict is not Verdict.DIFFERS, failure_text(result)
+
+
 class Valued(Sampler):
     """Returns a value beside the draw, from the same code."""
 
