@@ -176,11 +176,11 @@ class CheckProtocol:
         return None
 
     def _learn_otherwise(self, recipe: Recipe) -> Failure | None:
-        """Learn from the plain sum of the outputs, and with another call: before the backward, before both.
+        """Learn from the plain sum of the outputs, with another call before the backward, and after one.
 
         With ``loss.sum()`` or ``mean()`` the gradients of the outputs have another memory layout than the
-        outputs. A loss of two calls needs what the first has saved for its backward, and gradients that are
-        added up over minibatches are kept while others are computed.
+        outputs. A loss of two calls needs what the first has saved for its backward. Gradients that are added
+        up over minibatches must stay as they are while the next ones are computed.
         """
         if self.pair.phase != "update" or not self._trial.evidence.learns:
             return None

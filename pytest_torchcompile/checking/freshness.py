@@ -117,20 +117,23 @@ def _twice_from_one_state(pair: Pair, side: Side, recipe: Recipe, under: Around)
 def _unlike_under_one_seed(
     eager: list[Outcome], compiled: list[Outcome], drawn: set[str], options: CheckOptions
 ) -> Difference | None:
-    """Return an output that is drawn, and that two calls of eager repeat and those of compiled do not."""
+    """Return the worst of the outputs that two calls of eager repeat and two of compiled do not.
+
+    Args:
+        eager: two calls of eager under one seed.
+        compiled: two calls of compiled under the same one.
+        drawn: the outputs that are drawn.
+        options: the tolerance is used.
+    """
     if any(call.error is not None for call in (*eager, *compiled)):
         return None
     tolerance = Tolerance(atol=options.atol, rtol=options.rtol)
     repeated = drawn - set(_unequal(*eager))
     one, other = (_only(call, repeated) for call in compiled)
-    for difference in judge(one, other, tolerance, None).differences:
-        return Difference(
-            path=difference.path,
-            problem="seed",
-            eager="repeats under one seed",
-            compiled="does not repeat under it",
-        )
-    return None
+    worst = next(iter(judge(one, other, tolerance, None).differences), None)
+    return worst and Difference(
+        path=worst.path, problem="seed", eager="repeats under one seed", compiled="does not repeat under it"
+    )
 
 
 class _Tally:

@@ -256,8 +256,8 @@ class Pair:
     def _switch(self, training: bool) -> None:
         """Put both sides into ``train()`` or ``eval()``.
 
-        A number or flag that this changes stays with its side, as what it tells of: whether an adapter is
-        merged into the weights.
+        A number or flag that this changes is no counter that compiled hands on to eager. It may tell what the
+        side has done to its weights, such as merged an adapter.
         """
         states = [side.state for side in (self.eager, self.compiled) if side.state is not None]
         changed = set().union(*(state.switch(training) for state in states))

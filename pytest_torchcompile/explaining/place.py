@@ -201,7 +201,7 @@ def _graph(case: WholeCase, module: fx.GraphModule, args: tuple[Any, ...], budge
 
 
 class _WithParameters(nn.Module):
-    """A graph with the policy's parameters among its arguments, which are then not copied for each call.
+    """A graph that holds the policy's parameters among its arguments, so that no call needs copies of them.
 
     Args:
         graph: the graph.

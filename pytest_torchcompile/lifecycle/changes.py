@@ -249,9 +249,7 @@ class Changes:
 
 def _can_be_moved(tensor: torch.Tensor) -> bool:
     """Return whether noise can be added to the elements of a tensor."""
-    if is_lazy(tensor) or not is_ordinary(tensor) or tensor.is_inference():
-        return False
-    return tensor.is_floating_point() and 0 not in tensor.stride()
+    return _can_be_written(tensor) and tensor.is_floating_point()
 
 
 def _follows(owner: str, earlier: Sequence[str]) -> bool:
@@ -261,19 +259,29 @@ def _follows(owner: str, earlier: Sequence[str]) -> bool:
 
 
 def _attributes(reachable: Reachable) -> dict[str, Place]:
-    """Return the places of the tensors, no buffers, among the attributes of modules and objects, by name."""
+    """Return the places of the tensors, no buffers, among the attributes of modules and objects, by name.
+
+    Tensors that require grad are left out: they are weights, or results of a call.
+    """
     return {
         _joined(place): place
         for place, value in reachable.values.items()
-        if isinstance(value, torch.Tensor) and place[0] not in reachable.containers
+        if isinstance(value, torch.Tensor)
+        and not value.requires_grad
+        and place[0] not in reachable.containers | reachable.frozen()
     }
 
 
 def _can_be_changed(tensor: torch.Tensor) -> bool:
     """Return whether a buffer or an attribute can be given other values."""
-    if is_lazy(tensor) or not is_ordinary(tensor) or tensor.is_inference() or tensor.requires_grad:
+    return _can_be_written(tensor) and bool(tensor.numel()) and not tensor.is_complex()
+
+
+def _can_be_written(tensor: torch.Tensor) -> bool:
+    """Return whether other values can be copied to a tensor, each element to memory of its own."""
+    if is_lazy(tensor) or not is_ordinary(tensor) or tensor.is_inference():
         return False
-    return bool(tensor.numel()) and not tensor.is_complex() and 0 not in tensor.stride()
+    return 0 not in tensor.stride()
 
 
 def _joined(place: Place) -> str:

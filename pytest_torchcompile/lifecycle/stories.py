@@ -197,8 +197,9 @@ def canonical(
     story = [*act, *act_again, *learn, *act, *act_again]
     story += [Move(Kind.LOAD, seed=1), *act, *act, *learn_again, *act_again]
     story += [*_between_calls(act, act_again, learn, possible), Move(Kind.CHECKPOINT)]
-    for number, manner in enumerate(possible.manners if acting else ()):
-        story += _acting_twice(Move(Kind.ACT, acting[0], second, manner, seed=2), possible, 20 + number)
+    # Seeds that no other change has: weights of the same seed are the same ones.
+    for seed, manner in enumerate(possible.manners if acting else (), start=20):
+        story += _acting_twice(Move(Kind.ACT, acting[0], second, manner, seed=2), possible, seed)
     return tuple(story)
 
 

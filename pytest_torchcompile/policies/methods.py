@@ -79,6 +79,9 @@ class Method:
         return signature
 
 
+CALL_ITSELF = "methods=lambda policy, observation: policy(observation)"
+"""The line to write for an object that is called and is no module."""
+
 _MOST_METHODS = 12
 
 
@@ -100,10 +103,6 @@ def _without_forward(model: nn.Module) -> str:
     named = _own_methods(model)[:_MOST_METHODS]
     example = f"methods={named!r}" if named else "an adapter, methods=lambda model, x: ..."
     return f"{type(model).__name__} has no forward; name what to check: {example}"
-
-
-CALL_ITSELF = "methods=lambda policy, observation: policy(observation)"
-"""The line to write for an object that is called and is no module."""
 
 
 def _suggestion(owner: Any, name: str) -> str:

@@ -75,6 +75,11 @@ def holds_tensors(value: Any) -> bool:
     return isinstance(value, (torch.Tensor, Distribution))
 
 
+def _is_frozen(value: Any) -> bool:
+    parameters = getattr(type(value), "__dataclass_params__", None)
+    return parameters is not None and bool(parameters.frozen)
+
+
 class Items(MutableMapping[int, Any]):
     """The items of a list, deque or tuple as a mapping by index; those of a tuple are read-only."""
 
@@ -160,6 +165,10 @@ class Reachable:
     def tensors(self) -> dict[Place, Any]:
         """Return the plain values that hold tensors, arrays or distributions, by place."""
         return {place: value for place, value in self.values.items() if holds_tensors(value)}
+
+    def frozen(self) -> set[str]:
+        """Return the paths of the objects whose attributes can't be assigned: frozen dataclasses."""
+        return {self._named(*place) for place, value in self.held.items() if _is_frozen(value)}
 
     def shared_with(self, other: Reachable) -> set[Place]:
         """Return the places of the plain values that lie in an object that both hold, or are one tensor."""

@@ -258,12 +258,18 @@ class ModuleState:
         return {place: value for place, value in now.items() if isinstance(value, _SCALARS)}
 
     def own_floats(self) -> dict[Place, float]:
-        """Return the present finite floats among the attributes, but not those of torch's own modules."""
-        modules = self._found.modules
+        """Return the present finite floats among the attributes that a user may assign.
+
+        Those of torch's own modules are settings, and a frozen dataclass forbids it.
+        """
+        modules, frozen = self._found.modules, self._found.frozen()
         return {
             place: value
             for place, value in self.counters().items()
-            if type(value) is float and math.isfinite(value) and not _is_torch_layer(modules.get(place[0]))
+            if type(value) is float
+            and math.isfinite(value)
+            and place[0] not in frozen
+            and not _is_torch_layer(modules.get(place[0]))
         }
 
     def switch(self, training: bool) -> set[Place]:

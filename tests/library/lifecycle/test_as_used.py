@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from pytest_torchcompile import Box, CheckResult, Verdict
+from pytest_torchcompile.lifecycle.changes import Changes
 from pytest_torchcompile.lifecycle.side import layers_with_modes
 from pytest_torchcompile.lifecycle.stories import (
     ACTING,
@@ -26,6 +28,7 @@ from pytest_torchcompile.lifecycle.stories import (
     canonical,
     story_text,
 )
+from pytest_torchcompile.policies.state import ModuleState
 
 compiling = torch.compiler.is_compiling
 
@@ -353,6 +356,44 @@ def test_an_attribute_of_an_object_taken_for_a_constant(on: bool) -> None:
         assert_told(result, story, "the last move uses the attribute from before the change")
     else:
         assert_passes(result)
+
+
+def test_which_buffers_and_attributes_are_changed() -> None:
+    agent = Choosing()
+    agent.register_buffer("learnt", torch.zeros(4, requires_grad=True))
+    agent.weight_of_loss = torch.ones(2, requires_grad=True)
+    changes = Changes(agent, Choosing(), ModuleState(agent, parameters=True))
+    assert changes.names(Change.BUFFERS_COPIED) == ["learnt", "norm.mean", "norm.var", "offset"]
+    assert changes.names(Change.BUFFERS_LOADED) == ["learnt", "norm.mean", "norm.var"]
+    assert changes.names(Change.INTEGERS_COPIED) == ["order", "legal", "calls"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    """Settings that can't be assigned."""
+
+    temperature: float = 1.5
+    low: torch.Tensor = dataclasses.field(default_factory=lambda: torch.zeros(4))
+
+
+def test_a_frozen_object_is_not_annealed() -> None:
+    seen = set()
+
+    class Policy(Agent):
+        def __init__(self) -> None:
+            super().__init__()
+            self.settings = Frozen()
+
+        @torch.compiler.disable
+        def note(self) -> None:
+            seen.add((self.settings.temperature, *self.settings.low.tolist()))
+
+        def forward(self, x: torch.Tensor) -> Any:
+            self.note()
+            return super().forward(x)
+
+    assert_passes(check(Policy))
+    assert seen == {(1.5, 0.0, 0.0, 0.0, 0.0)}
 
 
 @pytest.mark.parametrize("on", [True, False])
