@@ -17,9 +17,6 @@ from pytest_torchcompile.comparing import operators
 from pytest_torchcompile.comparing.rounding import comparable
 from pytest_torchcompile.policies.calls import Outcome, Rerun
 
-_SMALL = 1e-2
-"""A result with an element of this size or more is not recorded as a small one."""
-
 _ADDS = frozenset(
     f"aten::{name}" for name in ("add", "sub", "rsub", "sum", "mean", "addcmul", "lerp", "cumsum")
 )
@@ -34,19 +31,26 @@ def largest_operands(eager: Outcome, rerun: Rerun, paths: Collection[str]) -> di
         rerun: calls eager again on the same example.
         paths: paths of outputs or gradients.
     """
-    seen = _Operands()
-    rerun(lambda: seen)
     values = eager.elementwise() | eager.differentiated()
-    return {path: seen.largest(comparable(values[path])) for path in paths}
+    seen = _Operands({path: comparable(values[path]) for path in paths})
+    rerun(lambda: seen)
+    return seen.largest
 
 
 class _Operands(internals.DispatchMode):
-    """Records each small result of an addition together with its largest operand."""
+    """Looks for small tensors among the results of additions, and for their largest operands.
 
-    def __init__(self) -> None:
+    Args:
+        values: the tensors to look for, by path. A result is one of them if it has the same elements, in any
+            order and shape.
+    """
+
+    def __init__(self, values: dict[str, torch.Tensor]) -> None:
         super().__init__()
-        self._found: list[tuple[torch.Tensor, float, float]] = []
-        """Each result with its largest magnitude and its largest operand."""
+        self.largest = dict.fromkeys(values, 0.0)
+        """The largest operand of the results that are the tensor with this path; 0 if none is."""
+        self._values = values
+        self._magnitudes = {path: _largest(value) for path, value in values.items()}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -64,28 +68,16 @@ class _Operands(internals.DispatchMode):
 
     def _note(self, result: torch.Tensor, operand: float) -> None:
         magnitude = _largest(result)
-        if magnitude < _SMALL:
-            self._found.append((result.clone(), magnitude, operand))
+        for path, value in self._values.items():
+            # Sorting takes most of the time, so a result is told apart by size and magnitude first.
+            alike = result.numel() == value.numel()
+            alike = alike and value.new_tensor(magnitude).item() == self._magnitudes[path]
+            if alike and torch.equal(_sorted(result.to(value)), _sorted(value)):
+                self.largest[path] = max(self.largest[path], operand)
 
-    def largest(self, value: torch.Tensor) -> float:
-        """Return the largest operand of the results with the same elements as `value`, in any order."""
-        flat = value.reshape(-1)
-        magnitude = _largest(flat)
-        # Sorting takes most of the time, so results are told apart by size and magnitude first.
-        alike = [
-            (result, operand)
-            for result, largest, operand in self._found
-            if result.numel() == flat.numel() and flat.new_tensor(largest).item() == magnitude
-        ]
-        if not alike:
-            return 0.0
-        flat = flat.sort().values
-        equal = (
-            operand
-            for result, operand in alike
-            if torch.equal(result.reshape(-1).to(flat).sort().values, flat)
-        )
-        return max(equal, default=0.0)
+
+def _sorted(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().reshape(-1).sort().values
 
 
 def _largest(tensor: torch.Tensor) -> float:

@@ -8,25 +8,36 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from pytest_torchcompile import internals
 from pytest_torchcompile.errors import UsageError
-from pytest_torchcompile.policies.calls import Outcome, Rerun, Side
+from pytest_torchcompile.policies.calls import GRADIENT, Outcome, Rerun, Side
 from pytest_torchcompile.policies.reachable import Reachable
 from pytest_torchcompile.policies.snapshots import map_tensors
 from pytest_torchcompile.results import Difference
 
+MOST_GRADIENTS = 6
+"""A wrong policy has a difference in nearly every gradient, and in float64 each takes twice its memory."""
 
-def float64_reference(eager: Side, rerun: Rerun) -> Outcome | None:
+
+def float64_reference(eager: Side, rerun: Rerun, only: Collection[str] | None = None) -> Outcome | None:
     """Return the outcome of the eager call repeated in float64 with the same random draws.
 
-    Return None if the call raises, or if an output that is floating-point in eager is not float64: the
-    module then contains a cast that cannot be intercepted.
+    Args:
+        eager: the side that is called; its module is in float64 meanwhile.
+        rerun: repeats the call.
+        only: paths of the gradients of parameters to keep, as all of them take twice the memory of the
+            policy. None keeps all, which an optimizer needs.
+
+    Returns:
+        The outcome; None if the call raises, or if an output that is floating-point in eager is not float64:
+        the module then contains a cast that cannot be intercepted.
     """
     tape: list[Any] = []
     narrow = rerun(lambda: _Record(tape))
@@ -36,7 +47,7 @@ def float64_reference(eager: Side, rerun: Rerun) -> Outcome | None:
     # Free its gradients, which are as large as the module.
     del narrow
     try:
-        wide = rerun(lambda: _in_float64(eager, tape), wide=True)
+        wide = rerun(lambda: _in_float64(eager, tape, only), wide=True)
     except UsageError:
         # The user's input container or observed state accepts only another dtype.
         return None
@@ -49,9 +60,21 @@ def float64_reference(eager: Side, rerun: Rerun) -> Outcome | None:
     return wide
 
 
-def with_float64(differences: tuple[Difference, ...], eager: Side, rerun: Rerun) -> tuple[Difference, ...]:
-    """The differences with the float64 reference's values where there is one."""
-    reference = float64_reference(eager, rerun)
+def with_float64(
+    differences: tuple[Difference, ...], eager: Side, rerun: Rerun, *, learns: bool = False
+) -> tuple[Difference, ...]:
+    """Return the differences with the values of the float64 reference, where there is one.
+
+    Of the gradients of a single call, only those among the first `MOST_GRADIENTS` differences get a value.
+
+    Args:
+        differences: of one call, worst first.
+        eager: see `float64_reference`.
+        rerun: see `float64_reference`.
+        learns: whether an optimizer steps in what `rerun` repeats.
+    """
+    only = None if learns else [difference.path for difference in differences[:MOST_GRADIENTS]]
+    reference = float64_reference(eager, rerun, only)
     if reference is None:
         return differences
     values = reference.elementwise() | reference.differentiated()
@@ -132,27 +155,39 @@ class _Widen(TorchFunctionMode):
 
 
 @contextlib.contextmanager
-def _in_float64(side: Side, tape: list[Any]) -> Iterator[None]:
-    """Run the body with the module's tensors and every cast in float64.
+def _in_float64(side: Side, tape: list[Any], only: Collection[str] | None) -> Iterator[None]:
+    """Run the body with the module's tensors and every cast in float64; see `float64_reference`.
 
     Parameters are restored at the end of the body, buffers and tensor attributes by `ModuleState.reset`.
     """
     narrow: dict[torch.Tensor, torch.Tensor] = {}
+    dropping: list[RemovableHandle] = []
     dtype = torch.get_default_dtype()
     try:
         if side.model is not None:
-            for parameter in Reachable(side.model).parameters.values():
+            for name, parameter in Reachable(side.model).parameters.items():
                 if parameter.is_floating_point():
                     narrow[parameter] = parameter.data
                     parameter.data = parameter.data.double()
+                if only is not None and f"{GRADIENT} {name}" not in only and parameter.requires_grad:
+                    handle: RemovableHandle = parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+                        _drop_gradient
+                    )
+                    dropping.append(handle)
             _widen_state(side.model)
         torch.set_default_dtype(torch.float64)
         with _Widen(), _Replay(tape):
             yield
     finally:
         torch.set_default_dtype(dtype)
+        for handle in dropping:
+            handle.remove()
         for parameter, data in narrow.items():
             parameter.data = data
+
+
+def _drop_gradient(leaf: torch.Tensor) -> None:
+    leaf.grad = None
 
 
 def _widen_state(model: torch.nn.Module) -> None:

@@ -276,7 +276,7 @@ class StoryTrial:
         if self._options.reference == "eager":
             return failure.differences
         rerun = self.rerun(failure.story, learnt=[difference.path for difference in failure.differences])
-        return with_float64(failure.differences, self._sides.eager.side, rerun)
+        return with_float64(failure.differences, self._sides.eager.side, rerun, learns=True)
 
 
 def _unchanged(story: Iterable[Move]) -> bool:

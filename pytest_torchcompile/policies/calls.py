@@ -29,6 +29,9 @@ from pytest_torchcompile.policies.state import ModuleState
 from pytest_torchcompile.runtime import isolation
 from pytest_torchcompile.texts import raised_text
 
+GRADIENT = "gradient of"
+"""The prefix of the paths of gradients that a backward computed."""
+
 LEFT = ".grad of"
 """The prefix of the paths of gradients that a call itself left in ``.grad``."""
 
@@ -96,7 +99,7 @@ class Outcome:
 
     def differentiated(self) -> dict[str, torch.Tensor]:
         """Return the gradients that exist, which are compared tensor by tensor."""
-        found = {f"gradient of {name}": gradient for name, gradient in self.gradients.items()}
+        found = {f"{GRADIENT} {name}": gradient for name, gradient in self.gradients.items()}
         found |= {f"{LEFT} {name}": gradient for name, gradient in self.left.items()}
         return {path: _real(gradient) for path, gradient in found.items() if gradient is not None}
 

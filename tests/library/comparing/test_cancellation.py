@@ -54,7 +54,3 @@ def test_equal_magnitudes_do_not_make_two_tensors_alike() -> None:
 
 def test_what_is_no_sum_has_none() -> None:
     assert largest(lambda x: 1e-3 * x.sin(), NEAR_ONE) == 0.0
-
-
-def test_large_sums_are_not_recorded() -> None:
-    assert largest(lambda x: x + 1, NEAR_ONE) == 0.0

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from faults.backends import changed_backward
 from small_checks import assert_differs, check
 from torch import nn
 from torch.nn import functional as F
 
 from pytest_torchcompile import Box, CheckResult, Verdict, internals
-from pytest_torchcompile.comparing.float64 import float64_reference, widened
+from pytest_torchcompile.comparing.float64 import MOST_GRADIENTS, float64_reference, widened
 from pytest_torchcompile.comparing.measure import MULTIPLE, Measured, Tolerance
 from pytest_torchcompile.comparing.monte_carlo import HALF_SHIFT, SHIFT, TERMS_AT_SHIFT, MonteCarlo
 from pytest_torchcompile.comparing.rounding import FINITE, RUNS, Floor, Movement, rounding_floors
@@ -509,6 +510,24 @@ def test_a_difference_shows_the_value_of_float64_and_who_is_closer() -> None:
     assert worst.closer == "eager"
     assert abs(float(worst.float64) - float(worst.eager)) < 1e-5
     assert worst.difference == pytest.approx(1e-3, rel=0.1)
+
+
+def test_the_worst_gradients_show_the_value_of_float64() -> None:
+    """In float64 all gradients take twice the memory of the policy: those that no text shows are not kept."""
+
+    wrong = changed_backward(lambda gradients: [None if one is None else 2 * one for one in gradients])
+    result = check(
+        lambda: nn.Sequential(*(nn.Linear(4, 4) for _ in range(5))),
+        phase="update",
+        observation=Box((4,)),
+        backend=wrong,
+    )
+    assert len(result.differences) > MOST_GRADIENTS
+    shown = [difference.float64 is not None for difference in result.differences]
+    assert all(shown[:MOST_GRADIENTS])
+    assert not any(shown[MOST_GRADIENTS:])
+    for difference in result.differences[:MOST_GRADIENTS]:
+        assert difference.closer == "eager"
 
 
 def test_float64_sides_with_compiled_where_eager_is_the_worse_one() -> None:
