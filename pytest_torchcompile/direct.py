@@ -15,9 +15,9 @@ from pytest_torchcompile.comparing.measure import Tolerance
 from pytest_torchcompile.compiling.capture import failure_text, why_not_compiled
 from pytest_torchcompile.compiling.toolchain import repeat_without_broken_files
 from pytest_torchcompile.errors import CompileFailed, NotEquivalent, UsageError
-from pytest_torchcompile.generation.recipes import random_recipe
+from pytest_torchcompile.generation.recipes import Recipe, random_recipe
 from pytest_torchcompile.options import PHASES, REFERENCES, CheckOptions, validated
-from pytest_torchcompile.policies.calls import Side
+from pytest_torchcompile.policies.calls import Outcome, Side
 from pytest_torchcompile.policies.declaration import Declaration
 from pytest_torchcompile.policies.methods import as_methods
 from pytest_torchcompile.policies.snapshots import copied, map_tensors
@@ -150,32 +150,46 @@ def compile_policy(
             ),
             options=merged,
         )
-        recipe = random_recipe(pair.tree, merged.batch[0], merged.seed)
-        expected = pair.first_eager(recipe)
-        if expected.error is not None:
-            text = eager_raises(expected.error, recipe.batch, pair.tree, pair.twins.eager)
-            raise UsageError(text) from expected.error
         try:
-            require_repeated(
-                expected, pair.eager_again(recipe), Tolerance(), lambda: pair.eager_again(recipe)
-            )
-        except Stop as stop:
-            raise UsageError(stop.reason) from None
-        errors: list[BaseException | None] = []
-
-        def attempt() -> tuple[BaseException, ...]:
-            errors.append(pair.run(pair.compiled, recipe).error)
-            return pair.recorder.failures if errors[-1] is not None else ()
-
-        repeat_without_broken_files(attempt)
-        pair.restore()
+            error = _compile(pair, random_recipe(pair.tree, merged.batch[0], merged.seed))
+        finally:
+            pair.restore()
     policy = CompiledPolicy(pair, merged)
-    if errors[-1] is not None:
-        policy.fail(errors[-1])
+    if error is not None:
+        policy.fail(error)
     reason = why_not_compiled(pair.capture, named, merged, pair.recorder)
     if reason:
         raise NotEquivalent(f"{named.name}-{phase}: {reason}")
     return policy
+
+
+def _compile(pair: Pair, recipe: Recipe) -> BaseException | None:
+    """Call the compiled side for the first time; return the exception of the call, if it raised one.
+
+    Raises:
+        UsageError: if eager raises, or returns something else when it is called again.
+    """
+    expected = pair.first_eager(recipe)
+    if expected.error is not None:
+        text = eager_raises(expected.error, recipe.batch, pair.tree, pair.twins.eager)
+        raise UsageError(text) from expected.error
+
+    def again() -> Outcome:
+        pair.begin_call()
+        return pair.run(pair.eager, recipe)
+
+    try:
+        require_repeated(expected, again(), Tolerance(), again)
+    except Stop as stop:
+        raise UsageError(stop.reason) from None
+    errors: list[BaseException | None] = []
+
+    def attempt() -> tuple[BaseException, ...]:
+        errors.append(pair.run(pair.compiled, recipe).error)
+        return pair.recorder.failures if errors[-1] is not None else ()
+
+    repeat_without_broken_files(attempt)
+    return errors[-1]
 
 
 def assert_equivalent(

@@ -58,10 +58,6 @@ class Evidence:
         """Whether a backward pass was run on some example."""
         return self._learns
 
-    def take_remarks(self, other: Evidence) -> None:
-        """Add the remarks of another evidence."""
-        self._remarks.update(other._remarks)
-
     @property
     def rejected(self) -> bool:
         """Whether eager itself raised on some example."""

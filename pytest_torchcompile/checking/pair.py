@@ -199,12 +199,6 @@ class Pair:
         """Report a step on the current example as progress."""
         self.progress.step(f"example {self._examples}, {what}")
 
-    def eager_again(self, recipe: Recipe) -> Outcome:
-        """Call eager again, from the counters that compiled starts from."""
-        if self.eager.state is not None and self.compiled.state is not None:
-            self.eager.state.set_counters(self.compiled.state.counters())
-        return self.run(self.eager, recipe)
-
     @property
     def shared(self) -> bool:
         """Whether both sides are one module, because no second one could be built."""
@@ -302,7 +296,8 @@ class Pair:
         outcome = self.run(self.eager, recipe, under=watched, phase=phase)
         if outcome.error is None and phase in ("", self.phase):
             self.accepted = recipe
-        self._used |= uses.used
+        # Not in place: copies of this pair share the set, and call the method in other ways.
+        self._used = self._used | uses.used
         self.recorder.expect(work)
         self._draws |= bool(outcome.drew())
         self.learning = self.learning.leaving_out(outcome.unfollowed)
@@ -327,9 +322,13 @@ class Pair:
             torch.compiler.reset()
 
     def with_own_recorder(self, learning: Learning) -> Pair:
-        """Return a copy with another `learning` that records its graphs and recompiles separately."""
+        """Return a copy with another `learning`.
+
+        It records its graphs, its recompiles and what eager uses separately, and adds to the same notes.
+        """
         other = copy.copy(self)
         other.learning = learning
+        other._used = set()
         other.recorder = Recorder(self.twins.compiled, limit_s=self._options.max_seconds)
         other.compiled = self.compiled.replaced(self.compiled.function, other._while_compiled)
         return other

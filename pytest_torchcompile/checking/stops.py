@@ -129,8 +129,13 @@ def does_not_repeat(call: str, rerun: Callable[[], object]) -> str:
     return f"depends on what ran before: differed on {call}, not when tried again{kept}"
 
 
-def require_compiled(pair: Pair, options: CheckOptions) -> None:
+def require_compiled(pair: Pair, options: CheckOptions, way: str = "") -> None:
     """Return if the capture proves that the method was compiled.
+
+    Args:
+        pair: the two sides.
+        options: with the shares of the method that the user asks for.
+        way: how the method was called, if it was not as declared, for the reason.
 
     Raises:
         Stop: if it does not, with the reason.
@@ -146,4 +151,4 @@ def require_compiled(pair: Pair, options: CheckOptions) -> None:
             f"`model.{name} = torch.compile(model.{name})` instead. {reason}"
         )
     if reason:
-        raise Stop(Verdict.NOT_COMPILED, reason)
+        raise Stop(Verdict.NOT_COMPILED, f"{way}: {reason}" if way else reason)

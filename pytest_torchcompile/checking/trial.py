@@ -78,10 +78,11 @@ class Trial:
     Args:
         pair: the two sides.
         options: how to compare them.
+        evidence: accumulates what the examples show; None begins a new one.
     """
 
-    def __init__(self, pair: Pair, options: CheckOptions) -> None:
-        self.evidence = Evidence()
+    def __init__(self, pair: Pair, options: CheckOptions, evidence: Evidence | None = None) -> None:
+        self.evidence = evidence or Evidence()
         self.recompile_limit = internals.recompile_limit()
         self.small = True
         """Whether a tensor whose largest element is small is compared relative to that element."""

@@ -244,9 +244,18 @@ class Recorder:
             from_cache=self._from_cache,
         )
 
-    def uncounted(self) -> str:
-        """Return why the share of compiled work is unknown; empty if it is known."""
-        return self._work.unknown if self._work else ""
+    def notes(self, *, eager_raised: bool) -> list[str]:
+        """Return a sentence on each thing that the compiler did not do, if there are graphs at all.
+
+        Args:
+            eager_raised: whether eager raised on an example; an exception of the compiler is then expected.
+        """
+        notes: list[str] = []
+        if self._batches and self._errors and not eager_raised:
+            notes.append(f"{self.suppressed()}, and torch ran that part eager")
+        if self._batches and self._work is not None and self._work.unknown:
+            notes.append(f"not known what share of the work is compiled: {self._work.unknown}")
+        return notes
 
     @property
     def failures(self) -> tuple[BaseException, ...]:

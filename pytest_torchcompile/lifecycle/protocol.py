@@ -298,16 +298,18 @@ class LifecycleProtocol:
 
     def _result(self, verdict: Verdict, reason: str, capture: Capture) -> CheckResult:
         methods = dict.fromkeys([*self._sides.acting, *self._sides.learning])
+        evidence, pairs = self._trial.evidence, self._sides.by_name.values()
+        of_pairs = [n for p in pairs for n in (*p.notes, *p.recorder.notes(eager_raised=evidence.rejected))]
         return CheckResult(
             method="+".join(methods),
             phase=LIFECYCLE,
             verdict=verdict,
             reason=reason,
-            examples=self._trial.evidence.examples,
-            attempts=self._trial.evidence.attempts,
-            rounding=self._trial.evidence.rounding,
-            worst=self._trial.evidence.worst,
+            examples=evidence.examples,
+            attempts=evidence.attempts,
+            rounding=evidence.rounding,
+            worst=evidence.worst,
             capture=capture,
-            notes=(*self._notes, *dict.fromkeys(n for p in self._sides.by_name.values() for n in p.notes)),
+            notes=(*self._notes, *dict.fromkeys((*of_pairs, *evidence.notes()))),
             backend="as deployed" if self._sides.first.twins.deployed else self._options.backend_name,
         )

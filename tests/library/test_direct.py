@@ -213,6 +213,35 @@ def test_a_policy_that_fails_in_eager() -> None:
         compile_policy(Agent, observation=Box((9,)), backend="eager")
 
 
+class Refuses(nn.Module):
+    """Counts its calls in a buffer, and then raises; it can't be copied, so that both sides are this object."""
+
+    def __init__(self, *, on: bool) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 2)
+        self.calls = nn.Buffer(torch.zeros(()))
+        self.on = on
+
+    def __deepcopy__(self, memo: object) -> Any:
+        raise TypeError("not copied")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        if self.on:
+            raise ValueError("no such observation")
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_the_users_module_is_put_back_though_it_raises(*, on: bool) -> None:
+    model = Refuses(on=on)
+    model.train()
+    with pytest.raises(UsageError, match="no such observation") if on else contextlib.nullcontext():
+        compile_policy(model, observation=Box((8,)), backend="eager")
+    assert model.training
+    assert float(model.calls) == 0.0
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

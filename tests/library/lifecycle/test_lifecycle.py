@@ -714,7 +714,7 @@ def test_a_story_goes_on_where_its_floors_were_asked_for(on: bool) -> None:
         assert_differs(result, "output[1]", "values")
     else:
         assert result.verdict is Verdict.WITHIN_ROUNDING, failure_text(result)
-        assert not result.notes
+        assert not [note for note in result.notes if "rounding alone moves eager" not in note]
 
 
 def test_every_phase_and_the_lifecycle_by_default() -> None:

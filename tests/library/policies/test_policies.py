@@ -677,6 +677,56 @@ def test_an_input_whose_default_is_none_is_also_left_out(backend: str) -> None:
     assert_passes(needed)
 
 
+class ActsInEager(Chooses):
+    """Draws its action in a part that is not compiled, with a layer that no other call uses."""
+
+    def __init__(self, *, on: bool) -> None:
+        super().__init__()
+        self.explores = nn.Linear(8, 4)
+        self.on = on
+
+    def forward(self, x: torch.Tensor, action: torch.Tensor | None = None) -> Any:
+        if action is not None:
+            return super().forward(x, action)
+        return self.draw(x) if self.on else super().forward(x + self.explores(x).sum())
+
+    @torch.compiler.disable
+    def draw(self, x: torch.Tensor) -> Any:
+        return super().forward(x)
+
+
+def test_a_call_without_an_action_has_to_be_compiled_too() -> None:
+    arguments: dict[str, Any] = {"observation": Box((8,)), "inputs": {"action": Discrete(4)}}
+    result = check(functools.partial(ActsInEager, on=True), **arguments)
+    assert result.verdict is Verdict.NOT_COMPILED
+    assert result.reason.startswith("called without action: no graph was captured")
+    assert_passes(check(functools.partial(ActsInEager, on=False), **arguments))
+
+
+def test_what_only_a_call_without_an_action_uses_is_not_missed_in_the_others() -> None:
+    result = check(
+        functools.partial(ActsInEager, on=False),
+        observation=Box((8,)),
+        inputs={"action": Discrete(4)},
+        min_coverage=1.0,
+    )
+    assert_passes(result)
+    assert result.capture.coverage == 1.0
+
+
+def test_rounding_in_a_call_without_an_action_counts() -> None:
+    class Amplifies(Chooses):
+        def forward(self, x: torch.Tensor, action: torch.Tensor | None = None) -> Any:
+            action_, log_prob, logits = super().forward(x, action)
+            if action is None:
+                logits = 1e4 * (logits + (1e-7 if torch.compiler.is_compiling() else 0))
+            return action_, log_prob, logits
+
+    arguments: dict[str, Any] = {"observation": Box((8,)), "inputs": {"action": Discrete(4)}}
+    assert check(Amplifies, **arguments).verdict is Verdict.WITHIN_ROUNDING
+    assert check(Chooses, **arguments).verdict is Verdict.EQUAL
+
+
 def test_that_no_input_was_left_out_for_want_of_time_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Pair, "out_of_seconds", lambda pair: "the case took too long")
     wrong = functools.partial(Chooses, 0.01)
