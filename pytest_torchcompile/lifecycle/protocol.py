@@ -139,7 +139,8 @@ class LifecycleProtocol:
         elif outcome.gradients:
             self._learning[name] = [leaf for leaf, grad in outcome.gradients.items() if grad is not None]
         elif self._sides.must_learn:
-            raise UsageError(f"learn={name!r}, but nothing that it returns in train() requires grad")
+            asked = "a loss is declared" if name == "loss" else f"learn={name!r}"
+            raise UsageError(f"{asked}, but nothing that it returns in train() requires grad")
 
     @staticmethod
     def _raised(pair: Pair, recipe: Recipe, error: BaseException) -> str:

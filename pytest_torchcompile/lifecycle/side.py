@@ -192,12 +192,14 @@ class LifecycleSide:
         return side.replaced(kept, side.around)
 
     def _optimize(self, move: Move, outcome: Outcome) -> Gradients:
-        """Make a step of the optimizer. Return the gradients before they are clipped."""
+        """Make a step of the optimizer, if an output requires grad; return the gradients before clipping."""
         parameters = self._parameters()
         for parameter in parameters.values():
             parameter.grad = None
         with self.side.cast():
             value = self._loss_of(outcome, move)
+        if value is None:
+            return {}
         value.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         gradients: Gradients = {
             name: None if p.grad is None else p.grad.detach().clone() for name, p in parameters.items()
@@ -219,13 +221,16 @@ class LifecycleSide:
         outcome.outputs.tensors["loss"] = value
         return gradients
 
-    def _loss_of(self, outcome: Outcome, move: Move) -> torch.Tensor:
+    def _loss_of(self, outcome: Outcome, move: Move) -> torch.Tensor | None:
+        """Return the loss of what a call returned; None if nothing of it requires grad."""
         sources = outcome.outputs.tensors
         if not self._has_loss:
             sources = self._sides[move.method].sources(outcome)
         roots = self._pairs[move.method].learning.roots(sources)
         live = {path: tensor for path, tensor in roots.items() if tensor.is_floating_point()}
         outcome.learnt_from = tuple(live)
+        if not live:
+            return None
         return live["output"] if self._has_loss else loss.ppo_loss(live, move.seed)
 
     def _change(self, change: Callable[[], dict[str, torch.Tensor] | None]) -> Outcome:

@@ -62,13 +62,14 @@ def optimizer_of(parameters: Iterable[torch.Tensor]) -> torch.optim.Optimizer:
 def users_loss(loss: Callable[[Any, dict[str, Any]], Any]) -> Method:
     """Return the user's ``loss(policy, batch)`` as a method that takes every declared input.
 
-    The method raises `UsageError` if the loss is not a scalar that requires grad.
+    The method raises `UsageError` if the loss is no scalar. Whether it requires grad is compared, as compiled
+    code may lose that.
     """
 
     def of_inputs(policy: Any, *observation: Any, **inputs: Any) -> Any:
         batch = dict(zip((OBSERVATION,), observation, strict=False)) | inputs
         value = loss(policy, batch)
-        if not (isinstance(value, torch.Tensor) and value.numel() == 1 and value.requires_grad):
+        if not (isinstance(value, torch.Tensor) and value.numel() == 1):
             what = f"a tensor shaped {tuple(value.shape)}" if isinstance(value, torch.Tensor) else "no tensor"
             raise UsageError(f"loss returned {what}; it must return a scalar that requires grad")
         return value

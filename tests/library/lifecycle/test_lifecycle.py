@@ -378,6 +378,35 @@ def test_a_loss_and_methods_to_learn_by() -> None:
         check(Agent, loss=loss, learn="forward")
 
 
+def loses_gradients(on: bool) -> Any:
+    """A backend whose graphs return outputs without a graph."""
+
+    def backend(graph: fx.GraphModule, inputs: Any) -> Any:
+        return lambda *args: tuple(out.detach() if on else out for out in graph(*args))
+
+    return backend
+
+
+def value_loss(policy: Any, batch: dict[str, Any]) -> torch.Tensor:
+    return policy(batch["observation"])[1].square().mean()
+
+
+@pytest.mark.parametrize("arguments", [{}, {"loss": value_loss}])
+@pytest.mark.parametrize("on", [True, False])
+def test_outputs_that_lose_their_gradients(on: bool, arguments: dict[str, Any]) -> None:
+    result = check(Agent, backend=loses_gradients(on), **arguments)
+    if on:
+        assert_differs(result, "output" if arguments else "output[0]", "requires_grad")
+        assert "stack" not in failure_text(result)
+    else:
+        assert_passes(result)
+
+
+def test_a_loss_without_gradients() -> None:
+    with pytest.raises(UsageError, match="a loss is declared, but nothing that it returns .* requires grad"):
+        check(Agent, loss=lambda policy, batch: policy(batch["observation"])[1].detach().sum())
+
+
 def test_a_loss_that_is_none() -> None:
     with pytest.raises(
         UsageError, match="loss returned no tensor; it must return a scalar that requires grad"
