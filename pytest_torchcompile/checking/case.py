@@ -202,12 +202,12 @@ class CheckProtocol:
     def _capture_notes(self) -> list[str]:
         notes = self.pair.recorder.notes(eager_raised=self._evidence.rejected)
         # Recompiles for layouts do not count: a deployed policy does not get inputs in every layout.
-        recompiles = len(self.pair.capture.recompiles) - self._fixed.recompiles_by_layout
-        limit = self._fixed.trial.recompile_limit
+        of_each = self.pair.recorder.recompiles_of_each() - self._fixed.recompiles_by_layout
+        recompiles, limit = max(of_each.values(), default=0), self._fixed.trial.recompile_limit
         if recompiles > limit:
             notes.append(
-                f"{recompiles} recompiles exceed your recompile_limit of {limit}: outside the check "
-                f"torch would run some of these calls eager"
+                f"{recompiles} recompiles of one function exceed your recompile_limit of {limit}: outside "
+                f"the check torch would run some of these calls eager"
             )
         return notes
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 
 import torch
@@ -42,8 +43,8 @@ class FixedExamples:
         """Copies of `pair` that have called the method in another way, by words on that way."""
         self.each_size_compiles = options.dynamic is False
         """Whether each new batch size is compiled separately."""
-        self.recompiles_by_layout = 0
-        """The number of recompiles for memory layouts."""
+        self.recompiles_by_layout: collections.Counter[str] = collections.Counter()
+        """The number of recompiles of each code object for memory layouts."""
         self._evidence = evidence
         self._options = options
 
@@ -73,12 +74,12 @@ class FixedExamples:
         self.notes += sizes.notes
         if failure is not None or not options.layouts:
             return failure
-        before = len(self.pair.capture.recompiles)
+        before = self.pair.recorder.recompiles_of_each()
         met = options.batch[:1] if sizes.each_compiles else options.batch
         laid_out, views = recipes.in_other_memory(tree, met, options.seed + len(ladder))
         shared = views if not self.pair.out_of_seconds() and not self._writes_inputs(views) else []
         failure = self._first_failure([*laid_out, *shared], "memory layouts", self.trial)
-        self.recompiles_by_layout = len(self.pair.capture.recompiles) - before
+        self.recompiles_by_layout = self.pair.recorder.recompiles_of_each() - before
         return failure
 
     def _try_eager(self, recipe: Recipe) -> None:

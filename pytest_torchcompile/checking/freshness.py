@@ -105,11 +105,11 @@ def unlike_as_deployed(pair: Pair, options: CheckOptions) -> Unlike | None:
 
 def _twice_from_one_state(pair: Pair, side: Side, recipe: Recipe, under: Around) -> list[Outcome]:
     """Call a side twice under one seed, from the same counters: noise may depend on the number of a call."""
-    counters = {} if side.state is None else side.state.counters()
+    counters = {} if side.state is None else side.state.counters.now()
     found = []
     for _ in range(2):
         if side.state is not None:
-            side.state.set_counters(counters)
+            side.state.counters.assign(counters)
         found.append(pair.run(side, recipe, under=under, phase="rollout"))
     return found
 

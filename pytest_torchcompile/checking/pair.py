@@ -21,6 +21,7 @@ from pytest_torchcompile.generation.recipes import Recipe, random_recipe
 from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.policies.backward import FROM_ALL, Learning
 from pytest_torchcompile.policies.calls import Around, Outcome, Side, training_in
+from pytest_torchcompile.policies.counters import CounterValues
 from pytest_torchcompile.policies.declaration import Declaration
 from pytest_torchcompile.policies.holders import policy_of
 from pytest_torchcompile.policies.loss import called_methods
@@ -33,7 +34,7 @@ from pytest_torchcompile.policies.methods import (
     bind_all,
     without_defaults,
 )
-from pytest_torchcompile.policies.state import Counters, ModuleState
+from pytest_torchcompile.policies.state import ModuleState
 from pytest_torchcompile.policies.twins import Factory, Twins, build_twins
 from pytest_torchcompile.policies.wrong_inputs import advice, eager_raises
 from pytest_torchcompile.results import Capture
@@ -99,7 +100,7 @@ class Pair:
             self.twins.notes.append(f"inputs are the policy's own spaces: {declared(own)}")
         self.recorder = Recorder(self.twins.compiled, progress, options.max_seconds)
         self._draws = False
-        self._counters: Counters = {}
+        self._counters: CounterValues = {}
         self._used: set[str] = set()
         self.accepted: Recipe | None = None
         """An example on which eager returned in this pair's phase; None before the first one."""
@@ -188,7 +189,7 @@ class Pair:
         again, and the check has to see that.
         """
         state = self.compiled.state
-        self._counters = {} if state is None else state.counters()
+        self._counters = {} if state is None else state.counters.now()
 
     def out_of_seconds(self) -> str:
         """Return why nothing more is tried, if the case has taken long enough; empty otherwise."""
@@ -229,7 +230,7 @@ class Pair:
         learning = learning or self.learning
         self._switch(training_in(phase or self.phase, learning))
         if side.state is not None and (side is self.eager or self.shared):
-            side.state.set_counters(self._counters)
+            side.state.counters.assign(self._counters)
         bound = self.arguments(recipe, wide=wide, tree=tree)
         between = None
         if learning.interrupted or learning.accumulated:
@@ -254,10 +255,10 @@ class Pair:
         side has done to its weights, such as merged an adapter.
         """
         states = [side.state for side in (self.eager, self.compiled) if side.state is not None]
-        changed = set().union(*(state.switch(training) for state in states))
+        changed = set().union(*(state.counters.switch(training) for state in states))
         if changed:
             for state in states:
-                state.leave_to_modes(changed)
+                state.counters.leave_to_modes(changed)
             self._counters = {place: n for place, n in self._counters.items() if place not in changed}
 
     def notice_written(self, side: Side, outcome: Outcome) -> None:
@@ -286,7 +287,7 @@ class Pair:
         self.progress.step("the first eager call")
         uses, work = Uses(self.twins.eager), Work(owners_of(self.twins.eager))
         self._switch(training_in(phase or self.phase, self.learning))
-        counters = {} if self.eager.state is None else self.eager.state.counters()
+        counters = {} if self.eager.state is None else self.eager.state.counters.now()
 
         @contextlib.contextmanager
         def watched() -> Iterator[None]:
@@ -305,7 +306,7 @@ class Pair:
         if not self.shared:
             written.protect(self.eager, self.compiled)
         if outcome.error is None and self.eager.state is not None:
-            self.eager.state.set_counters(counters)
+            self.eager.state.counters.assign(counters)
             again = self.run(self.eager, recipe, phase=phase)
             unequal = unrepeatable.leave_out((self.eager, self.compiled), outcome, again)
             if unequal:

@@ -50,7 +50,7 @@ class SingleCall:
         self._phase = phase
         self._seed = seed
         self._counters = {
-            side: {} if side.state is None else side.state.counters()
+            side: {} if side.state is None else side.state.counters.now()
             for side in (self._eager, self._compiled)
         }
         self._expected = Outcome()
@@ -60,7 +60,7 @@ class SingleCall:
     def _run(self, side: Side, under: Around, wide: bool = False) -> Outcome:
         convert = widened if wide else copied
         if side.state is not None:
-            side.state.set_counters(self._counters[side])
+            side.state.counters.assign(self._counters[side])
         outcome = side.call(
             map_tensors(convert, self._args),
             map_tensors(convert, dict(self._kwargs)),

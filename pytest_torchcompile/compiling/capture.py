@@ -142,6 +142,7 @@ class Recorder:
         self._errors: list[BaseException] = []
         self._frames: set[str] = set()
         self._recompiled: dict[str, str] = {}
+        self._recompiles_of_each: collections.Counter[str] = collections.Counter()
         self._inputs: dict[str, str] = {}
         self._warm = False
         self._breaks: dict[str, None] = {}
@@ -206,6 +207,7 @@ class Recorder:
         elif not event.backward:
             self.compiled_in_last_call.add(event.frame)
             if event.frame in self._frames and (self._warm or self._recipe is None):
+                self._recompiles_of_each[event.frame] += 1
                 self._recompiled[event.compile_id] = "reason unknown"
                 self._inputs[event.compile_id] = "" if self._recipe is None else f" on {self._recipe.shape}"
             self._frames.add(event.frame)
@@ -243,6 +245,10 @@ class Recorder:
             batches=tuple(tuple(sizes) for sizes in self._batches.values()),
             from_cache=self._from_cache,
         )
+
+    def recompiles_of_each(self) -> collections.Counter[str]:
+        """Return the number of recompiles of each code object, as torch limits them, by dynamo's number."""
+        return self._recompiles_of_each.copy()
 
     def notes(self, *, eager_raised: bool) -> list[str]:
         """Return a sentence on each thing that the compiler did not do, if there are graphs at all.

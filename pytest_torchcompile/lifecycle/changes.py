@@ -15,10 +15,11 @@ from torch.nn.parameter import is_lazy
 
 from pytest_torchcompile import internals
 from pytest_torchcompile.lifecycle.stories import Change
+from pytest_torchcompile.policies.counters import CounterValues
 from pytest_torchcompile.policies.ordinary import is_ordinary
 from pytest_torchcompile.policies.reachable import Place, Reachable
 from pytest_torchcompile.policies.snapshots import write
-from pytest_torchcompile.policies.state import Counters, ModuleState
+from pytest_torchcompile.policies.state import ModuleState
 
 ANNEALED = 0.9
 """Factor for float attributes. The product stays in any range that includes the value and 0."""
@@ -42,7 +43,9 @@ class Changes:
         self._shared = set() if model is other else mine.shared_with(theirs)
         # An attribute that is 0 turns something off.
         self._floats: dict[Place, float] = {
-            place: value for place, value in state.own_floats().items() if value and place not in self._shared
+            place: value
+            for place, value in state.counters.floats().items()
+            if value and place not in self._shared
         }
         self._annealed: dict[Place, float] = {}
         # Not copies: these share memory with the parameters.
@@ -97,7 +100,7 @@ class Changes:
 
     def attributes(self) -> dict[str, float]:
         """Return the current values of the attributes that can be annealed, by path."""
-        now = self._state.own_floats()
+        now = self._state.counters.floats()
         return {_joined(place): now[place] for place in self._floats if place in now}
 
     def tensors(self) -> Tensors:
@@ -166,12 +169,12 @@ class Changes:
 
     def _anneal(self, name: str) -> None:
         """Multiply float attributes by `ANNEALED`, except those that the policy itself has changed."""
-        now = self._state.own_floats()
+        now = self._state.counters.floats()
         for place, found in self._floats.items():
             last = self._annealed.get(place, found)
             if name in ("", _joined(place)) and now.get(place) in (found, last):
                 self._annealed[place] = ANNEALED * now[place]
-                self._state.set_counters({place: self._annealed[place]})
+                self._state.counters.assign({place: self._annealed[place]})
 
     # --- undoing them ---
 
@@ -182,7 +185,7 @@ class Changes:
             if parameters[name].data_ptr() != data.data_ptr():
                 parameters[name].data = data
 
-    def with_first_attributes(self, counters: Counters) -> Counters:
+    def with_first_attributes(self, counters: CounterValues) -> CounterValues:
         """Return `counters` with the first values of the annealed attributes."""
         return counters | {place: self._floats[place] for place in self._annealed}
 
@@ -191,11 +194,11 @@ class Changes:
         parameters = self._state.parameters() | self._state.leaves()
         weights = {name: p.detach().clone() for name, p in parameters.items()}
         buffers = self.tensors()
-        floats = self._state.own_floats()
+        floats = self._state.counters.floats()
 
         def restore(what: str) -> None:
             if what == "attributes":
-                self._state.set_counters(floats)
+                self._state.counters.assign(floats)
             elif what == "weights":
                 for name, tensor in weights.items():
                     write(parameters[name], tensor)

@@ -22,11 +22,11 @@ from pytest_torchcompile.lifecycle.stories import Kind, Manner, Move
 from pytest_torchcompile.policies import loss
 from pytest_torchcompile.policies.backward import Gradients
 from pytest_torchcompile.policies.calls import Outcome, Side
+from pytest_torchcompile.policies.counters import CounterValues
 from pytest_torchcompile.policies.methods import Arguments
 from pytest_torchcompile.policies.ordinary import equal_values, is_ordinary, ordinary
 from pytest_torchcompile.policies.outputs import named_values
 from pytest_torchcompile.policies.reachable import Reachable
-from pytest_torchcompile.policies.state import Counters
 from pytest_torchcompile.runtime.autocast import autocasting
 
 KEPT = 4
@@ -73,12 +73,12 @@ class LifecycleSide:
         self._kept: collections.deque[tuple[int, dict[str, Kept]]] = collections.deque(maxlen=KEPT)
         self._moves = 0
 
-    def begin(self, counters: Counters) -> None:
+    def begin(self, counters: CounterValues) -> None:
         """Start a story: from the first weights, these counters and a new optimizer."""
         assert self.side.state is not None  # a pair's sides have modules
         self.changes.restore_memory()
         self.side.reset(training=False)
-        self.side.state.set_counters(self.changes.with_first_attributes(counters))
+        self.side.state.counters.assign(self.changes.with_first_attributes(counters))
         # Before a story can freeze a layer, which it may thaw later.
         self._trained = self._parameters()
         self._optimizer = None

@@ -27,7 +27,7 @@ from pytest_torchcompile.lifecycle.sides import LifecycleSides
 from pytest_torchcompile.lifecycle.stories import MAY_COMPILE, Change, Kind, Move, Story, story_text
 from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.policies.calls import Around, Outcome, Rerun
-from pytest_torchcompile.policies.state import Counters
+from pytest_torchcompile.policies.counters import CounterValues
 from pytest_torchcompile.results import Difference, Verdict
 from pytest_torchcompile.texts import first_line
 
@@ -128,7 +128,7 @@ class StoryTrial:
         return None
 
     def _play(
-        self, side: LifecycleSide, story: Story, counters: Counters
+        self, side: LifecycleSide, story: Story, counters: CounterValues
     ) -> Iterator[tuple[Outcome, set[tuple[int, str]], Tensors]]:
         """Yield the outcome of each move, the earlier outputs that have changed, and what was learnt."""
         side.begin(counters)
@@ -171,9 +171,9 @@ class StoryTrial:
             return True
         return mine.is_floating_point() and float((mine - theirs).abs().max()) <= self._options.atol
 
-    def _counters(self) -> Counters:
+    def _counters(self) -> CounterValues:
         state = self._sides.compiled.side.state
-        return state.counters() if state is not None else {}
+        return state.counters.now() if state is not None else {}
 
     def _watch_recompiles(self, story: Story) -> None:
         """Raise `Stop` if too many calls in a row compile again for inputs that were compiled before."""

@@ -142,6 +142,7 @@ class Reachable:
         parameters: by path, each once; includes those of modules in plain lists and objects.
         buffers: by path, each once.
         leaves: by path, the other leaf tensors that require grad, buffers among them.
+        owners: by path, the modules and objects whose attributes are spaces.
         spaces: by path, the modules, objects and containers that hold any of these, as mappings.
         containers: the paths of the spaces that are lists, tuples, deques or dicts.
         held: by place, the values that are not plain: modules, parameters, objects, containers.
@@ -153,6 +154,7 @@ class Reachable:
         self.parameters: dict[str, torch.Tensor] = {}
         self.buffers: dict[str, torch.Tensor] = {}
         self.leaves: dict[str, torch.Tensor] = {}
+        self.owners: dict[str, Any] = {}
         self.spaces: dict[str, Space] = {}
         self.containers: set[str] = set()
         self.held: dict[Place, Any] = {}
@@ -209,6 +211,7 @@ class Reachable:
                         self.leaves[own] = tensor
         for name, one in new:
             if not isinstance(one, Holder):
+                self.owners[name] = one
                 self._add_space(name, vars(one), depth, _MODULE_FIELDS)
 
     def _add_space(self, path: str, space: Space, depth: int, beside: frozenset[str] = frozenset()) -> None:
@@ -244,6 +247,7 @@ class Reachable:
     def _add_other(self, value: Any, path: str, depth: int) -> None:
         """Add an object that is neither module nor container."""
         if self._is_new(value):
+            self.owners[path] = value
             space = Slots(value) if has_slots(value) else getattr(value, "__dict__", {})
             self._add_space(path, space, depth)
 

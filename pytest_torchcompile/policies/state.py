@@ -7,7 +7,6 @@ other, and a module that both sides share, or that the user made, is unchanged a
 from __future__ import annotations
 
 import collections
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -18,11 +17,12 @@ from torch.nn.parameter import is_lazy
 
 from pytest_torchcompile import internals
 from pytest_torchcompile.errors import UsageError
+from pytest_torchcompile.policies.counters import SCALARS, Counters, is_torch_layer
 from pytest_torchcompile.policies.generators import Generators, GeneratorState
 from pytest_torchcompile.policies.holders import is_object
 from pytest_torchcompile.policies.ordinary import same_values
 from pytest_torchcompile.policies.outputs import NamedValues, named_values
-from pytest_torchcompile.policies.reachable import Items, Place, Reachable, Space, holds_tensors, is_plain
+from pytest_torchcompile.policies.reachable import Items, Reachable, Space, holds_tensors, is_plain
 from pytest_torchcompile.policies.snapshots import (
     copied,
     has_history,
@@ -42,10 +42,6 @@ def _set_buffer(module: nn.Module, name: str, buffer: torch.Tensor) -> None:
         module._buffers[name] = buffer
 
 
-Counters = dict[Place, Any]
-"""Numbers, booleans and strings among a policy's attributes, by place."""
-
-_SCALARS = (bool, int, float, str)
 _CONTAINERS = (dict, list, tuple, set, collections.deque)
 
 
@@ -67,7 +63,7 @@ class ModuleState:
         found = Reachable(model)
         self._found = found
         self._keeps_parameters = parameters
-        self._of_modes: dict[Place, dict[bool, Any]] = {}
+        self.counters = Counters(model, found)
         self._training = [(module, module.training) for module in found.modules.values()]
         self._required_grad = [
             (t, t.requires_grad) for t in (*found.parameters.values(), *found.leaves.values())
@@ -122,7 +118,7 @@ class ModuleState:
         for (owner, name), value in now.values.items():
             path = f"attribute {owner}.{name}" if owner else f"attribute {name}"
             if path not in self.unrepeatable:
-                _add_value(found, path, value, exactly=_is_torch_layer(now.modules.get(owner)))
+                _add_value(found, path, value, exactly=is_torch_layer(now.modules.get(owner)))
         found.plain |= {f"training of {name or 'the module'}": m.training for name, m in now.modules.items()}
         asking = now.parameters | now.leaves
         found.plain |= {f"requires_grad of {name}": tensor.requires_grad for name, tensor in asking.items()}
@@ -198,7 +194,7 @@ class ModuleState:
 
         The original objects are restored, not replaced by equal ones.
         """
-        if self._of_modes and self._keeps_parameters:
+        if self.counters.left_to_modes and self._keeps_parameters:
             # A layer may change its weights in `train()` and `eval()`; those recorded are of this mode.
             self.model.train(self._training[0][1])
         for module, name, buffer, value in self._buffers:
@@ -212,7 +208,7 @@ class ModuleState:
                 self._versions[name] = version(self._parameters[name])
         self._accepted.clear()
         self._generators.reset()
-        self._reset_modes()
+        self.counters.reset_modes()
         self._reset_gradients()
         self._reset_spaces()
 
@@ -233,85 +229,24 @@ class ModuleState:
             if path in self._found.containers:
                 _refill(space, names)
             for name in [name for name in space if name not in names]:
-                # Values that can't be inspected, such as a function made by the call, stay.
-                if is_plain(space[name]) or is_object(space[name]) or isinstance(space[name], _CONTAINERS):
+                if not self.counters.keeps((path, name), None, space[name]) and _can_go(space[name]):
                     del space[name]
         for place, value in self._found.held.items():
             if self._found.spaces[place[0]].get(place[1]) is not value:
                 self._found.put(place, value)
         for (path, name), (original, saved) in self._values.items():
             space = self._found.spaces[path]
-            if path not in self._found.containers and _are_counters(original, space.get(name)):
+            if self.counters.keeps((path, name), original, space.get(name)):
                 continue
             value = put_back(original, saved)
             if space.get(name, self) is not value:
                 self._found.put((path, name), value)
 
-    def counters(self) -> Counters:
-        """Return the present numbers, booleans and strings among the attributes, which `reset` keeps."""
-        attributes = (
-            place
-            for place in self._values
-            if place[0] not in self._found.containers and place not in self._of_modes
-        )
-        now = {(path, name): self._found.spaces[path].get(name) for path, name in attributes}
-        return {place: value for place, value in now.items() if isinstance(value, _SCALARS)}
-
-    def own_floats(self) -> dict[Place, float]:
-        """Return the present finite floats among the attributes that a user may assign.
-
-        Those of torch's own modules are settings, and a frozen dataclass forbids it.
-        """
-        modules, frozen = self._found.modules, self._found.frozen()
-        return {
-            place: value
-            for place, value in self.counters().items()
-            if type(value) is float
-            and math.isfinite(value)
-            and place[0] not in frozen
-            and not _is_torch_layer(modules.get(place[0]))
-        }
-
-    def switch(self, training: bool) -> set[Place]:
-        """Put the module into ``train()`` or ``eval()``; return the counters that this changes."""
-        if self.model.training is training:
-            return set()
-        before = self.counters()
-        self.model.train(training)
-        now = self.counters()
-        return {place for place, old in before.items() if now.get(place) is not old and now.get(place) != old}
-
-    def leave_to_modes(self, places: Iterable[Place]) -> None:
-        """Leave out of the counters what the policy itself changes in ``train()`` and ``eval()``.
-
-        From now on `reset` gives them the values that they had first in the mode.
-        """
-        for place in places:
-            self._of_modes.setdefault(place, {})
-        self._reset_modes()
-
-    def _reset_modes(self) -> None:
-        for (path, name), values in self._of_modes.items():
-            space = self._found.spaces[path]
-            first = values.setdefault(self.model.training, space.get(name))
-            if space.get(name) is not first:
-                space[name] = first
-
-    def set_counters(self, counters: Counters) -> None:
-        """Assign numbers, booleans and strings."""
-        for (path, name), value in counters.items():
-            space = self._found.spaces[path]
-            if space.get(name) is not value:
-                space[name] = value
-
     def restore(self) -> None:
         """Restore the module as it was at construction: state, counters and training flags."""
         self.model.train(self._training[0][1])
         self.reset()
-        found = {place: old for place, (old, _) in self._values.items() if isinstance(old, _SCALARS)}
-        self.set_counters(
-            {place: old for place, old in found.items() if place[0] not in self._found.containers}
-        )
+        self.counters.restore()
         for place, (value, items) in self._with_graphs.items():
             is_container = isinstance(value, (list, dict, set, collections.deque))
             self._found.put(place, refill(value, items) if is_container else value)
@@ -334,13 +269,9 @@ def _tensors_differ(one: Any, other: Any) -> bool:
     return mine.keys() != theirs.keys() or any(not same(mine[path], theirs[path]) for path in mine)
 
 
-def _are_counters(original: Any, now: Any) -> bool:
-    return isinstance(original, _SCALARS) and isinstance(now, _SCALARS)
-
-
-def _is_torch_layer(module: nn.Module | None) -> bool:
-    """Return whether a module is a layer of torch's, whose float attributes are settings without rounding."""
-    return module is not None and type(module).__module__.startswith("torch.nn")
+def _can_go(value: Any) -> bool:
+    """Whether `reset` deletes a value that a call added. A function, which can't be inspected, stays."""
+    return is_plain(value) or is_object(value) or isinstance(value, _CONTAINERS)
 
 
 def _refill(space: Space, items: Mapping[Any, Any]) -> None:
@@ -366,7 +297,7 @@ def _add_value(found: NamedValues, path: str, value: Any, *, exactly: bool) -> N
         found.tensors[path] = torch.tensor(list(value), dtype=torch.float64)
     elif not isinstance(value, np.ndarray):
         # A container may be written to by the next call.
-        found.plain[path] = value if isinstance(value, _SCALARS) else map_tensors(copied, value)
+        found.plain[path] = value if isinstance(value, SCALARS) else map_tensors(copied, value)
 
 
 def _is_numeric(value: Any) -> bool:

@@ -342,6 +342,30 @@ class Lookup(nn.Module):
         return torch.tanh(self.table(x))
 
 
+class CountsInItsClass(nn.Module):
+    """Its counter begins as an attribute of the class."""
+
+    steps = 0
+
+    def __init__(self, *, by: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 2)
+        self.by = by
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.steps += self.by
+        return self.layer(x) + self.steps
+
+
+@pytest.mark.parametrize("phase", ["rollout", "update"])
+def test_a_counter_that_begins_in_the_class_compiles_again(phase: str) -> None:
+    model = CountsInItsClass(by=1)
+    result = check(model, phase, observation=Box((8,)))
+    assert_not_compiled(result, "in a row compiled again for shapes already seen", "steps")
+    assert "steps" not in vars(model)
+    assert_passes(check(CountsInItsClass(by=0), phase, observation=Box((8,))))
+
+
 def test_recompiles_for_new_shapes_are_no_failure() -> None:
     """Static shapes: each batch size is compiled once, none of them twice."""
     result = check(Lookup, observation=Discrete(5), dynamic=False)
@@ -357,7 +381,24 @@ def test_more_recompiles_than_the_users_own_limit_allows() -> None:
         result = check(Lookup, observation=Discrete(5), dynamic=False)
         assert torch._dynamo.config.recompile_limit == 2
     assert_passes(result)
-    assert any("3 recompiles exceed your recompile_limit of 2" in note for note in result.notes)
+    assert any("3 recompiles of one function exceed your recompile_limit of 2" in n for n in result.notes)
+
+
+class InTwoParts(Lookup):
+    """A graph break makes two functions of it, and torch limits the recompiles of each."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.table(x)
+        torch._dynamo.graph_break()
+        return torch.tanh(hidden)
+
+
+def test_the_limit_counts_for_each_function() -> None:
+    with torch._dynamo.config.patch(recompile_limit=4):
+        result = check(InTwoParts, observation=Discrete(5), dynamic=False)
+    assert_passes(result)
+    assert len(result.capture.recompiles) > 4
+    assert not any("limit" in note for note in result.notes)
 
 
 def test_a_limit_that_is_not_reached_is_not_mentioned() -> None:
