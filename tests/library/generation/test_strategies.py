@@ -133,6 +133,27 @@ def test_each_column_of_a_multi_discrete_has_its_own_range() -> None:
     assert rows.amax(0).tolist() == [2, 1, 4]
 
 
+@pytest.mark.parametrize(
+    "space",
+    [
+        gymnasium.spaces.MultiDiscrete([3, 2, 5]),
+        gymnasium.spaces.MultiDiscrete([3, 2, 5], start=[1, -1, 0]),
+        gymnasium.spaces.MultiDiscrete(np.array([[3, 2, 5], [2, 2, 4]])),
+        gymnasium.spaces.MultiDiscrete([3, 2, 5], dtype=np.int32),
+        gymnasium.spaces.MultiDiscrete(
+            np.array([[3, 2], [2, 4]]), np.uint8, start=np.array([[9, 8], [7, 6]])
+        ),
+    ],
+    ids=repr,
+)
+def test_all_values_of_a_multi_discrete_space_are_drawn_and_no_others(space: Any) -> None:
+    rows = torch.cat(draws(observations(space), 100)).numpy()
+    assert rows.dtype == space.dtype
+    assert all(map(space.contains, rows))
+    np.testing.assert_array_equal(rows.min(0), space.start)
+    np.testing.assert_array_equal(rows.max(0), space.start + space.nvec - 1)
+
+
 def test_a_one_hot_row_holds_one_one() -> None:
     rows = torch.cat(draws(observations(OneHot(5)), 100))
     assert bool((rows.sum(1) == 1).all())
