@@ -199,6 +199,28 @@ def test_compile_errors_suppressed_after_the_first_graph() -> None:
     assert "the backend gave up" in told
 
 
+class Fallback(nn.Module):
+    """Calls what it compiled itself while it handles an exception of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(3, 2)
+        self.compiled = torch.compile(self.net, backend="eager")
+
+    @torch.compiler.disable
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        try:
+            raise KeyError("user")
+        except KeyError:
+            return self.compiled(x)
+
+
+def test_an_exception_that_the_policy_handles_is_no_failure_of_the_compiler() -> None:
+    result = check(Fallback, observation=Box((3,)), backend="eager")
+    assert_passes(result)
+    assert not [note for note in result.notes if "raised" in note]
+
+
 def test_torch_compile_replaced_by_the_identity(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_compile(model: Any = None, **options: Any) -> Any:
         return model if model is not None else (lambda function: function)
