@@ -139,6 +139,14 @@ def test_a_policy_on_no_device_or_on_several_is_told_so() -> None:
     _, reason = reason_of(split, Box((8,)), {})
     assert "the policy is on several devices, scale on meta and layer.weight on cpu" in reason
 
+    def split_in_a_list() -> nn.Module:
+        policy = Calls(lambda m, x: m.layer(x * m.scaled[1]), layer=nn.Linear(8, 4))
+        policy.scaled = [nn.ReLU(), torch.ones(8, device="meta")]  # type: ignore[assignment]
+        return policy
+
+    _, reason = reason_of(split_in_a_list, Box((8,)), {})
+    assert "the policy is on several devices, scaled.1 on meta and layer.weight on cpu" in reason
+
 
 def test_a_policy_on_an_accelerator_is_told_how_to_move_its_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
     from pytest_torchcompile.policies import wrong_inputs
