@@ -56,6 +56,15 @@ def test_numpy_integers_are_sizes() -> None:
         (lambda: Box(None), "positive integers"),
         (lambda: Box((2,), low=1.0, high=0.0), "low exceeds high"),
         (lambda: Box((2,), low=[0.0, 2.0], high=[1.0, 1.0]), "low exceeds high"),
+        (
+            lambda: Box((2,), low=0, high=np.inf, dtype="int64"),
+            "high must be finite, because int64 is; write",
+        ),
+        (lambda: Box((2,), low=[0.0, -np.inf], dtype="int32"), "low must be finite, because int32 is"),
+        (
+            lambda: Box((2,), low=np.nan, dtype="uint8"),
+            "low must be finite, because uint8 is; write None for",
+        ),
         (lambda: Image((3, 0, 2)), "positive integers"),
         (lambda: Discrete(0), "n must be a positive integer"),
         (lambda: Discrete(2.0), "n must be a positive integer"),
@@ -208,6 +217,14 @@ def test_a_gymnasium_box_bounded_on_one_side_only() -> None:
 def test_the_largest_float_means_unbounded() -> None:
     most = np.finfo(np.float32).max
     assert as_spec(spaces.Box(-most, most, (4,), np.float32)) == Box((4,), None, None, "float32")
+
+
+def test_infinite_bounds_of_floats_and_the_largest_integers_are_bounds() -> None:
+    """The control of those that are refused."""
+    least, most = np.iinfo(np.int64).min, np.iinfo(np.int64).max
+    assert as_spec(spaces.Box(least, most, (3,), np.int64)) == Box((3,), least, most, "int64")
+    assert Box((3,), low=-np.inf, high=[1.0, 2.0, np.inf]).low == -np.inf
+    assert Box((3,), low=None, high=5, dtype="int64").low is None
 
 
 def test_a_gymnasium_dict_nests() -> None:
