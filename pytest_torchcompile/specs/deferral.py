@@ -36,10 +36,19 @@ class Wrong:
         return f"<wrong spec: {self.sentence}>"
 
 
-@contextlib.contextmanager
-def errors_deferred() -> Iterator[None]:
+def errors_deferred() -> contextlib.AbstractContextManager[None]:
     """In the body, a wrong spec is a `Wrong` instead of an error."""
-    token = _DEFERRED.set(True)
+    return _deferring(True)
+
+
+def errors_raised() -> contextlib.AbstractContextManager[None]:
+    """In the body, a wrong spec is an error, also inside `errors_deferred`."""
+    return _deferring(False)
+
+
+@contextlib.contextmanager
+def _deferring(deferred: bool) -> Iterator[None]:
+    token = _DEFERRED.set(deferred)
     try:
         yield
     finally:
