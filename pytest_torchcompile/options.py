@@ -132,7 +132,11 @@ class CheckOptions:
         0, values.integer(0), "an integer >= 0", "seed of the weights, the fixed examples and the samplers"
     )
     atol: float = _option(
-        1e-5, values.number(0.0), "a number >= 0", "allowed absolute difference where |eager| is small"
+        1e-5,
+        values.number(0.0),
+        "a number >= 0",
+        "allowed absolute difference where |eager| is small; if it is at most 1e-5, a tensor may differ by "
+        "no more than 1 % of its largest element on the fixed examples",
     )
     rtol: float = _option(
         1e-5, values.number(0.0), "a number >= 0", "allowed difference relative to |eager| where it is large"
