@@ -129,6 +129,16 @@ def shortest(path: str) -> str:
     return min(path, os.path.relpath(path), key=len)
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number of things, whose plural ends in ``s``.
+
+    Example:
+        >>> counted(1, "graph break"), counted(0, "recompile")
+        ('1 graph break', '0 recompiles')
+    """
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
 def share(part: float, whole: float = 1.0) -> str:
     """Return a percentage, which is 0 % only for none and 100 % only for all."""
     rounded = round(100 * part / whole)

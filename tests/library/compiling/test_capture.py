@@ -261,9 +261,21 @@ class PartlyCompiled(nn.Module):
 def test_a_trunk_left_out_between_two_captured_operations() -> None:
     """Two graphs without any parameter: the number of graphs proves nothing."""
     result = check(lambda: PartlyCompiled(head=False), observation=Box((8,)))
-    assert_not_compiled(result, "graphs were captured, but none takes any of the 2 parameters", "trunk")
+    assert_not_compiled(result, "graphs captured, but none takes a parameter that eager uses", "trunk")
     assert result.capture.graphs >= 2
     assert result.capture.coverage == 0.0
+
+
+def test_a_trunk_left_out_before_the_only_graph() -> None:
+    class Squashed(PartlyCompiled):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.tanh(self.run_trunk(x))
+
+    result = check(lambda: Squashed(head=False), observation=Box((8,)), batch=4, layouts=False, examples=0)
+    assert result.capture.graphs == 1
+    assert result.reason.startswith(
+        "1 graph captured, but none takes a parameter that eager uses; left eager: "
+    )
 
 
 def test_the_share_of_what_was_compiled_is_reported() -> None:
