@@ -263,12 +263,11 @@ def _attributes(reachable: Reachable) -> dict[str, Place]:
 
     Tensors that require grad are left out: they are weights, or results of a call.
     """
+    others = reachable.containers | reachable.frozen()
     return {
         path_of(place): place
         for place, value in reachable.values.items()
-        if isinstance(value, torch.Tensor)
-        and not value.requires_grad
-        and place[0] not in reachable.containers | reachable.frozen()
+        if isinstance(value, torch.Tensor) and not value.requires_grad and place[0] not in others
     }
 
 
