@@ -32,10 +32,15 @@ def meaning_of(finding: str) -> str:
     return f"{VERDICTS_PAGE}#{finding.replace(' ', '-')}"
 
 
-def some(names: Iterable[str], most: int = 4) -> str:
+_NAMES = 4
+"""The most names that `some` returns."""
+
+
+def some(names: Iterable[str]) -> str:
     """Return the first few names, and how many more there are."""
     names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    more = len(names) - _NAMES
+    return ", ".join(names[:_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
