@@ -30,7 +30,7 @@ from pytest_torchcompile.generation import descriptions, edges, recipes, strateg
 from pytest_torchcompile.generation.recipes import Recipe
 from pytest_torchcompile.generation.search import examples_of_profile, search
 from pytest_torchcompile.options import CheckOptions
-from pytest_torchcompile.policies.wrong_inputs import eager_raises
+from pytest_torchcompile.policies.input_advice import eager_raises
 from pytest_torchcompile.results import CheckResult, Difference, Verdict
 from pytest_torchcompile.texts import raised_text, some
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pytest_torchcompile.errors import UsageError
-from pytest_torchcompile.specs.deferral import Wrong, reported_once
+from pytest_torchcompile.specs.deferral import FailedSpec, reported_once
 from pytest_torchcompile.texts import raised_text
 
 TIME = "T"
@@ -356,7 +356,7 @@ def require_made(value: Any) -> None:
     Raises:
         UsageError: with the error that was kept when the spec was made; see `deferral`.
     """
-    if isinstance(value, Wrong):
+    if isinstance(value, FailedSpec):
         raise UsageError(value.sentence)
     inner = value.values() if isinstance(value, Mapping) else value
     if isinstance(value, Wrapped):

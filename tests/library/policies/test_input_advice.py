@@ -22,7 +22,7 @@ from pytest_torchcompile import (
     Wrapped,
     check_equivalence,
 )
-from pytest_torchcompile.policies.wrong_inputs import advice
+from pytest_torchcompile.policies.input_advice import advice
 
 SPECS = {name: getattr(pytest_torchcompile, name) for name in pytest_torchcompile.__all__}
 
@@ -149,10 +149,10 @@ def test_a_policy_on_no_device_or_on_several_is_told_so() -> None:
 
 
 def test_a_policy_on_an_accelerator_is_told_how_to_move_its_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pytest_torchcompile.policies import wrong_inputs
+    from pytest_torchcompile.policies import input_advice
 
     weight = types.SimpleNamespace(device="cuda:0")
-    monkeypatch.setattr(wrong_inputs, "_named_tensors", lambda policy: {"layer.weight": weight})
+    monkeypatch.setattr(input_advice, "_named_tensors", lambda policy: {"layer.weight": weight})
     error = RuntimeError("Expected all tensors to be on the same device, but found at least two devices")
     assert advice(error, {"observation": Box((8,))}, mlp()).endswith(
         "write observation=Wrapped(Box((8,)), lambda x: x.to('cuda:0'))"
