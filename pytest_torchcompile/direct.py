@@ -19,10 +19,10 @@ from pytest_torchcompile.generation.recipes import Recipe, random_recipe
 from pytest_torchcompile.options import PHASES, REFERENCES, CheckOptions, validated
 from pytest_torchcompile.policies.calls import Outcome, Side
 from pytest_torchcompile.policies.declaration import Declaration
+from pytest_torchcompile.policies.input_advice import eager_raises
 from pytest_torchcompile.policies.methods import as_methods
 from pytest_torchcompile.policies.snapshots import copied, map_tensors
 from pytest_torchcompile.policies.twins import Factory
-from pytest_torchcompile.policies.wrong_inputs import eager_raises
 from pytest_torchcompile.reports import failure
 from pytest_torchcompile.results import Capture, CheckResult, Verdict
 from pytest_torchcompile.runtime.isolation import Settings, compilers_warnings_recorded, isolated

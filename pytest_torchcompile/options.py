@@ -132,7 +132,11 @@ class CheckOptions:
         0, values.integer(0), "an integer >= 0", "seed of the weights, the fixed examples and the samplers"
     )
     atol: float = _option(
-        1e-5, values.number(0.0), "a number >= 0", "allowed absolute difference where |eager| is small"
+        1e-5,
+        values.number(0.0),
+        "a number >= 0",
+        "allowed absolute difference where |eager| is small; if it is at most 1e-5, a tensor may differ by "
+        "no more than 1 % of its largest element on the fixed examples",
     )
     rtol: float = _option(
         1e-5, values.number(0.0), "a number >= 0", "allowed difference relative to |eager| where it is large"
@@ -263,6 +267,8 @@ class CheckOptions:
         "torch threads during a check, on both sides (the process's own number, as in training: inductor "
         "generates other code for one thread than for several)",
     )
+    sources: Mapping[str, str] = dataclasses.field(default_factory=dict, repr=False, compare=False)
+    """Where each option that the user gave comes from; no option itself."""
 
     @classmethod
     def merge(cls, *layers: tuple[str, Mapping[str, Any]]) -> CheckOptions:
@@ -281,25 +287,18 @@ class CheckOptions:
                 given[name] = validated(name, value, source)
                 sources[name] = source
         profile = given.get("profile", OPTIONS["profile"].default)
-        result = cls(**(PROFILES[profile] | given))
-        object.__setattr__(
-            result, "_sources", dict.fromkeys(PROFILES[profile], f"the profile {profile}") | sources
-        )
-        object.__setattr__(result, "_given", frozenset(given))
+        result = cls(**(PROFILES[profile] | given), sources=sources)
         result._reject_contradictions()
         return result
 
     def source(self, name: str) -> str:
-        """Return the source of the value of an option, or ``default``."""
-        sources: dict[str, str] = getattr(self, "_sources", {})
-        return sources.get(name, "default")
+        """Return the source of the value of an option: the user's, the profile, or ``default``."""
+        by_profile = f"the profile {self.profile}" if name in PROFILES[self.profile] else "default"
+        return self.sources.get(name, by_profile)
 
     def is_set(self, name: str) -> bool:
         """Return whether the user gave an option, be it its default; what a profile sets does not count."""
-        given: frozenset[str] | None = getattr(self, "_given", None)
-        if given is not None:
-            return name in given
-        return bool(getattr(self, name) != OPTIONS[name].default)
+        return name in self.sources
 
     def _reject_contradictions(self) -> None:
         def shown(name: str) -> str:
@@ -351,7 +350,10 @@ def _name_of(function: Any) -> str:
     return str(getattr(function, "__name__", type(function).__name__))
 
 
-OPTIONS: dict[str, dataclasses.Field[Any]] = {field.name: field for field in dataclasses.fields(CheckOptions)}
+OPTIONS: dict[str, dataclasses.Field[Any]] = {
+    field.name: field for field in dataclasses.fields(CheckOptions) if field.name != "sources"
+}
+"""The fields of `CheckOptions` that are options, by name."""
 
 
 def boolean(value: Any, source: str) -> bool:

@@ -32,10 +32,15 @@ def meaning_of(finding: str) -> str:
     return f"{VERDICTS_PAGE}#{finding.replace(' ', '-')}"
 
 
-def some(names: Iterable[str], most: int = 4) -> str:
+_NAMES = 4
+"""The most names that `some` returns."""
+
+
+def some(names: Iterable[str]) -> str:
     """Return the first few names, and how many more there are."""
     names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    more = len(names) - _NAMES
+    return ", ".join(names[:_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
@@ -127,6 +132,16 @@ def _visible(character: str) -> str:
 def shortest(path: str) -> str:
     """Return a path relative to the working directory if that is shorter, else unchanged."""
     return min(path, os.path.relpath(path), key=len)
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number of things, whose plural ends in ``s``.
+
+    Example:
+        >>> counted(1, "graph break"), counted(0, "recompile")
+        ('1 graph break', '0 recompiles')
+    """
+    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def share(part: float, whole: float = 1.0) -> str:

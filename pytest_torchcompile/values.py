@@ -28,13 +28,13 @@ def boolean(value: Any) -> bool:
     raise ValueError(value)
 
 
-def integer(at_least: int, at_most: int = LARGEST_SEED) -> Callable[[Any], int]:
-    """Return a function that accepts integers between two bounds, inclusive."""
+def integer(at_least: int) -> Callable[[Any], int]:
+    """Return a function that accepts integers from `at_least` to `LARGEST_SEED`."""
 
     def accept(value: Any) -> int:
         if isinstance(value, bool) or (not isinstance(value, str) and int(value) != value):
             raise ValueError(value)
-        if not at_least <= int(value) <= at_most:
+        if not at_least <= int(value) <= LARGEST_SEED:
             raise ValueError(value)
         return int(value)
 

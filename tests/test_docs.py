@@ -21,6 +21,8 @@ import torch
 import pytest_torchcompile
 from pytest_torchcompile import Capture, CheckResult, UsageError, Verdict, __main__
 from pytest_torchcompile.backports import tomllib
+from pytest_torchcompile.comparing.measure import Measured, Tolerance
+from pytest_torchcompile.options import OPTIONS
 from pytest_torchcompile.reports.document import document_of, to_json
 from pytest_torchcompile.reports.metrics import METRICS
 from pytest_torchcompile.reports.views import VIEWS
@@ -176,6 +178,19 @@ def test_anchors_in_the_pages_exist():
         for target, anchor in re.findall(r"\]\(([\w./]*)#([^)]+)\)", page.read_text()):
             named = (folder / target) if target else page
             assert anchor in anchors(named.read_text()), f"{page.name}: {target}#{anchor}"
+
+
+def test_the_allowed_difference_is_the_one_that_the_pages_state():
+    def allowed(size, **options):
+        eager = torch.full((3,), size, dtype=torch.float64)
+        return size / Measured("x", eager, eager + size, Tolerance(**options), small=True).ratio
+
+    assert [allowed(size) for size in (2.0, 0.5, 1.1e-3)] == pytest.approx([2e-5, 1e-5, 1e-5])
+    assert [allowed(size) for size in (0.9e-3, 1e-6)] == pytest.approx([0.9e-5, 1e-8])
+    assert allowed(1e-6, atol=1e-4) == pytest.approx(1e-4)
+    for page in (README, VERDICTS.replace("\n", " ")):
+        assert "a tensor whose largest element is below `1e-3` may differ by 1 % of that element" in page
+    assert "1 % of its largest element" in OPTIONS["atol"].metadata["help"]
 
 
 def test_all_fields_of_a_row_are_listed():

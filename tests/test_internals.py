@@ -245,6 +245,23 @@ def test_the_exception_that_leaves_the_compiler_is_known_at_the_end(error: Excep
     assert internals.inner_error(caught.value) is error
 
 
+def test_an_exception_that_the_caller_handles_is_none_of_the_compiler_s() -> None:
+    def gives_up(graph: Any, inputs: Any) -> Any:
+        raise ValueError("no")
+
+    log = Log()
+    with log.listening():
+        try:
+            raise KeyError("user")
+        except KeyError:
+            torch.compile(Policy(), backend="aot_eager")(torch.ones(3, 8)).sum().backward()
+            passed = list(log.events)
+            with pytest.raises(Exception, match="no"):
+                torch.compile(Policy(), backend=gives_up)(torch.ones(3, 8))
+    assert [event.error for event in passed] == [None] * len(passed) != []
+    assert isinstance(internals.inner_error(log.events[-1].error), ValueError)
+
+
 def test_an_exception_of_a_backward_compile_is_known() -> None:
     from functorch.compile import make_boxed_func
     from torch._dynamo.backends.common import aot_autograd

@@ -24,7 +24,7 @@ from pytest_torchcompile.policies.calls import Outcome, Side
 from pytest_torchcompile.policies.outputs import NamedValues
 from pytest_torchcompile.results import Difference
 from pytest_torchcompile.runtime.isolation import quietly
-from pytest_torchcompile.specs.invalid_inputs import Wrong, wrong_inputs
+from pytest_torchcompile.specs.invalid_inputs import InvalidInputs, invalid_inputs
 from pytest_torchcompile.texts import first_line, some
 
 
@@ -43,7 +43,7 @@ class BrokenContract:
     reason: str
     difference: Difference | None = None
     example: str = ""
-    wrong: Wrong | None = None
+    wrong: InvalidInputs | None = None
     recipe: Recipe | None = None
 
 
@@ -57,7 +57,7 @@ def try_undeclared_inputs(pair: Pair, options: CheckOptions) -> tuple[list[str],
     recipe = recipes.random_recipe(pair.tree, options.batch[0], options.seed)
     attempt = Attempt(pair, recipe)
     remarks: list[str] = []
-    for wrong in wrong_inputs(pair.tree):
+    for wrong in invalid_inputs(pair.tree):
         if pair.out_of_seconds():
             break
         found = attempt(wrong)
@@ -100,7 +100,7 @@ class Attempt:
         self._pair = pair
         self._recipe = recipe
 
-    def __call__(self, wrong: Wrong) -> Disagreement | None:
+    def __call__(self, wrong: InvalidInputs) -> Disagreement | None:
         """Return how the sides disagree; None if both accept the inputs or both reject them."""
         eager = self._outcome(self._pair.eager, wrong)
         if eager is None or (eager.error is None and not self._costs_no_compile(wrong)):
@@ -127,7 +127,7 @@ class Attempt:
         )
 
     @staticmethod
-    def _costs_no_compile(wrong: Wrong) -> bool:
+    def _costs_no_compile(wrong: InvalidInputs) -> bool:
         """Return whether compiled can be called without compiling again."""
         return wrong.in_values and torch.get_num_threads() == 1
 
@@ -135,7 +135,7 @@ class Attempt:
     def _able_to_raise(self) -> Side | None:
         return self._pair.on_one_thread()
 
-    def _outcome(self, side: Side | None, wrong: Wrong) -> Outcome | None:
+    def _outcome(self, side: Side | None, wrong: InvalidInputs) -> Outcome | None:
         """Return the outcome of a side; None if it can't be called on the inputs."""
         if side is None:
             return None

@@ -16,7 +16,7 @@ from pytest_torchcompile.checking.trial import Failure, Trial
 from pytest_torchcompile.generation import recipes
 from pytest_torchcompile.generation.recipes import Recipe
 from pytest_torchcompile.options import CheckOptions
-from pytest_torchcompile.policies.wrong_inputs import eager_raises
+from pytest_torchcompile.policies.input_advice import eager_raises
 from pytest_torchcompile.results import Verdict
 from pytest_torchcompile.texts import raised_text, some
 

@@ -24,6 +24,7 @@ from pytest_torchcompile.policies.calls import Around, Outcome, Side, training_i
 from pytest_torchcompile.policies.counters import CounterValues
 from pytest_torchcompile.policies.declaration import Declaration
 from pytest_torchcompile.policies.holders import policy_of
+from pytest_torchcompile.policies.input_advice import advice, eager_raises
 from pytest_torchcompile.policies.loss import called_methods
 from pytest_torchcompile.policies.methods import (
     OBSERVATION,
@@ -36,7 +37,6 @@ from pytest_torchcompile.policies.methods import (
 )
 from pytest_torchcompile.policies.state import ModuleState
 from pytest_torchcompile.policies.twins import Factory, Twins, build_twins
-from pytest_torchcompile.policies.wrong_inputs import advice, eager_raises
 from pytest_torchcompile.results import Capture
 from pytest_torchcompile.runtime.autocast import autocasting
 from pytest_torchcompile.runtime.budget import Budget

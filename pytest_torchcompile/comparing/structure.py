@@ -28,8 +28,9 @@ def structural(eager: Outcome, compiled: Outcome) -> list[Difference]:
             )
     if found:
         return found
-    for path in _paths(eager.elementwise(), compiled.elementwise()):
-        found += _tensor_facts(path, eager.elementwise().get(path), compiled.elementwise().get(path))
+    tensors, others = eager.elementwise(), compiled.elementwise()
+    for path in _paths(tensors, others):
+        found += _tensor_facts(path, tensors.get(path), others.get(path))
     unequal = (eager.requires_grad ^ compiled.requires_grad) - eager.unfollowed - compiled.unfollowed
     for path in sorted(unequal):
         follows = path in eager.requires_grad

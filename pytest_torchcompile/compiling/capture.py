@@ -30,7 +30,7 @@ from pytest_torchcompile.results import Capture
 from pytest_torchcompile.runtime.isolation import drop_frames
 from pytest_torchcompile.runtime.progress import Progress, silent
 from pytest_torchcompile.runtime.watchdog import Watchdog
-from pytest_torchcompile.texts import at, clipped, first_line, share, some, suggestion
+from pytest_torchcompile.texts import at, clipped, counted, first_line, share, some, suggestion
 
 # If generated code raises one of these at run time, the code is invalid; a failing kernel raises others.
 _BROKEN_CODE = (AssertionError, AttributeError, NameError, SyntaxError, TypeError)
@@ -297,13 +297,13 @@ def why_not_compiled(capture: Capture, method: Method, options: CheckOptions, re
         return f"no graph was captured: {'; '.join(reasons) or _why_not_reached(method)}"
     if capture.coverage == 0:
         return (
-            f"{capture.graphs} graphs were captured, but none takes any of the {len(capture.left_eager)} "
-            f"parameters that eager uses; left eager: {some(capture.modules_left_eager)}"
+            f"{counted(capture.graphs, 'graph')} captured, but none takes a parameter that eager uses; "
+            f"left eager: {some(capture.modules_left_eager)}"
         )
     if capture.work and not capture.work_inside:
         return (
-            f"{capture.graphs} graphs were captured, but none does any of the {capture.work:,} operations of "
-            f"the products, convolutions, attention and recurrent kernels of a call; eager: "
+            f"{counted(capture.graphs, 'graph')} captured, but none does any of the {capture.work:,} "
+            f"operations of the products, convolutions, attention and recurrent kernels of a call; eager: "
             f"{some(capture.work_left_eager)}"
         )
     return _why_too_little(capture, options)

@@ -12,6 +12,7 @@ from pytest_torchcompile.explaining.place import Graph
 from pytest_torchcompile.explaining.proof import COMMON, CantWrite, Script, compile_arguments
 from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.results import Difference
+from pytest_torchcompile.runtime.autocast import device_type
 
 
 def graph_script(
@@ -58,7 +59,7 @@ def _autocast(graph: Graph, options: CheckOptions) -> str:
     """Return the code of the autocast context, to follow another context in a ``with`` statement."""
     if options.autocast is None:
         return ""
-    device = next((p.device.type for p in graph.part.pair.twins.eager.parameters()), "cpu")
+    device = device_type(graph.part.pair.twins.eager)
     return f", torch.autocast({device!r}, dtype=torch.{options.autocast})"
 
 

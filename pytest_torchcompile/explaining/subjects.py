@@ -34,7 +34,7 @@ from pytest_torchcompile.policies.methods import Method
 from pytest_torchcompile.policies.snapshots import copied, map_tensors
 from pytest_torchcompile.results import Difference
 from pytest_torchcompile.runtime.budget import Budget
-from pytest_torchcompile.specs.invalid_inputs import Wrong
+from pytest_torchcompile.specs.invalid_inputs import InvalidInputs
 
 
 class CannotCompare(Exception):
@@ -97,7 +97,7 @@ class RejectedInputs:
         budget: the budget of the explanation.
     """
 
-    def __init__(self, pair: Pair, wrong: Wrong, recipe: Recipe, budget: Budget) -> None:
+    def __init__(self, pair: Pair, wrong: InvalidInputs, recipe: Recipe, budget: Budget) -> None:
         self._pair = pair
         self._wrong = wrong
         self._recipe = recipe

@@ -103,7 +103,8 @@ class Side:
     def autocast(self):
         if AUTOCAST is None:
             return contextlib.nullcontext()
-        device = next((p.device.type for p in self.policy.parameters()), "cpu")
+        parameters = self.policy.parameters()
+        device = next((p.device.type for p in parameters if not p.is_meta), "cpu")
         return torch.autocast(device, dtype=getattr(torch, AUTOCAST))
 
     def function(self, name):

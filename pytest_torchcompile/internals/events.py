@@ -30,16 +30,22 @@ def compile_events(started: Callable[[], None], ended: Callable[[CompileEvent], 
     """Call `started` and `ended` around every compile in the body, including lazy compiles of the backward.
 
     Torch calls the end callback in a ``finally`` block. `sys.exc_info` then gives the exception that the
-    compiler raised.
+    compiler raised or, if it raised none, the one that the caller is handling in an ``except`` block.
     """
     from torch._dynamo.callback import CallbackTrigger, callback_handler
 
+    callers: BaseException | None = None
+
     def on_start(args: Any) -> None:
+        nonlocal callers
+        callers = sys.exc_info()[1]
         started()
 
     def on_end(args: Any) -> None:
         backward = args.callback_trigger is CallbackTrigger.LAZY_BACKWARD
-        ended(CompileEvent(str(args.compile_id), backward, sys.exc_info()[1]))
+        current = sys.exc_info()[1]
+        error = None if current is callers else current
+        ended(CompileEvent(str(args.compile_id), backward, error))
 
     callback_handler.register_start_callback(on_start)
     callback_handler.register_end_callback(on_end)

@@ -17,7 +17,7 @@ from pytest_torchcompile import internals
 from pytest_torchcompile.lifecycle.stories import Change
 from pytest_torchcompile.policies.counters import CounterValues
 from pytest_torchcompile.policies.ordinary import is_ordinary
-from pytest_torchcompile.policies.reachable import Place, Reachable
+from pytest_torchcompile.policies.reachable import Place, Reachable, path_of
 from pytest_torchcompile.policies.snapshots import write
 from pytest_torchcompile.policies.state import ModuleState
 
@@ -73,7 +73,7 @@ class Changes:
             return [name for name in self._buffers() if name in self._inner.state_dict()]
         if change.what in ("buffers", "integers"):
             return list(self._changed_by(change))
-        return [_joined(place) for place in self._floats] if change is Change.ANNEALED else []
+        return [path_of(place) for place in self._floats] if change is Change.ANNEALED else []
 
     def layer(self, learnt: Sequence[Collection[str]]) -> str:
         """Return a submodule that can be frozen while others still learn; empty if there is none.
@@ -101,7 +101,7 @@ class Changes:
     def attributes(self) -> dict[str, float]:
         """Return the current values of the attributes that can be annealed, by path."""
         now = self._state.counters.floats()
-        return {_joined(place): now[place] for place in self._floats if place in now}
+        return {path_of(place): now[place] for place in self._floats if place in now}
 
     def tensors(self) -> Tensors:
         """Return copies of the buffers and attributes that can be changed."""
@@ -172,7 +172,7 @@ class Changes:
         now = self._state.counters.floats()
         for place, found in self._floats.items():
             last = self._annealed.get(place, found)
-            if name in ("", _joined(place)) and now.get(place) in (found, last):
+            if name in ("", path_of(place)) and now.get(place) in (found, last):
                 self._annealed[place] = ANNEALED * now[place]
                 self._state.counters.assign({place: self._annealed[place]})
 
@@ -266,12 +266,11 @@ def _attributes(reachable: Reachable) -> dict[str, Place]:
 
     Tensors that require grad are left out: they are weights, or results of a call.
     """
+    others = reachable.containers | reachable.frozen()
     return {
-        _joined(place): place
+        path_of(place): place
         for place, value in reachable.values.items()
-        if isinstance(value, torch.Tensor)
-        and not value.requires_grad
-        and place[0] not in reachable.containers | reachable.frozen()
+        if isinstance(value, torch.Tensor) and not value.requires_grad and place[0] not in others
     }
 
 
@@ -285,10 +284,6 @@ def _can_be_written(tensor: torch.Tensor) -> bool:
     if is_lazy(tensor) or not is_ordinary(tensor) or tensor.is_inference():
         return False
     return 0 not in tensor.stride()
-
-
-def _joined(place: Place) -> str:
-    return ".".join(filter(None, place))
 
 
 def _moved(tensors: Mapping[str, torch.Tensor], seed: int) -> Tensors:

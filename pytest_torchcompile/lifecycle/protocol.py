@@ -42,7 +42,7 @@ from pytest_torchcompile.lifecycle.stories import (
 )
 from pytest_torchcompile.lifecycle.trial import StoryFailure, StoryTrial
 from pytest_torchcompile.options import LIFECYCLE, CheckOptions
-from pytest_torchcompile.policies.wrong_inputs import eager_raises
+from pytest_torchcompile.policies.input_advice import eager_raises
 from pytest_torchcompile.results import Capture, CheckResult, Verdict
 
 EXAMPLES_PER_STORY = 5

@@ -2,6 +2,6 @@
 
 In: a factory and a declaration. Out: two equal twins, their state, and the `Outcome` of a call.
 
-Other folders use `backward`, `calls`, `copies`, `declaration`, `holders`, `loss`, `methods`, `ordinary`,
-`outputs`, `reachable`, `snapshots`, `state`, `twins`, `wrong_inputs`.
+Other folders use `backward`, `calls`, `copies`, `declaration`, `holders`, `input_advice`, `loss`, `methods`,
+`ordinary`, `outputs`, `reachable`, `snapshots`, `state`, `twins`.
 """

@@ -14,13 +14,14 @@ from torch import nn
 
 from pytest_torchcompile import internals
 from pytest_torchcompile.policies.holders import Holder, policy_of
+from pytest_torchcompile.policies.reachable import path_of
 from pytest_torchcompile.texts import some
 
 
 def stale_methods(policy: Any) -> list[str]:
     """Return the paths of a policy's attributes that are compiled methods of another object of its class."""
     return [
-        f"{path}.{name}" if path else name
+        path_of((path, name))
         for path, owner in _objects(policy)
         for name, value in getattr(owner, "__dict__", {}).items()
         if _is_of_another(owner, internals.compiled_owner(value))

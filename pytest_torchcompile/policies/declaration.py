@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pytest_torchcompile.errors import UsageError
+
+CALL_ITSELF = "methods=lambda policy, observation: policy(observation)"
+"""The line to write for an object that is called and is no module."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,7 +31,8 @@ class Declaration:
             whatever a method returns.
 
     Raises:
-        UsageError: if `observe`, `reset` or `loss` is no function, or `act` or `learn` not among `methods`.
+        UsageError: if `observe`, `reset` or `loss` is no function, `act` or `learn` not among `methods`, or
+            from `named_methods`.
     """
 
     observation: Any = None
@@ -41,6 +45,7 @@ class Declaration:
     loss: Callable[[Any, Any], Any] | None = None
 
     def __post_init__(self) -> None:
+        named_methods(self.methods)
         for name, of in (("observe", "policy"), ("reset", "policy"), ("loss", "policy and a batch")):
             function = getattr(self, name)
             if function is not None and not callable(function):
@@ -71,6 +76,50 @@ class Declaration:
     def living(self) -> list[Any]:
         """The methods of the lifecycle, each once."""
         return [*self.acting, *(method for method in self.learning if method not in self.acting)]
+
+
+def named_methods(methods: Any) -> dict[str, Callable[..., Any] | None]:
+    """Return the methods by name: for an adapter its function, for a method of the policy None.
+
+    Whether the policy has the methods is not checked.
+
+    Args:
+        methods: a name, an adapter ``f(model, **inputs)``, or several.
+
+    Raises:
+        UsageError: if an entry is neither a name nor an adapter, or a name occurs twice.
+
+    Example:
+        >>> named_methods(["get_value", max])
+        {'get_value': None, 'max': <built-in function max>}
+    """
+    if isinstance(methods, str) or callable(methods):
+        methods = [methods]
+    if not isinstance(methods, Sequence) or not methods:
+        raise UsageError(f"methods={methods!r}; accepted: method names and functions f(model, **inputs)")
+    found: dict[str, Callable[..., Any] | None] = {}
+    for method in methods:
+        name, adapter = _named(method)
+        if name in found:
+            raise UsageError(f"{name!r} twice among methods; give each adapter a name of its own (def)")
+        found[name] = adapter
+    return found
+
+
+def _named(method: Any) -> tuple[str, Callable[..., Any] | None]:
+    if isinstance(method, str) and method and not method.rpartition(".")[2].startswith("__"):
+        return method, None
+    if callable(method) and not isinstance(method, type) and not _is_module(method):
+        return getattr(method, "__name__", "adapter").replace("<lambda>", "adapter"), method
+    instead = f"; instead write {CALL_ITSELF}" if method == "__call__" else ""
+    raise UsageError(
+        f"{method!r} among methods; accepted: method names and functions f(model, **inputs){instead}"
+    )
+
+
+def _is_module(value: Any) -> bool:
+    """Whether `value` is a ``torch.nn.Module``, told without an import of torch."""
+    return any(base.__module__ == "torch.nn.modules.module" for base in type(value).__mro__)
 
 
 def listed(methods: Any) -> list[Any]:

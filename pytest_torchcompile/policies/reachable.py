@@ -31,7 +31,18 @@ Space = MutableMapping[Any, Any]
 """The attributes of a module or an object, or the items of a container, as a mapping."""
 
 Place = tuple[str, Any]
-"""The path of a space, and a name in it."""
+"""The path of a space, and a name in it: an attribute, a key or an index."""
+
+
+def path_of(place: Place) -> str:
+    """Return the path of what lies at a place.
+
+    Example:
+        >>> path_of(("actor.scales", 0)), path_of(("", "actor"))
+        ('actor.scales.0', 'actor')
+    """
+    path, name = place
+    return f"{path}.{name}" if path else str(name)
 
 
 def is_plain(value: Any) -> bool:
@@ -170,13 +181,13 @@ class Reachable:
 
     def frozen(self) -> set[str]:
         """Return the paths of the objects whose attributes can't be assigned: frozen dataclasses."""
-        return {self._named(*place) for place, value in self.held.items() if _is_frozen(value)}
+        return {path_of(place) for place, value in self.held.items() if _is_frozen(value)}
 
     def shared_with(self, other: Reachable) -> set[Place]:
         """Return the places of the plain values that lie in an object that both hold, or are one tensor."""
         theirs = {id(value) for value in other.held.values()}
         tensors = {id(value) for value in other.values.values() if isinstance(value, torch.Tensor)}
-        common = [self._named(*place) for place, value in self.held.items() if id(value) in theirs]
+        common = [path_of(place) for place, value in self.held.items() if id(value) in theirs]
         return {
             place
             for place, value in self.values.items()
@@ -219,7 +230,7 @@ class Reachable:
         for name, value in list(space.items()):
             if name in beside:
                 continue
-            inside = self._named(path, name)
+            inside = path_of((path, name))
             if is_plain(value):
                 self.values[path, name] = value
                 if is_leaf(value) and self._is_new(value):
@@ -256,7 +267,3 @@ class Reachable:
             return False
         self._seen.add(id(value))
         return True
-
-    @staticmethod
-    def _named(path: str, name: Any) -> str:
-        return f"{path}.{name}" if path else str(name)

@@ -23,7 +23,7 @@ from pytest_torchcompile.errors import UsageError
 from pytest_torchcompile.policies.holders import Holder, is_holder
 from pytest_torchcompile.policies.ordinary import is_ordinary, same_values
 from pytest_torchcompile.policies.outputs import named_values
-from pytest_torchcompile.policies.reachable import Reachable
+from pytest_torchcompile.policies.reachable import Reachable, path_of
 from pytest_torchcompile.policies.snapshots import copied, map_tensors
 from pytest_torchcompile.policies.state import ModuleState
 from pytest_torchcompile.runtime import isolation
@@ -224,7 +224,7 @@ def _make_equal(first: nn.Module, second: nn.Module) -> list[str]:
     for place, value in mine.tensors().items():
         if place in yours.values and _differ(value, yours.values[place]):
             yours.put(place, map_tensors(copied, value))
-            unequal.append(".".join(str(part) for part in place if part != ""))
+            unequal.append(path_of(place))
     return unequal
 
 

@@ -11,7 +11,7 @@ from pytest_torchcompile.reports.document import Case
 from pytest_torchcompile.reports.picture import picture_lines
 from pytest_torchcompile.reports.table import speedup_text
 from pytest_torchcompile.results import Capture, CheckResult, Difference, Explanation, Verdict
-from pytest_torchcompile.texts import meaning_of, one_line, share, some, wrapped
+from pytest_torchcompile.texts import counted, meaning_of, one_line, share, some, wrapped
 
 _MOST = 3
 _WIDTH = 100
@@ -169,11 +169,11 @@ def capture_line(capture: Capture) -> str:
     """Return text such as ``1 graph, 612 of 816 parameters, 1 break, 2 recompiles, 1.2 s compiling``."""
     used = capture.elements_used
     parts = [
-        _count(capture.graphs, "graph"),
+        counted(capture.graphs, "graph"),
         f"{capture.elements_inside:,} of {used:,} parameters" if used else "no parameters used",
         *_work(capture),
-        _count(len(capture.breaks), "break") + (" (fullgraph)" if capture.fullgraph else ""),
-        _count(len(capture.recompiles), "recompile"),
+        counted(len(capture.breaks), "break") + (" (fullgraph)" if capture.fullgraph else ""),
+        counted(len(capture.recompiles), "recompile"),
         f"{capture.compile_s:.1f} s compiling",
     ]
     return ", ".join(parts)
@@ -257,10 +257,6 @@ def explanation_rows(explanation: Explanation) -> list[tuple[str, str]]:
 
 def _rows(rows: list[tuple[str, str]]) -> list[str]:
     return [f"  {label:<9} {text}" for label, text in rows]
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def _and_more(number: int) -> str:

@@ -17,9 +17,15 @@ def autocasting(dtype: str | None, model: nn.Module) -> Callable[[], contextlib.
 
     Args:
         dtype: the name of a torch dtype, such as ``bfloat16``; None for a context that does nothing.
-        model: the model whose first parameter determines the device; the CPU if it has none.
+        model: the model, see `device_type`.
     """
     if dtype is None:
         return contextlib.nullcontext
-    device = next((p.device.type for p in internals.uncompiled(model).parameters() if not p.is_meta), "cpu")
+    device = device_type(model)
     return lambda: torch.autocast(device, dtype=getattr(torch, dtype))
+
+
+def device_type(model: nn.Module) -> str:
+    """Return the type of device of the model's first parameter that holds numbers; ``cpu`` if none does."""
+    parameters = internals.uncompiled(model).parameters()
+    return next((p.device.type for p in parameters if not p.is_meta), "cpu")

@@ -210,7 +210,7 @@ def deferred_warnings() -> Iterator[Callable[[], None]]:
     try:
         yield lambda: _emit_again(kept)
     finally:
-        _deferred.remove(kept)
+        _deferred.pop()
 
 
 @contextlib.contextmanager

@@ -78,6 +78,9 @@ def _from_buffer(policy: Any, name: str, space: Any) -> Any:
     spec = conversion.as_spec(space, name)
     if isinstance(spec, spaces.Discrete) and _SKRL in conversion.class_names(policy) and not spec.start:
         spec = spaces.MultiDiscrete((spec.n,))
+    if isinstance(spec, spaces.Box) and not spec.is_float:
+        # A `Box` of floats would have fractions.
+        return spaces.Wrapped(spec, torch.Tensor.float)
     if isinstance(spec, (spaces.Box, spaces.MultiBinary, spaces.MultiDiscrete)):
         return dataclasses.replace(spec, dtype="float32")
     return spec

@@ -150,7 +150,7 @@ def _from_space(space: Any, where: str) -> Any:
     if "Discrete" in kinds:
         return Discrete(int(space.n), int(getattr(space, "start", 0)))
     if "MultiDiscrete" in kinds:
-        return MultiDiscrete(space.nvec.reshape(-1).tolist())
+        return _from_multi_discrete(space)
     if "MultiBinary" in kinds:
         return MultiBinary(tuple(space.shape), "int8")
     if "Dict" in kinds:
@@ -174,6 +174,18 @@ def _from_box(space: Any) -> Spec:
     low = np.where(space.low <= -unbounded, -np.inf, space.low) if dtype.kind == "f" else space.low
     high = np.where(space.high >= unbounded, np.inf, space.high) if dtype.kind == "f" else space.high
     return Box(tuple(space.shape), _bound(low, -np.inf), _bound(high, np.inf), dtype.name)
+
+
+def _from_multi_discrete(space: Any) -> Spec:
+    """Return a `MultiDiscrete` for columns that start at 0, and a `Box` of integers for all others."""
+    import numpy as np
+
+    dtype = np.dtype(space.dtype).name
+    start = np.broadcast_to(getattr(space, "start", 0), space.nvec.shape)
+    if space.nvec.ndim == 1 and not start.any():
+        return MultiDiscrete(space.nvec.tolist(), dtype)
+    high = start + (space.nvec - 1)
+    return Box(space.nvec.shape, _bound(start, -np.inf), _bound(high, np.inf), dtype)
 
 
 def _bound(bound: Any, unbounded: float) -> Any:

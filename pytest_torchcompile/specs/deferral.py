@@ -1,7 +1,7 @@
 """Keeps the error of a wrong spec until the spec is used, while pytest imports test files.
 
 Markers are evaluated when a file is imported. An error there would take the file's other tests along, so the
-wrong spec is replaced by a `Wrong`, and only the test that uses it fails.
+wrong spec is replaced by a `FailedSpec`, and only the test that uses it fails.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pytest_torchcompile.texts import at, first_line
 _DEFERRED = contextvars.ContextVar("deferred", default=False)
 
 
-class Wrong:
+class FailedSpec:
     """Stands for a spec that could not be made.
 
     Args:
@@ -36,10 +36,19 @@ class Wrong:
         return f"<wrong spec: {self.sentence}>"
 
 
+def errors_deferred() -> contextlib.AbstractContextManager[None]:
+    """In the body, a wrong spec is a `FailedSpec` instead of an error."""
+    return _deferring(True)
+
+
+def errors_raised() -> contextlib.AbstractContextManager[None]:
+    """In the body, a wrong spec is an error, also inside `errors_deferred`."""
+    return _deferring(False)
+
+
 @contextlib.contextmanager
-def errors_deferred() -> Iterator[None]:
-    """In the body, a wrong spec is a `Wrong` instead of an error."""
-    token = _DEFERRED.set(True)
+def _deferring(deferred: bool) -> Iterator[None]:
+    token = _DEFERRED.set(deferred)
     try:
         yield
     finally:
@@ -47,7 +56,9 @@ def errors_deferred() -> Iterator[None]:
 
 
 def reported_once(make: Callable[[], Any]) -> Any:
-    """Return the spec that `make` makes for the caller of the caller, or a `Wrong` inside `errors_deferred`.
+    """Return the spec that `make` makes for the caller of the caller.
+
+    If it is wrong, return a `FailedSpec` inside `errors_deferred`.
 
     Raises:
         UsageError: if the spec is wrong, without the frames of this package.
@@ -61,4 +72,4 @@ def reported_once(make: Callable[[], Any]) -> Any:
             raise error.with_traceback(None) from None
         user = sys._getframe(2)
         text = str(error) if isinstance(error, UsageError) else first_line(error)
-        return Wrong(text + at(user.f_code.co_filename, user.f_lineno))
+        return FailedSpec(text + at(user.f_code.co_filename, user.f_lineno))

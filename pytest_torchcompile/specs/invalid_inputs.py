@@ -21,7 +21,7 @@ MOST = 6
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Wrong:
+class InvalidInputs:
     """Inputs of which one is invalid.
 
     Args:
@@ -51,7 +51,7 @@ class _Variant:
 _BEYOND, _SHAPE, _DTYPE, _BELOW = range(4)
 
 
-def wrong_inputs(tree: Any) -> list[Wrong]:
+def invalid_inputs(tree: Any) -> list[InvalidInputs]:
     """Return at most `MOST` variants of the declared inputs, each with one invalid input.
 
     Args:
@@ -61,24 +61,24 @@ def wrong_inputs(tree: Any) -> list[Wrong]:
         The variants of the first input of each spec class come first, then those of further inputs.
 
     Example:
-        >>> [wrong.what for wrong in wrong_inputs({"action": spaces.Discrete(4)})][:2]
+        >>> [invalid.what for invalid in invalid_inputs({"action": spaces.Discrete(4)})][:2]
         ['action: index 4, one beyond the last', 'action: two numbers per row, not one']
     """
     seen: set[type[Spec]] = set()
-    ranked: list[tuple[bool, int, Wrong]] = []
+    ranked: list[tuple[bool, int, InvalidInputs]] = []
     for path, spec in trees.leaves(tree):
         again = type(spec) in seen
         seen.add(type(spec))
         for variant in _variants(spec, tree):
             name = trees.dotted(path) or "observation"
-            wrong = Wrong(
+            invalid = InvalidInputs(
                 what=f"{name}: {variant.what}",
                 tree=trees.with_leaf(tree, path, variant.spec),
                 in_values=variant.in_values,
             )
-            ranked.append((again, variant.order, wrong))
+            ranked.append((again, variant.order, invalid))
     ranked.sort(key=lambda entry: entry[:2])
-    return [wrong for *_, wrong in ranked[:MOST]]
+    return [invalid for *_, invalid in ranked[:MOST]]
 
 
 def _variants(spec: Spec, tree: Any) -> Iterator[_Variant]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from pytest_torchcompile.errors import UsageError
 from pytest_torchcompile.specs import conversion, spaces
+from pytest_torchcompile.specs.deferral import errors_raised
 
 SPECS: dict[str, type[spaces.Spec]] = {
     kind.__name__: kind
@@ -41,7 +42,9 @@ def read_spec(written: Any, where: str) -> Any:
         return {name: read_spec(item, f"{where}.{name}") for name, item in written.items()}
     text = ",".join(map(str, written)) if isinstance(written, list) else str(written)
     try:
-        value = _value(ast.parse(text.strip(), mode="eval").body)
+        # Whoever reads the text says where it is written; a deferred error would name a line of this module.
+        with errors_raised():
+            value = _value(ast.parse(text.strip(), mode="eval").body)
     except UsageError as error:
         raise UsageError(f"{where}={written!r}: {error}") from None
     except (SyntaxError, ValueError, TypeError) as error:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from pytest_torchcompile.errors import UsageError
-from pytest_torchcompile.specs.deferral import Wrong, reported_once
+from pytest_torchcompile.specs.deferral import FailedSpec, reported_once
 from pytest_torchcompile.texts import raised_text
 
 TIME = "T"
@@ -116,7 +116,7 @@ class Box(_Shaped):
     Otherwise a check also tries NaN and infinities in one element, unless `nonfinite=False`.
 
     Raises:
-        UsageError: if `shape` is not a valid shape, or `low` exceeds `high`.
+        UsageError: if `shape` is not a valid shape, `low` exceeds `high`, or a bound of integers is infinite.
 
     Example:
         >>> Box((46, 9, 9))
@@ -144,9 +144,9 @@ class Box(_Shaped):
             self._require(fits, "bounds must be numbers, or arrays of the dimensions after batch_dim")
 
     def _require_bound(self, name: str) -> None:
-        """Return if a bound is None, a number, or an array that broadcasts to the shape."""
+        """Return if a bound is None, a number that the dtype may have, or an array that broadcasts."""
         bound = getattr(self, name)
-        if bound is None or isinstance(bound, (int, float)):
+        if bound is None or (isinstance(bound, (int, float)) and self.is_float):
             return
         import numpy as np
 
@@ -157,6 +157,8 @@ class Box(_Shaped):
             size in (1, declared) for size, declared in zip(array.shape, sizes, strict=True)
         )
         self._require(fits, f"{name} has the shape {array.shape}, which does not broadcast to {self.shape}")
+        finite = self.is_float or bool(np.isfinite(array).all())
+        self._require(finite, f"{name} must be finite, because {self.dtype} is; write None for unbounded")
 
     @property
     def is_float(self) -> bool:
@@ -354,7 +356,7 @@ def require_made(value: Any) -> None:
     Raises:
         UsageError: with the error that was kept when the spec was made; see `deferral`.
     """
-    if isinstance(value, Wrong):
+    if isinstance(value, FailedSpec):
         raise UsageError(value.sentence)
     inner = value.values() if isinstance(value, Mapping) else value
     if isinstance(value, Wrapped):

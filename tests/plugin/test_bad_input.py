@@ -398,11 +398,37 @@ def test_a_method_named_twice(project, methods, name):
     project.write(agent(f"observation=Box((2,)), methods={methods}"))
     result = project.check()
     assert "passed" not in result.parseoutcomes()
-    assert set(failures(result).values()) == {
-        f"{MARK} on test_policy.py::test_agent: methods names {name!r} twice; give each adapter a name of "
-        f"its own (def)"
+    assert failures(result) == {
+        "test_agent[usage-error]": f"{MARK} on test_policy.py::test_agent got {name!r} twice among methods; "
+        f"give each adapter a name of its own (def)"
     }
     assert project.lines("compiled") == []
+
+
+def test_an_object_is_a_method_for_the_marker_as_for_the_functions(project):
+    project.write(
+        """
+        import functools
+
+        class Object:
+            def __call__(self, model, x): return model.get_value(x)
+
+        @pytest.mark.compiled_equivalence(observation=Box((2,)), phases="rollout", methods=Object())
+        def test_object(): return Agent()
+
+        @pytest.mark.compiled_equivalence(observation=Box((2,)), phases="rollout", methods=[functools.partial(Object())])
+        def test_partial(): return Agent()
+
+        @pytest.mark.compiled_equivalence(observation=Box((2,)), methods="__call__")
+        def test_name(): return Agent()
+        """
+    )
+    result = project.check()
+    result.assert_outcomes(passed=2, errors=1)
+    assert set(verdicts(result).values()) == {"equal"}
+    assert failures(result)["test_name[usage-error]"].startswith(
+        f"{MARK} on test_policy.py::test_name got '__call__' among methods; accepted: "
+    )
 
 
 def test_a_bare_marker(project):

@@ -122,7 +122,7 @@ def test_a_budget_fails_what_exceeds_it(project):
     result.assert_outcomes(passed=1, failed=1)
     text = failure(result)
     assert text.startswith("over budget: get_value, rollout phase, backend eager\n")
-    assert "  budget    1 graph breaks, max_graph_breaks=0 (the command line)\n" in text
+    assert "  budget    1 graph break, max_graph_breaks=0 (the command line)\n" in text
     assert "  break     Call to `torch._dynamo.graph_break()` (at test_policy.py:" in text
     assert {row["verdict"] for row in table(result).values()} == {"equal", "equal, over budget"}
 

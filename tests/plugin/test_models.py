@@ -173,6 +173,12 @@ WRONG = {
     "no factory": ("agents:Agent", "agents", "got factory='agents'; accepted: 'package.module:function'"),
     "no spec": ("Box((2,))", "Bax((2,))", "got observation='Bax((2,))' is no spec (there is no spec Bax)"),
     "code": ("Box((2,))", "Box(open(1))", "is no spec"),
+    "bounds": (
+        "Box((2,))",
+        "Box((2,), low=1, high=0)",
+        "got observation='Box((2,), low=1, high=0)': Box((2,), low=1, high=0): low exceeds high",
+    ),
+    "no argument of a spec": ("Box((2,))", "Box((2,), up=1)", "is no spec (Box.__init__() got an unexpected"),
     "unknown": ("phases", "phasses", "got unknown setting 'phasses' (did you mean 'phases'?)"),
     "value": ('"rollout"', '"walk"', "got phases='walk'; accepted:"),
 }
@@ -190,6 +196,7 @@ def test_mistakes_name_the_table(project, tables, what):
     text = failure(result)
     assert text.startswith(SOURCE)
     assert sentence in text
+    assert "notation.py" not in text
 
 
 def test_mistakes_name_the_flag(project):

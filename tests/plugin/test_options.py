@@ -1,9 +1,11 @@
 """Options: marker over command line over ini over default, and which values are rejected with which message."""
 
+import dataclasses
+
 import pytest
 import torch._inductor
 
-from pytest_torchcompile.options import OPTIONS
+from pytest_torchcompile.options import OPTIONS, CheckOptions
 from pytest_torchcompile.policies.declaration import ARGUMENTS
 from pytest_torchcompile.results import CheckResult, Verdict
 
@@ -118,6 +120,17 @@ def test_what_is_given_by_itself_wins_over_the_profile(project, seen):
     assert (seen["test_marked"].examples, seen["test_marked"].layouts) == (7, True)
     assert seen["test_plain"].source("layouts") == "the profile quick"
     assert not seen["test_plain"].is_set("layouts")
+
+
+def test_changed_options_know_where_the_others_come_from():
+    merged = CheckOptions.merge(("a file", {"profile": "quick"}), ("a marker", {"batch": (4, 7, 1, 33)}))
+    changed = dataclasses.replace(merged, fullgraph=True)
+    for options in (merged, changed):
+        sources = [options.source(name) for name in ("profile", "batch", "examples", "seed")]
+        assert sources == ["a file", "a marker", "the profile quick", "default"]
+        assert [options.is_set(name) for name in ("profile", "batch", "examples", "seed")] == [1, 1, 0, 0]
+    assert changed != merged == CheckOptions.merge(("others", {"profile": "quick", "batch": (4, 7, 1, 33)}))
+    assert "a marker" not in repr(merged)
 
 
 def test_what_nobody_sets_has_its_default(project, seen):

@@ -35,7 +35,7 @@ from pytest_torchcompile.generation import tensors
 from pytest_torchcompile.generation.recipes import random_recipe
 from pytest_torchcompile.reports.failure import failure_text
 from pytest_torchcompile.specs import spaces, trees
-from pytest_torchcompile.specs.invalid_inputs import MOST, wrong_inputs
+from pytest_torchcompile.specs.invalid_inputs import MOST, invalid_inputs
 from pytest_torchcompile.specs.spaces import Wrapped
 
 compiling = torch.compiler.is_compiling
@@ -71,7 +71,7 @@ def test_each_is_wrong_in_what_it_says_and_can_be_drawn(name: str) -> None:
     tree = {"x": SPECS[name]}
     recipe = random_recipe(tree, 4, 0)
     right = tensors.build(tree, recipe)["x"]
-    wrong = wrong_inputs(tree)
+    wrong = invalid_inputs(tree)
     assert 1 <= len(wrong) <= MOST
     for one in wrong:
         x = tensors.build(one.tree, recipe)["x"]
@@ -89,7 +89,9 @@ def test_each_is_wrong_in_what_it_says_and_can_be_drawn(name: str) -> None:
 def test_values_out_of_range() -> None:
     def drawn(spec: Any) -> dict[str, torch.Tensor]:
         recipe = random_recipe({"x": spec}, 4, 0)
-        return {w.what: tensors.build(w.tree, recipe)["x"] for w in wrong_inputs({"x": spec}) if w.in_values}
+        return {
+            w.what: tensors.build(w.tree, recipe)["x"] for w in invalid_inputs({"x": spec}) if w.in_values
+        }
 
     assert {k: v.tolist() for k, v in drawn(Discrete(4, start=1)).items()} == {
         "x: index 5, one beyond the last": [5] * 4,
@@ -107,7 +109,7 @@ def test_values_out_of_range() -> None:
 
 def test_the_first_input_of_each_kind_comes_first() -> None:
     tree = {"x": OBSERVATION, "y": Box((3,)), "mask": LegalMask(6), "action": LegalAction("mask")}
-    whats = [wrong.what for wrong in wrong_inputs(tree)]
+    whats = [wrong.what for wrong in invalid_inputs(tree)]
     assert len(whats) == MOST
     assert not any(what.startswith("y:") for what in whats)
     assert whats[:3] == [
@@ -119,7 +121,7 @@ def test_the_first_input_of_each_kind_comes_first() -> None:
 
 def test_nested_inputs_are_exchanged_where_they_are() -> None:
     tree = {"observation": Wrapped({"a": OBSERVATION, "b": (Flag(), spaces.Constant(3))}, lambda t: t)}
-    entries = {wrong.what: dict(trees.leaves(wrong.tree)) for wrong in wrong_inputs(tree)}
+    entries = {wrong.what: dict(trees.leaves(wrong.tree)) for wrong in invalid_inputs(tree)}
     changed = entries["observation.a: float64, not float32"]
     assert repr(changed["observation", "a"]) == "Box((8,), dtype='float64')"
     assert changed["observation", "b", 0] == Flag()
@@ -422,7 +424,7 @@ def test_nothing_is_compiled_for_what_eager_takes() -> None:
 
 def test_the_rest_of_the_report_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     with_tries = check_small(Actor, methods="chosen", inputs={"action": Discrete(4)})
-    monkeypatch.setattr(rejection, "wrong_inputs", lambda tree: [])
+    monkeypatch.setattr(rejection, "invalid_inputs", lambda tree: [])
     without = check_small(Actor, methods="chosen", inputs={"action": Discrete(4)})
     for field in ("verdict", "reason", "examples", "notes", "remarks"):
         assert getattr(with_tries, field) == getattr(without, field)

@@ -158,7 +158,6 @@ def test_whether_an_option_was_set() -> None:
     assert not CheckOptions().is_set("batch")
     assert not CheckOptions.merge(("a test", {})).is_set("batch")
     assert CheckOptions.merge(("a test", {"batch": (4, 7, 1, 33)})).is_set("batch")
-    assert CheckOptions(batch=(4, 8)).is_set("batch")
 
 
 # --- the policy's own sizes -----------------------------------------------------------------------

@@ -446,6 +446,27 @@ def test_the_tolerance_is_by_element_in_outputs_and_by_tensor_in_gradients() -> 
     assert judge(mine, theirs, Tolerance(), None).differences[0].path == "gradient of w"
 
 
+def test_all_tensors_of_an_outcome_are_gathered_as_often_for_many_as_for_few(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Gathered anew for each of them, hundreds of buffers would take hundreds of times as long."""
+    gathered = []
+    original = Outcome.elementwise
+
+    def counted(self: Outcome) -> dict[str, torch.Tensor]:
+        gathered.append(self)
+        return original(self)
+
+    def times(outputs: int) -> int:
+        gathered.clear()
+        mine, theirs = (outcome(lambda x: tuple(x + i for i in range(outputs)), torch.ones(2)) for _ in "ab")
+        assert judge(mine, theirs, Tolerance(), None).differences == ()
+        return len(gathered)
+
+    monkeypatch.setattr(Outcome, "elementwise", counted)
+    assert times(20) == times(2) > 0
+
+
 def test_the_worst_element_is_the_one_that_exceeds_its_allowance_most() -> None:
     x = torch.tensor([[1e4, 1.0], [1.0, 1.0]], dtype=torch.float64)
     moved = torch.tensor([[1.0, 0.0], [0.0, 0.01]], dtype=torch.float64)

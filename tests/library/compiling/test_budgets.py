@@ -40,7 +40,7 @@ OBSERVATION = {"observation": Box((8,))}
 def test_graph_breaks() -> None:
     result = check(Broken, max_graph_breaks=0, **OBSERVATION)
     assert_passes(result)
-    assert result.exceeded == ("1 graph breaks, max_graph_breaks=0 (check_equivalence())",)
+    assert result.exceeded == ("1 graph break, max_graph_breaks=0 (check_equivalence())",)
     text = budget_text(result)
     assert "  break     " in text
     assert "test_budgets.py:" in text
@@ -58,6 +58,9 @@ def test_recompiles() -> None:
     assert result.exceeded == ("5 recompiles, max_recompiles=0 (check_equivalence())",)
     assert "  recompile " in budget_text(result)
     assert check(whole, max_recompiles=5, **OBSERVATION).exceeded == ()
+    few = {"batch": (4, 7), "examples": 0, "layouts": False, "nonfinite": False}
+    once = check(whole, max_recompiles=0, **few, **OBSERVATION)
+    assert once.exceeded == ("1 recompile, max_recompiles=0 (check_equivalence())",)
 
 
 def test_a_first_batch_of_1_is_no_warm_up() -> None:

@@ -199,6 +199,28 @@ def test_compile_errors_suppressed_after_the_first_graph() -> None:
     assert "the backend gave up" in told
 
 
+class Fallback(nn.Module):
+    """Calls what it compiled itself while it handles an exception of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(3, 2)
+        self.compiled = torch.compile(self.net, backend="eager")
+
+    @torch.compiler.disable
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        try:
+            raise KeyError("user")
+        except KeyError:
+            return self.compiled(x)
+
+
+def test_an_exception_that_the_policy_handles_is_no_failure_of_the_compiler() -> None:
+    result = check(Fallback, observation=Box((3,)), backend="eager")
+    assert_passes(result)
+    assert not [note for note in result.notes if "raised" in note]
+
+
 def test_torch_compile_replaced_by_the_identity(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_compile(model: Any = None, **options: Any) -> Any:
         return model if model is not None else (lambda function: function)
@@ -239,9 +261,21 @@ class PartlyCompiled(nn.Module):
 def test_a_trunk_left_out_between_two_captured_operations() -> None:
     """Two graphs without any parameter: the number of graphs proves nothing."""
     result = check(lambda: PartlyCompiled(head=False), observation=Box((8,)))
-    assert_not_compiled(result, "graphs were captured, but none takes any of the 2 parameters", "trunk")
+    assert_not_compiled(result, "graphs captured, but none takes a parameter that eager uses", "trunk")
     assert result.capture.graphs >= 2
     assert result.capture.coverage == 0.0
+
+
+def test_a_trunk_left_out_before_the_only_graph() -> None:
+    class Squashed(PartlyCompiled):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.tanh(self.run_trunk(x))
+
+    result = check(lambda: Squashed(head=False), observation=Box((8,)), batch=4, layouts=False, examples=0)
+    assert result.capture.graphs == 1
+    assert result.reason.startswith(
+        "1 graph captured, but none takes a parameter that eager uses; left eager: "
+    )
 
 
 def test_the_share_of_what_was_compiled_is_reported() -> None:

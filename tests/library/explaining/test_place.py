@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
 from pytest_torchcompile import Box
 from pytest_torchcompile.checking.pair import Pair
+from pytest_torchcompile.explaining.graph_script import graph_script
 from pytest_torchcompile.explaining.place import Graph, capture_graphs
 from pytest_torchcompile.explaining.subjects import WholeCase
 from pytest_torchcompile.generation.recipes import random_recipe
@@ -31,12 +34,25 @@ class Policy(nn.Module):
         return self.layer(x) * (1 + self.calls)
 
 
+class WithUnmadeLayer(nn.Module):
+    """A policy whose first parameter holds no numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unmade = nn.Linear(2, 2, device="meta")
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)
+
+
 def captured(*, writes: bool) -> tuple[Pair, Graph]:
-    options = CheckOptions(backend="aot_eager")
+    return captured_of(lambda: Policy(writes=writes), CheckOptions(backend="aot_eager"))
+
+
+def captured_of(factory: Callable[[], nn.Module], options: CheckOptions) -> tuple[Pair, Graph]:
     declaration = Declaration(observation=Box((3,)))
-    pair = Pair(
-        lambda: Policy(writes=writes), Method("forward"), "update", declaration=declaration, options=options
-    )
+    pair = Pair(factory, Method("forward"), "update", declaration=declaration, options=options)
     recipe = random_recipe(pair.tree, 4, options.seed)
     pair.first_eager(recipe)
     budget = Budget(60.0)
@@ -64,6 +80,14 @@ def test_what_the_graph_writes_to_is_copied_for_each_call() -> None:
     assert not graph.part.differences(CheckOptions(backend="aot_eager"))
     after = dict(pair.twins.compiled.named_parameters())
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_the_script_of_a_graph_runs_under_autocast_on_a_device_that_holds_numbers() -> None:
+    options = CheckOptions(backend="aot_eager", autocast="bfloat16")
+    pair, graph = captured_of(WithUnmadeLayer, options)
+    assert next(pair.twins.eager.parameters()).is_meta
+    script = graph_script("a case", graph, (), options)
+    assert "torch.autocast('cpu', dtype=torch.bfloat16)" in script.source
 
 
 def test_a_wrong_gradient_of_a_parameter_is_a_difference_of_its_graph() -> None:

@@ -44,7 +44,7 @@ from pytest_torchcompile.generation.recipes import (
     random_recipe,
 )
 from pytest_torchcompile.generation.strategies import recipes
-from pytest_torchcompile.generation.tensors import build, leaves
+from pytest_torchcompile.generation.tensors import build, is_finite, leaves
 from pytest_torchcompile.specs.conversion import as_spec
 
 # --- every spec -----------------------------------------------------------------------------------
@@ -131,6 +131,27 @@ def test_each_column_of_a_multi_discrete_has_its_own_range() -> None:
     rows = torch.cat(draws(observations(MultiDiscrete([3, 2, 5])), 100))
     assert rows.amin(0).tolist() == [0, 0, 0]
     assert rows.amax(0).tolist() == [2, 1, 4]
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        gymnasium.spaces.MultiDiscrete([3, 2, 5]),
+        gymnasium.spaces.MultiDiscrete([3, 2, 5], start=[1, -1, 0]),
+        gymnasium.spaces.MultiDiscrete(np.array([[3, 2, 5], [2, 2, 4]])),
+        gymnasium.spaces.MultiDiscrete([3, 2, 5], dtype=np.int32),
+        gymnasium.spaces.MultiDiscrete(
+            np.array([[3, 2], [2, 4]]), np.uint8, start=np.array([[9, 8], [7, 6]])
+        ),
+    ],
+    ids=repr,
+)
+def test_all_values_of_a_multi_discrete_space_are_drawn_and_no_others(space: Any) -> None:
+    rows = torch.cat(draws(observations(space), 100)).numpy()
+    assert rows.dtype == space.dtype
+    assert all(map(space.contains, rows))
+    np.testing.assert_array_equal(rows.min(0), space.start)
+    np.testing.assert_array_equal(rows.max(0), space.start + space.nvec - 1)
 
 
 def test_a_one_hot_row_holds_one_one() -> None:
@@ -463,6 +484,15 @@ def test_recipes_are_plain_values() -> None:
     recipe = draws(recipes(as_spec(EVERYTHING), st.integers(1, 9)), 20)[-1]
     assert eval(repr(recipe), {"Recipe": Recipe, "Fill": Fill}) == recipe
     assert isinstance(hash(recipe), int)
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf, complex(0, np.inf)], ids=repr)
+@pytest.mark.parametrize("make", [np.array, torch.tensor])
+def test_a_nan_or_an_infinity_in_a_constant_is_not_finite(make: Any, value: Any) -> None:
+    recipe = Recipe(2, 1, 0, (Fill(), Fill()))
+    assert not is_finite({"x": Box((3,)), "c": Constant(make([1.0, value]))}, recipe)
+    for finite in (make([1.0, 2.0]), make([1, 2]), make([True]), make([1j])):
+        assert is_finite({"x": Box((3,)), "c": Constant(finite)}, recipe)
 
 
 def test_a_smaller_batch_begins_with_the_same_values() -> None:

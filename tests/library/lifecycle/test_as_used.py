@@ -28,6 +28,7 @@ from pytest_torchcompile.lifecycle.stories import (
     canonical,
     story_text,
 )
+from pytest_torchcompile.policies.reachable import Reachable
 from pytest_torchcompile.policies.state import ModuleState
 
 compiling = torch.compiler.is_compiling
@@ -366,6 +367,24 @@ def test_which_buffers_and_attributes_are_changed() -> None:
     assert changes.names(Change.BUFFERS_COPIED) == ["learnt", "norm.mean", "norm.var", "offset"]
     assert changes.names(Change.BUFFERS_LOADED) == ["learnt", "norm.mean", "norm.var"]
     assert changes.names(Change.INTEGERS_COPIED) == ["order", "legal", "calls"]
+
+
+def test_frozen_objects_are_looked_for_as_often_for_many_attributes_as_for_few(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looked = []
+    original = Reachable.frozen
+    monkeypatch.setattr(Reachable, "frozen", lambda self: looked.append(self) or original(self))
+
+    def times(attributes: int) -> int:
+        agent = nn.Linear(2, 2)
+        vars(agent).update({f"offset_{i}": torch.ones(3) for i in range(attributes)})
+        changes = Changes(agent, nn.Linear(2, 2), ModuleState(agent, parameters=True))
+        looked.clear()
+        assert len(changes.names(Change.BUFFERS_COPIED)) == attributes
+        return len(looked)
+
+    assert times(20) == times(2) > 0
 
 
 @dataclasses.dataclass(frozen=True)

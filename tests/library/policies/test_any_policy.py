@@ -13,6 +13,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from drawing import draws
 from faults.backends import changed
 from small_checks import assert_differs, assert_passes, check
 from test_hidden_state import scaled
@@ -36,6 +37,7 @@ from pytest_torchcompile import (
     Wrapped,
     assert_equivalent,
     check_equivalence,
+    observations,
     register_output,
 )
 from pytest_torchcompile.reports.failure import failure_text
@@ -686,6 +688,20 @@ def test_an_action_is_what_the_library_s_buffer_stores(library: Any, space: Any,
     signature = inspect.signature(Learner().evaluate_actions)
     found = conventions.own_actions(Learner(), [signature])
     assert conversion.as_spec(found["actions"]) == expected
+
+
+def test_a_library_s_float_buffer_stores_whole_numbers_from_the_start_of_their_column() -> None:
+    class Learner(SB3):  # type: ignore[misc,valid-type]  # made at run time
+        action_space = gymnasium.spaces.MultiDiscrete([3, 2], start=[1, 0])
+
+        def evaluate_actions(self, actions: torch.Tensor) -> torch.Tensor:
+            return actions
+
+    found = conventions.own_actions(Learner(), [inspect.signature(Learner().evaluate_actions)])
+    rows = torch.cat(draws(observations(found["actions"]), 50))
+    assert rows.dtype == torch.float32
+    assert rows.amin(0).tolist() == [1, 0]
+    assert set(rows.flatten().tolist()) == {0.0, 1.0, 2.0, 3.0}
 
 
 def test_skrl_s_taken_actions_are_a_column_of_floats() -> None:

@@ -21,6 +21,7 @@ from pytest_torchcompile.runtime.isolation import (
     FROZEN_AT_START,
     RandomState,
     Settings,
+    deferred_warnings,
     drop_frames,
     isolated,
     seed_everything,
@@ -350,6 +351,18 @@ def test_different_warnings_are_each_emitted() -> None:
             for number in (1, 2, 1, 2):
                 warnings.warn(f"number {number}", stacklevel=1)
     assert [str(w.message) for w in caught] == ["number 1", "number 2"]
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_warnings_are_deferred_to_the_end_of_the_outer_of_two_nested_checks(nested: bool) -> None:
+    with deferred_warnings() as emit:
+        if nested:
+            with deferred_warnings():
+                pass  # a check inside a check, without warnings
+        with isolated():
+            warnings.warn("the observation is odd", Warning_, stacklevel=1)
+    with pytest.warns(Warning_, match="the observation is odd"):
+        emit()
 
 
 def test_warnings_of_torch_are_kept_back() -> None:

@@ -56,6 +56,15 @@ def test_numpy_integers_are_sizes() -> None:
         (lambda: Box(None), "positive integers"),
         (lambda: Box((2,), low=1.0, high=0.0), "low exceeds high"),
         (lambda: Box((2,), low=[0.0, 2.0], high=[1.0, 1.0]), "low exceeds high"),
+        (
+            lambda: Box((2,), low=0, high=np.inf, dtype="int64"),
+            "high must be finite, because int64 is; write",
+        ),
+        (lambda: Box((2,), low=[0.0, -np.inf], dtype="int32"), "low must be finite, because int32 is"),
+        (
+            lambda: Box((2,), low=np.nan, dtype="uint8"),
+            "low must be finite, because uint8 is; write None for",
+        ),
         (lambda: Image((3, 0, 2)), "positive integers"),
         (lambda: Discrete(0), "n must be a positive integer"),
         (lambda: Discrete(2.0), "n must be a positive integer"),
@@ -178,6 +187,9 @@ spaces = gymnasium.spaces
         (spaces.Discrete(4), Discrete(4)),
         (spaces.Discrete(3, start=-1), Discrete(3, -1)),
         (spaces.MultiDiscrete([3, 2]), MultiDiscrete((3, 2))),
+        (spaces.MultiDiscrete([3, 2], np.int32), MultiDiscrete((3, 2), "int32")),
+        (spaces.MultiDiscrete([3, 3], start=[1, 1]), Box((2,), 1, 3, "int64")),
+        (spaces.MultiDiscrete(np.full((2, 4), 3)), Box((2, 4), 0, 2, "int64")),
         (spaces.MultiBinary(5), MultiBinary((5,), "int8")),
         (spaces.MultiBinary([2, 3]), MultiBinary((2, 3), "int8")),
         (spaces.Tuple([spaces.Discrete(2), spaces.Discrete(3)]), (Discrete(2), Discrete(3))),
@@ -205,6 +217,14 @@ def test_a_gymnasium_box_bounded_on_one_side_only() -> None:
 def test_the_largest_float_means_unbounded() -> None:
     most = np.finfo(np.float32).max
     assert as_spec(spaces.Box(-most, most, (4,), np.float32)) == Box((4,), None, None, "float32")
+
+
+def test_infinite_bounds_of_floats_and_the_largest_integers_are_bounds() -> None:
+    """The control of those that are refused."""
+    least, most = np.iinfo(np.int64).min, np.iinfo(np.int64).max
+    assert as_spec(spaces.Box(least, most, (3,), np.int64)) == Box((3,), least, most, "int64")
+    assert Box((3,), low=-np.inf, high=[1.0, 2.0, np.inf]).low == -np.inf
+    assert Box((3,), low=None, high=5, dtype="int64").low is None
 
 
 def test_a_gymnasium_dict_nests() -> None:

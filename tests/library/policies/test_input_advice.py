@@ -22,7 +22,7 @@ from pytest_torchcompile import (
     Wrapped,
     check_equivalence,
 )
-from pytest_torchcompile.policies.wrong_inputs import advice
+from pytest_torchcompile.policies.input_advice import advice
 
 SPECS = {name: getattr(pytest_torchcompile, name) for name in pytest_torchcompile.__all__}
 
@@ -139,12 +139,20 @@ def test_a_policy_on_no_device_or_on_several_is_told_so() -> None:
     _, reason = reason_of(split, Box((8,)), {})
     assert "the policy is on several devices, scale on meta and layer.weight on cpu" in reason
 
+    def split_in_a_list() -> nn.Module:
+        policy = Calls(lambda m, x: m.layer(x * m.scaled[1]), layer=nn.Linear(8, 4))
+        policy.scaled = [nn.ReLU(), torch.ones(8, device="meta")]  # type: ignore[assignment]
+        return policy
+
+    _, reason = reason_of(split_in_a_list, Box((8,)), {})
+    assert "the policy is on several devices, scaled.1 on meta and layer.weight on cpu" in reason
+
 
 def test_a_policy_on_an_accelerator_is_told_how_to_move_its_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pytest_torchcompile.policies import wrong_inputs
+    from pytest_torchcompile.policies import input_advice
 
     weight = types.SimpleNamespace(device="cuda:0")
-    monkeypatch.setattr(wrong_inputs, "_named_tensors", lambda policy: {"layer.weight": weight})
+    monkeypatch.setattr(input_advice, "_named_tensors", lambda policy: {"layer.weight": weight})
     error = RuntimeError("Expected all tensors to be on the same device, but found at least two devices")
     assert advice(error, {"observation": Box((8,))}, mlp()).endswith(
         "write observation=Wrapped(Box((8,)), lambda x: x.to('cuda:0'))"

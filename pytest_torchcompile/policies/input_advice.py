@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from pytest_torchcompile.errors import UsageError
-from pytest_torchcompile.policies.reachable import Reachable
+from pytest_torchcompile.policies.reachable import Reachable, path_of
 from pytest_torchcompile.specs import spaces, trees
 from pytest_torchcompile.texts import raised_text
 
@@ -315,9 +315,7 @@ def _changed(spec: Any, change: Callable[[Any], Any]) -> Any:
 
 def _named_tensors(policy: Reachable) -> dict[str, torch.Tensor]:
     plain = {
-        ".".join(filter(None, place)): value
-        for place, value in policy.tensors().items()
-        if isinstance(value, torch.Tensor)
+        path_of(place): value for place, value in policy.tensors().items() if isinstance(value, torch.Tensor)
     }
     return policy.parameters | policy.buffers | policy.leaves | plain
 
