@@ -178,6 +178,60 @@ def test_a_skip_in_a_process_of_its_own_is_one(project):
     result.stdout.fnmatch_lines(["SKIPPED*no GPU"])
 
 
+KEEPING = f"""
+import logging
+
+@pytest.fixture(scope="session")
+def kept(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kept")
+    (folder / "file").touch()
+    return folder
+
+def test_before(kept): logging.getLogger().warning("before")
+
+{MARKED}
+def test_agent(tmp_path):
+    note("folders", str(tmp_path))
+    return Agent()
+
+def test_after(kept):
+    assert (kept / "file").exists()
+    logging.getLogger().warning("after")
+"""
+
+
+@pytest.mark.parametrize("without", [(), ("-p", "no:logging", "-p", "no:junitxml")], ids=["all", "some"])
+def test_a_process_of_its_own_leaves_the_files_of_the_session_alone(project, without):
+    project.write(KEEPING)
+    files = () if without else ("--log-file=log.txt", "--junit-xml=report.xml")
+    result = project.check("--compile-isolate", "--basetemp=base", *files, *without)
+    result.assert_outcomes(passed=3)
+    # It makes the policy twice.
+    assert len(set(project.lines("folders"))) == 1
+    assert not any(str(project.path / "base") in folder for folder in project.lines("folders"))
+    if files:
+        assert [line.split()[-1] for line in project.lines("log.txt")] == ["before", "after"]
+        names = [case.get("name") for case in ET.parse(project.path / "report.xml").iter("testcase")]
+        assert len(names) == 3
+
+
+def test_coverage_adds_up_over_processes_of_their_own(project):
+    project.write(
+        "".join(
+            f"class {name}(Agent):\n"
+            "    def forward(self, x):\n"
+            "        return self.critic(x)\n\n"
+            f"{MARKED}\n"
+            f"def test_{name}():\n"
+            f"    return {name}()\n\n"
+            for name in ("One", "Other")
+        )
+    )
+    result = project.subprocess("--compile-isolate", "--cov=test_policy", "--cov-report=term-missing")
+    result.assert_outcomes(passed=2)
+    result.stdout.re_match_lines([r"test_policy.py +\d+ +0 +100%"])
+
+
 # --- compiled code that ends the process, where eager returns ---------------------------------------
 
 EXITING = """
