@@ -21,7 +21,7 @@ from typing import IO
 
 import pytest
 
-from pytest_torchcompile.plugin import isolate, lost, steps, turns
+from pytest_torchcompile.plugin import isolate, steps, turns
 from pytest_torchcompile.plugin.options import PROOFS, enabled, merged
 
 try:
@@ -110,7 +110,7 @@ def _sentence(at: float, text: bytes, *, others: int) -> str:
     )
     return (
         f"an earlier session died without a report{more} ({session}, last seen {seen}): it was at "
-        f"{', '.join(filter(None, (where, step)))}{advice if lost.is_case(where) else ''}"
+        f"{', '.join(filter(None, (where, step)))}{advice if step else ''}"
     )
 
 

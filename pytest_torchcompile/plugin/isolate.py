@@ -144,7 +144,7 @@ def _as_exception(ending: Ending) -> BaseException:
     return raised
 
 
-def _ending_of_crash(item: pytest.Item, done: subprocess.CompletedProcess[str], step: str) -> Ending:
+def _ending_of_crash(item: pytest.Item, done: subprocess.CompletedProcess[str], step: str | None) -> Ending:
     """Return the ending of a process that wrote no result."""
     from pytest_torchcompile.plugin.lost import result_of_process
     from pytest_torchcompile.reports.failure import failure_text

@@ -6,6 +6,8 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
+from pytest_torchcompile.plugin.lost import result_of_process
+
 from .project import failure, verdicts
 
 MARKED = '@pytest.mark.compiled_equivalence(observation=Box((2,)), phases="rollout")'
@@ -154,6 +156,35 @@ def test_a_process_that_died_is_a_row(project, monkeypatch, tmp_path_factory, ho
     assert reason in cases[ENDING]["reason"]
     assert [path.name for path in folder.iterdir() if path.name.startswith(OURS)] == []
     assert "crashed: forward, rollout phase" in (project.path / "report.xml").read_text()
+
+
+def test_a_test_that_is_no_case_is_none_whatever_its_id(project):
+    project.write(
+        f"""
+@pytest.mark.parametrize("where", ["postgres-update"])
+def test_plain(where): {CRASH}
+
+@pytest.fixture
+def dying(): {CRASH}
+
+{MARKED}
+def test_ending(dying): return Agent()
+"""
+    )
+    result = project.subprocess("-n1", "--compile-report=report.json")
+    result.assert_outcomes(failed=2)
+    assert verdicts(result) == {ENDING: "crashed"}
+    (case,) = json.loads((project.path / "report.json").read_text())["cases"]
+    assert "(last step: before the check)" in case["reason"]
+
+
+@pytest.mark.parametrize(
+    ("nodeid", "step", "is_case"),
+    [(ENDING, None, True), (ENDING, "", False), ("test_policy.py::test_a", None, False)],
+)
+def test_of_a_process_that_wrote_no_step_the_id_decides(nodeid, step, is_case):
+    """As of one on another host, whose file can't be read."""
+    assert (result_of_process(nodeid, None, step) is not None) == is_case
 
 
 @pytest.mark.parametrize("arguments", [(), ("--lf", "--lfnf=none"), ("-k", "ending")], ids=" ".join)
