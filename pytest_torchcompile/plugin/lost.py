@@ -102,8 +102,15 @@ def result_of_process(nodeid: str, status: int | None, step: str | None) -> Chec
     if found is None or step == "":
         return None
     last = f" (last step: {step})" if step else ""
-    reason = f"{ending(status)}{last}: compiled code, or the policy itself, ended it"
+    reason = f"{ending(status)}{last}: {_cause(status)}"
     return CheckResult(method=found["method"], phase=found["phase"], verdict=Verdict.CRASHED, reason=reason)
+
+
+def _cause(status: int | None) -> str:
+    """Return what may have ended a process."""
+    if status is not None and _signal(status) == "SIGKILL":
+        return "often the system does this when memory runs out"
+    return "compiled code, or the policy itself, ended it"
 
 
 def ending(status: int | None) -> str:
@@ -112,11 +119,15 @@ def ending(status: int | None) -> str:
         return "the process of this case died"
     if status >= 0:
         return f"the process of this case ended with status {status} and without a result"
+    return f"the process of this case was killed by {_signal(status)}"
+
+
+def _signal(status: int) -> str:
+    """Return the name of the signal that ended a process, from its exit status."""
     try:
-        name = signal.Signals(-status).name
+        return signal.Signals(-status).name
     except ValueError:
-        name = f"signal {-status}"
-    return f"the process of this case was killed by {name}"
+        return f"signal {-status}"
 
 
 def status_of_worker(node: Any) -> int | None:

@@ -187,6 +187,17 @@ def test_of_a_process_that_wrote_no_step_the_id_decides(nodeid, step, is_case):
     assert (result_of_process(nodeid, None, step) is not None) == is_case
 
 
+@pytest.mark.parametrize(
+    ("status", "cause"),
+    [
+        (-9, "killed by SIGKILL (last step: compiling): often the system does this when memory runs out"),
+        (-11, "killed by SIGSEGV (last step: compiling): compiled code, or the policy itself, ended it"),
+    ],
+)
+def test_the_reason_names_what_may_have_ended_the_process(status, cause):
+    assert result_of_process(ENDING, status, "compiling").reason == f"the process of this case was {cause}"
+
+
 @pytest.mark.parametrize("arguments", [(), ("--lf", "--lfnf=none"), ("-k", "ending")], ids=" ".join)
 def test_a_process_of_its_own_runs_its_case_whatever_narrows_the_session(project, arguments):
     call = "import os; os.environ.clear(); return super().forward(x)"
