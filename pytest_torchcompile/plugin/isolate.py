@@ -160,12 +160,14 @@ def _command(item: pytest.Item, folder: pathlib.Path) -> list[str]:
     """Return the command for pytest with the arguments of this run, but for the item to run."""
     config = item.config
     given = [str(argument) for argument in config.invocation_params.args]
-    paths = set(config.known_args_namespace.file_or_dir)
     path, separator, name = item.nodeid.partition("::")
-    own = [argument for argument in given if argument not in paths]
-    # The item of a --compile-model belongs to no file. The flag is among the arguments.
-    one = [f"{config.rootpath / path}{separator}{name}"] if separator else []
-    return [sys.executable, "-m", "pytest", *own, *_own_files(config, folder), "--compile-check", *one]
+    # The item of a --compile-model belongs to no file: the flag is among the arguments. The paths stay,
+    # because without any pytest collects the whole project.
+    if separator:
+        paths = set(config.known_args_namespace.file_or_dir)
+        given = [argument for argument in given if argument not in paths]
+        given.append(f"{config.rootpath / path}{separator}{name}")
+    return [sys.executable, "-m", "pytest", *given, *_own_files(config, folder), "--compile-check"]
 
 
 def _own_files(config: pytest.Config, folder: pathlib.Path) -> list[str]:

@@ -102,14 +102,16 @@ def result_of_process(nodeid: str, status: int | None, step: str | None) -> Chec
     if found is None or step == "":
         return None
     last = f" (last step: {step})" if step else ""
-    reason = f"{ending(status)}{last}: {_cause(status)}"
+    reason = f"{ending(status)}{last}: {_cause(status, step)}"
     return CheckResult(method=found["method"], phase=found["phase"], verdict=Verdict.CRASHED, reason=reason)
 
 
-def _cause(status: int | None) -> str:
-    """Return what may have ended a process."""
+def _cause(status: int | None, step: str | None) -> str:
+    """Return what may have ended a process, see `result_of_process`."""
     if status is not None and _signal(status) == "SIGKILL":
         return "often the system does this when memory runs out"
+    if status is not None and status >= 0 and step is None:
+        return "pytest did not reach the case there"
     return "compiled code, or the policy itself, ended it"
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from pytest_torchcompile.plugin.lost import result_of_process
 
-from .project import failure, verdicts
+from .project import failure, flat, verdicts
 
 MARKED = '@pytest.mark.compiled_equivalence(observation=Box((2,)), phases="rollout")'
 REPORTS = ("--compile-report=report.json", "--compile-report=report.md", "--junitxml=report.xml")
@@ -188,14 +188,27 @@ def test_of_a_process_that_wrote_no_step_the_id_decides(nodeid, step, is_case):
 
 
 @pytest.mark.parametrize(
-    ("status", "cause"),
+    ("status", "step", "cause"),
     [
-        (-9, "killed by SIGKILL (last step: compiling): often the system does this when memory runs out"),
-        (-11, "killed by SIGSEGV (last step: compiling): compiled code, or the policy itself, ended it"),
+        (-9, "compiling", "often the system does this when memory runs out"),
+        (-11, "compiling", "compiled code, or the policy itself, ended it"),
+        (2, "compiling", "compiled code, or the policy itself, ended it"),
+        (2, None, "pytest did not reach the case there"),
+        (-11, None, "compiled code, or the policy itself, ended it"),
+        (None, None, "compiled code, or the policy itself, ended it"),
     ],
 )
-def test_the_reason_names_what_may_have_ended_the_process(status, cause):
-    assert result_of_process(ENDING, status, "compiling").reason == f"the process of this case was {cause}"
+def test_the_reason_names_what_may_have_ended_the_process(status, step, cause):
+    assert result_of_process(ENDING, status, step).reason.endswith(f": {cause}")
+
+
+def test_a_process_of_its_own_that_does_not_reach_its_case_does_not_blame_the_policy(project):
+    once = "import pathlib\nif pathlib.Path('read').exists(): raise ImportError('no second time')\n"
+    project.write(once + 'note("read")\n' + policy())
+    result = project.check("--compile-isolate")
+    result.assert_outcomes(failed=1)
+    assert "and without a result: pytest did not reach the case there" in flat(failure(result))
+    assert "ImportError: no second time" in failure(result)
 
 
 @pytest.mark.parametrize("arguments", [(), ("--lf", "--lfnf=none"), ("-k", "ending")], ids=" ".join)
