@@ -73,12 +73,15 @@ def record_speedup(pytestconfig: pytest.Config) -> Callable[..., Speedup]:
 
     def measure_and_record(eager: Any, compiled: Any, *args: Any, **arguments: Any) -> Speedup:
         __tracebackhide__ = True
-        reason = benchmark.why_not_timed(pytestconfig)
+        project = _project_options(pytestconfig)
+        seconds = project.get("benchmark_seconds")
+        is_off = arguments.get("seconds", seconds) == 0
+        reason = "benchmark_seconds=0" if is_off else benchmark.why_not_timed(pytestconfig)
         if reason:
             pytest.skip(f"not timed: {reason}")
         item = pytestconfig.stash[CURRENT_ITEM]
-        project = _project_options(pytestconfig)
-        seconds = project.get("benchmark_seconds") or benchmark.plan(item).seconds
+        if seconds is None:
+            seconds = benchmark.plan(item).seconds
         options = {"seconds": seconds, "min_speedup": project.get("min_speedup")}
         given = {name: value for name, value in options.items() if value is not None}
         with turns.alone(pytestconfig):

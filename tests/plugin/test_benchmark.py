@@ -390,6 +390,18 @@ def test_record_speedup_where_timing_is_off(timed, flag):
     result.stdout.fnmatch_lines([f"SKIPPED * not timed: {flag}"])
 
 
+@pytest.mark.parametrize("more", ["", ", seconds=0.05"])
+def test_record_speedup_with_no_seconds_to_time(timed, more):
+    """As everywhere, an argument of the call goes before the project's option."""
+    timed.write(BY_HAND.format(more=more))
+    result = timed.pytest("--compile-benchmark-seconds=0", "-rs")
+    if more:
+        result.assert_outcomes(passed=1)
+    else:
+        result.assert_outcomes(skipped=1)
+        result.stdout.fnmatch_lines(["SKIPPED * not timed: benchmark_seconds=0"])
+
+
 def test_record_speedup_among_only_benchmarks(timed):
     timed.write(BY_HAND.format(more=""))
     timed.pytest("--benchmark-only").assert_outcomes(passed=1)
