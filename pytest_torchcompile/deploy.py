@@ -34,6 +34,7 @@ from pytest_torchcompile.reports import failure
 from pytest_torchcompile.results import CheckResult, Verdict, versions
 from pytest_torchcompile.runtime.autocast import autocasting
 from pytest_torchcompile.runtime.isolation import isolated
+from pytest_torchcompile.timing.speed import timing_if_asked
 
 _log = logging.getLogger("pytest_torchcompile")
 
@@ -173,7 +174,7 @@ def compile_checked(
         return policy
     if comes_compiled(model):
         raise UsageError(f"{type(policy).__name__} comes compiled; give compile_checked() the plain one")
-    results = tuple(check_methods(model, declaration, merged))
+    results = tuple(check_methods(model, declaration, merged, time=timing_if_asked(merged)))
     compilation = Compilation(compiled=True, results=results, settings=merged.settings())
     try:
         _require_passed(results)

@@ -101,11 +101,10 @@ def compile_check(pytestconfig: pytest.Config) -> Callable[..., list[CheckResult
 
     def check_with_options(factory: Any, **arguments: Any) -> list[CheckResult]:
         __tracebackhide__ = True
-        if benchmark.why_not_timed(pytestconfig):
-            arguments["benchmark_seconds"] = 0
         marked = Marked.from_values("compile_check()", arguments, pytestconfig)
         item = pytestconfig.stash[CURRENT_ITEM]
-        check = functools.partial(check_methods, factory, marked.declaration, marked.options)
+        time = benchmark.timing_of(item, marked.options, default=0.0)
+        check = functools.partial(check_methods, factory, marked.declaration, marked.options, time=time)
         again = functools.cache(check)
         results = [
             finish(item, result, functools.partial(_nth, again, number))
