@@ -20,7 +20,7 @@ from pytest_torchcompile.options import LIFECYCLE
 from pytest_torchcompile.plugin import benchmark, gate, isolate, reporting, start
 from pytest_torchcompile.plugin.options import MARKER, Marked, merged, takes_value
 from pytest_torchcompile.plugin.progress import watched
-from pytest_torchcompile.policies.declaration import listed
+from pytest_torchcompile.policies.declaration import named_methods
 from pytest_torchcompile.texts import one_line, visible
 
 if TYPE_CHECKING:
@@ -39,14 +39,14 @@ class Case:
     """A case of a marked test: one method in one phase, or its lifecycle. Also stands for a wrong marker.
 
     Args:
-        methods: the methods to call: one, or all those of a lifecycle.
+        methods: the names of the methods to call: one, or all those of a lifecycle.
         phase: ``rollout``, ``update`` or ``lifecycle``.
         marked: the merged arguments of the markers; None if they are wrong.
         markers: the number of markers.
         error: the message for the user if the markers are wrong, else empty.
     """
 
-    methods: tuple[str | Callable[..., Any], ...] = ()
+    methods: tuple[str, ...] = ()
     phase: str = ""
     marked: Marked | None = None
     markers: int = 0
@@ -57,8 +57,7 @@ class Case:
         """The id of the parametrized item, such as ``get_value-rollout``."""
         if self.error:
             return "usage-error"
-        names = [method if isinstance(method, str) else method.__name__ for method in self.methods]
-        return f"{'+'.join(names).replace('<lambda>', 'adapter')}-{self.phase}"
+        return f"{'+'.join(self.methods)}-{self.phase}"
 
 
 def cases_of(node: Any, config: pytest.Config) -> list[Case]:
@@ -77,41 +76,18 @@ def cases_from(read: Callable[[], Marked], config: pytest.Config, *, markers: in
     """
     try:
         marked = read()
-        methods = _checked_methods(marked)
+        living = [*named_methods(marked.declaration.living), *(["loss"] if marked.declaration.loss else [])]
         start.require_known_in(marked.source, marked.options, config)
     except UsageError as error:
         return [Case(markers=markers, error=str(error))]
     single = [
         Case(methods=(method,), phase=phase, marked=marked, markers=markers)
-        for method in methods
+        for method in named_methods(marked.declaration.methods)
         for phase in marked.options.phases
         if phase != LIFECYCLE
     ]
-    living = (*marked.declaration.living, *(["loss"] if marked.declaration.loss else []))
-    whole = [Case(methods=living, phase=LIFECYCLE, marked=marked, markers=markers)]
+    whole = [Case(methods=tuple(living), phase=LIFECYCLE, marked=marked, markers=markers)]
     return single + (whole if LIFECYCLE in marked.options.phases else [])
-
-
-def _checked_methods(marked: Marked) -> list[Any]:
-    """Return the methods as a list.
-
-    Raises:
-        UsageError: for what is neither a name nor a function. Whether the policy has the method is not
-            checked, because that takes torch.
-    """
-    methods = marked.declaration.methods
-    if (not isinstance(methods, (str, list, tuple)) and not callable(methods)) or not methods:
-        raise UsageError(
-            f"{marked.source} got methods={methods!r}; accepted: method names and functions "
-            f"f(model, **inputs)"
-        )
-    for method in listed(methods):
-        if not (isinstance(method, str) and method) and not inspect.isroutine(method):
-            raise UsageError(
-                f"{marked.source} got {method!r} among methods; accepted: method names and "
-                f"functions f(model, **inputs)"
-            )
-    return listed(methods)
 
 
 def case_of(item: pytest.Item) -> Case | None:
@@ -201,7 +177,7 @@ def _checked(
         )
     return check_case(
         factory,
-        next(m for m in as_methods(declaration.methods) if case.methods[0] in (m.name, m.adapter)),
+        next(method for method in as_methods(declaration.methods) if method.name in case.methods),
         case.phase,
         declaration=declaration,
         options=options,

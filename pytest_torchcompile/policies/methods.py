@@ -15,7 +15,7 @@ from pytest_torchcompile import internals
 from pytest_torchcompile.errors import UsageError
 from pytest_torchcompile.generation import tensors
 from pytest_torchcompile.generation.recipes import Recipe
-from pytest_torchcompile.policies.declaration import Declaration
+from pytest_torchcompile.policies.declaration import CALL_ITSELF, Declaration, named_methods
 from pytest_torchcompile.policies.holders import Holder, policy_of
 from pytest_torchcompile.specs import conventions, conversion, spaces, trees
 from pytest_torchcompile.texts import suggestion
@@ -79,9 +79,6 @@ class Method:
         return signature
 
 
-CALL_ITSELF = "methods=lambda policy, observation: policy(observation)"
-"""The line to write for an object that is called and is no module."""
-
 _MOST_METHODS = 12
 
 
@@ -117,33 +114,8 @@ def _suggestion(owner: Any, name: str) -> str:
 
 
 def as_methods(methods: Any) -> tuple[Method, ...]:
-    """Return `methods`, which is a name, an adapter or several of these, as `Method` records.
-
-    Raises:
-        UsageError: if an entry is neither a name nor a function, or a name occurs twice.
-    """
-    if isinstance(methods, str) or callable(methods):
-        methods = [methods]
-    if not isinstance(methods, Sequence) or not methods:
-        raise UsageError(f"methods={methods!r}; accepted: method names and functions f(model, **inputs)")
-    found = []
-    for method in methods:
-        if isinstance(method, str) and method and not method.rpartition(".")[2].startswith("__"):
-            found.append(Method(method))
-        elif callable(method) and not isinstance(method, (type, nn.Module)):
-            name = getattr(method, "__name__", "adapter").replace("<lambda>", "adapter")
-            found.append(Method(name, method))
-        else:
-            instead = f"; instead write {CALL_ITSELF}" if method == "__call__" else ""
-            raise UsageError(
-                f"methods contains {method!r}; accepted: method names and functions "
-                f"f(model, **inputs){instead}"
-            )
-    names = [method.name for method in found]
-    repeated = next((name for name in names if names.count(name) > 1), None)
-    if repeated:
-        raise UsageError(f"methods names {repeated!r} twice; give each adapter a name of its own (def)")
-    return tuple(found)
+    """Return what `named_methods` accepts as `Method` records."""
+    return tuple(Method(name, adapter) for name, adapter in named_methods(methods).items())
 
 
 # --- inputs ---------------------------------------------------------------------------------------
