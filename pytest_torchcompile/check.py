@@ -35,7 +35,7 @@ from pytest_torchcompile.runtime.code_cache import removed_text
 from pytest_torchcompile.runtime.isolation import isolated
 from pytest_torchcompile.runtime.progress import Progress, silent
 from pytest_torchcompile.texts import raised_text
-from pytest_torchcompile.timing.speed import NotTimed, seconds_to_time, time_pair
+from pytest_torchcompile.timing.speed import NotTimed, timing_if_asked
 
 MAKING = "making the policy"
 BEYOND = "what was not declared"
@@ -107,13 +107,18 @@ def check_equivalence(
         learn=learn,
         loss=loss,
     )
-    return check_methods(factory, declaration, merged)
+    return check_methods(factory, declaration, merged, time=timing_if_asked(merged))
 
 
-def check_methods(factory: Factory, declaration: Declaration, options: CheckOptions) -> list[CheckResult]:
-    """Run `check_equivalence` with merged options."""
+def check_methods(
+    factory: Factory,
+    declaration: Declaration,
+    options: CheckOptions,
+    *,
+    time: Callable[[Pair], Speedup] | None,
+) -> list[CheckResult]:
+    """Run `check_equivalence` with merged options; `time` is that of `check_case`."""
     named = as_methods(declaration.methods)
-    seconds = seconds_to_time(options, default=0.0)
     results = [
         check_case(
             factory,
@@ -121,7 +126,7 @@ def check_methods(factory: Factory, declaration: Declaration, options: CheckOpti
             phase,
             declaration=declaration,
             options=options,
-            time=functools.partial(time_pair, options=options, seconds=seconds) if seconds else None,
+            time=time,
         )
         for method in named
         for phase in options.phases
@@ -153,7 +158,7 @@ def check_case(
         options: see `check_equivalence`.
         name: identifies this case in Hypothesis' database.
         progress: notified of each step, such as a compile.
-        time: times the two sides if the case passed.
+        time: times the two sides if the case passed; None for no timing.
     """
     once = functools.partial(_check_case, factory, method, phase, declaration, options, name, progress, time)
     return _mended(once)

@@ -34,6 +34,7 @@ from pytest_torchcompile.reports import failure
 from pytest_torchcompile.results import CheckResult, Verdict, versions
 from pytest_torchcompile.runtime.autocast import autocasting
 from pytest_torchcompile.runtime.isolation import isolated
+from pytest_torchcompile.timing.speed import timing_if_asked
 
 _log = logging.getLogger("pytest_torchcompile")
 
@@ -136,14 +137,15 @@ def compile_checked(
             `batch`, so that training does not begin with compiling. If this fails, the policy stays eager
             too.
         options: see `CheckOptions`. With `benchmark_seconds` the speedup and the memory are measured. With
-            `min_speedup`, a policy whose speedup is certainly smaller stays eager.
+            `min_speedup`, a policy whose speedup is certainly smaller stays eager, as does one that exceeds
+            `max_graph_breaks`, `max_recompiles` or `max_compile_seconds`.
 
     Returns:
         The same object. Call `compilation_of` on it to see what was done.
 
     Raises:
         UsageError: if the declaration does not fit the policy, or the policy comes compiled.
-        NotEquivalent: with ``fallback=False``, if the check fails.
+        NotEquivalent: with ``fallback=False``, if the check fails, or a case is too slow or over budget.
         CompileFailed: with ``fallback=False``, if compiling fails.
 
     Example:
@@ -172,7 +174,7 @@ def compile_checked(
         return policy
     if comes_compiled(model):
         raise UsageError(f"{type(policy).__name__} comes compiled; give compile_checked() the plain one")
-    results = tuple(check_methods(model, declaration, merged))
+    results = tuple(check_methods(model, declaration, merged, time=timing_if_asked(merged)))
     compilation = Compilation(compiled=True, results=results, settings=merged.settings())
     try:
         _require_passed(results)
@@ -209,7 +211,7 @@ def _names_of(methods: tuple[Method, ...]) -> list[str]:
 
 
 def _require_passed(results: tuple[CheckResult, ...]) -> None:
-    """Return if every case passed and none is slower than allowed.
+    """Return if every case passed, none is slower than allowed, and none exceeds a budget for compiling.
 
     Raises:
         CompileFailed: if compiling failed, and there was no other failure.
@@ -217,8 +219,10 @@ def _require_passed(results: tuple[CheckResult, ...]) -> None:
     """
     failed = [result for result in results if not result.verdict.passed]
     slow = [result for result in results if result.speedup is not None and result.speedup.too_slow]
-    text = "\n\n".join([*map(failure.failure_text, failed), *map(failure.slow_text, slow)])
-    if failed and not slow and all(result.verdict is Verdict.COMPILE_FAILED for result in failed):
+    costly = [result for result in results if result.verdict.passed and result.exceeded]
+    others = [*map(failure.slow_text, slow), *map(failure.budget_text, costly)]
+    text = "\n\n".join([*map(failure.failure_text, failed), *others])
+    if failed and not others and all(result.verdict is Verdict.COMPILE_FAILED for result in failed):
         raise CompileFailed(text, result=failed[0])
     if text:
         raise NotEquivalent(text)

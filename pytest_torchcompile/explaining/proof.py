@@ -6,7 +6,9 @@ process of its own, to confirm that it reproduces the difference.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import pathlib
 import platform
 import re
@@ -18,6 +20,7 @@ from typing import Any
 import torch
 
 from pytest_torchcompile.options import CheckOptions
+from pytest_torchcompile.runtime.folders import make_ignored
 
 SCRIPT, TENSORS, ENVIRONMENT, CASE = "repro.py", "tensors.pt", "environment.txt", "case.txt"
 DIFFERS = 1
@@ -75,20 +78,16 @@ def write_proof(parent: pathlib.Path, case: str, script: Script, *, limit_s: flo
 
 def _folder(parent: pathlib.Path, case: str) -> pathlib.Path:
     """Create a folder for a case. An earlier one of the same case is deleted."""
+    make_ignored(parent)
     name = re.sub(r"[^\w.]+", "-", case).strip("-.")[-100:]
-    number = 1
-    while True:
-        folder = parent / (name if number == 1 else f"{name}-{number}")
-        if not folder.exists():
-            break
+    numbered = (f"{name}-{number}" for number in itertools.count(2))
+    for folder in (parent / one for one in itertools.chain([name], numbered)):
         if (folder / CASE).is_file() and (folder / CASE).read_text(encoding="utf-8") == f"{case}\n":
             shutil.rmtree(folder)
+        # It may be the user's, or that of another case, which another process has just created.
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
             break
-        number += 1
-    if not parent.exists():
-        parent.mkdir(parents=True, exist_ok=True)
-        (parent / ".gitignore").write_text("*\n", encoding="utf-8")
-    folder.mkdir()
     return folder
 
 

@@ -85,30 +85,38 @@ def why_not_recorded(config: pytest.Config) -> str:
     return "pytest-benchmark is not active"
 
 
-def timing_of(item: pytest.Item, options: CheckOptions) -> tuple[Callable[[Pair], Speedup] | None, str]:
-    """Return a function that times the item's case, or None and the reason why it is not timed.
+def timing_of(
+    item: pytest.Item, options: CheckOptions, *, default: float
+) -> Callable[[Pair], Speedup] | None:
+    """Return a function that times a case of the item; None if there is nothing to time.
 
-    The reason is empty if the options ask for no timing.
+    Under pytest-xdist it waits until no other test runs on this host. It raises `NotTimed` if timing is off
+    in this session.
+
+    Args:
+        item: the item.
+        options: its options.
+        default: for how many seconds to time if no option says so; 0 for no timing.
     """
-    from pytest_torchcompile.timing.speed import SECONDS, seconds_to_time, time_pair
+    from pytest_torchcompile.timing.speed import NotTimed, seconds_to_time, time_pair
 
-    ours = seconds_to_time(options, default=SECONDS)
+    ours = seconds_to_time(options, default=default)
     if not ours:
-        return None, ""
-    reason = why_not_timed(item.config)
-    if reason:
-        return None, reason
+        return None
     theirs = plan(item)
     seconds = ours if options.benchmark_seconds is not None else theirs.seconds or ours
 
     def measure(pair: Pair) -> Speedup:
+        reason = why_not_timed(item.config)
+        if reason:
+            raise NotTimed(reason)
         with turns.alone(item.config):
             if control_of(item.config) is None:
                 control = time_pair(pair, options, seconds=min(CONTROL_S, seconds), control=True)
                 item.config.stash[_CONTROL] = control
             return time_pair(pair, options, seconds=seconds, min_rounds=theirs.min_rounds, timer=theirs.timer)
 
-    return measure, ""
+    return measure
 
 
 def plan(item: pytest.Item) -> Plan:

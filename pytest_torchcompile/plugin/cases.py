@@ -169,14 +169,14 @@ def _checked(
 ) -> CheckResult:
     from pytest_torchcompile.check import check_case, check_lifecycle
     from pytest_torchcompile.policies.methods import as_methods
+    from pytest_torchcompile.timing.speed import SECONDS
 
     declaration, options, name = marked.declaration, marked.options, item.nodeid
     if case.phase == LIFECYCLE:
         return check_lifecycle(
             factory, declaration=declaration, options=options, name=name, progress=progress
         )
-    time, untimed = benchmark.timing_of(item, options)
-    result = check_case(
+    return check_case(
         factory,
         next(m for m in as_methods(declaration.methods) if m.name in case.methods),
         case.phase,
@@ -184,9 +184,8 @@ def _checked(
         options=options,
         name=name,
         progress=progress,
-        time=time,
+        time=benchmark.timing_of(item, options, default=SECONDS),
     )
-    return dataclasses.replace(result, untimed=untimed) if untimed and result.verdict.passed else result
 
 
 def forget(item: pytest.Item) -> None:

@@ -21,8 +21,9 @@ from typing import IO
 
 import pytest
 
-from pytest_torchcompile.plugin import isolate, lost, steps, turns
+from pytest_torchcompile.plugin import isolate, steps, turns
 from pytest_torchcompile.plugin.options import PROOFS, enabled, merged
+from pytest_torchcompile.runtime.folders import make_ignored, remove_unused
 
 try:
     import fcntl
@@ -31,7 +32,6 @@ except ImportError:  # not on Windows
 
 SUFFIX = ".running"
 """Suffix of the names of these files."""
-_IGNORE = "*\n"
 _MOST_BYTES = 10_000
 _TIME = "%Y-%m-%d %H:%M:%S"
 _FOLDER = pytest.StashKey[pathlib.Path]()
@@ -68,12 +68,12 @@ def _begin_session(config: pytest.Config) -> None:
 
 def _new_file(folder: pathlib.Path) -> tuple[pathlib.Path, IO[bytes]]:
     """Create an empty file in the folder, and the folder if there is none."""
-    _make(folder)
+    make_ignored(folder)
     try:
         number, name = tempfile.mkstemp(prefix="session-", suffix=SUFFIX, dir=folder)
     except FileNotFoundError:
         # Another session has just deleted it.
-        _make(folder)
+        make_ignored(folder)
         number, name = tempfile.mkstemp(prefix="session-", suffix=SUFFIX, dir=folder)
     return pathlib.Path(name), open(number, "wb", buffering=0)
 
@@ -84,7 +84,7 @@ def end(config: pytest.Config) -> None:
     folder = config.stash.get(_FOLDER, None)
     if folder is not None:
         with contextlib.suppress(OSError):
-            _remove_unused(folder)
+            remove_unused(folder)
 
 
 def report_dead_sessions(config: pytest.Config) -> list[str]:
@@ -110,32 +110,13 @@ def _sentence(at: float, text: bytes, *, others: int) -> str:
     )
     return (
         f"an earlier session died without a report{more} ({session}, last seen {seen}): it was at "
-        f"{', '.join(filter(None, (where, step)))}{advice if lost.is_case(where) else ''}"
+        f"{', '.join(filter(None, (where, step)))}{advice if step else ''}"
     )
 
 
 def _folder(config: pytest.Config) -> pathlib.Path:
     """Return the folder of the scripts that show failures; the default one with ``--compile-proof=none``."""
     return pathlib.Path(merged(config, "", {}).proof or config.rootpath / PROOFS).absolute()
-
-
-def _make(folder: pathlib.Path) -> None:
-    """Create a folder that git ignores, unless it exists."""
-    if not folder.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".gitignore").write_text(_IGNORE, encoding="utf-8")
-
-
-def _remove_unused(folder: pathlib.Path) -> None:
-    """Delete a folder that `_make` created, if nothing else is in it."""
-    ignore = folder / ".gitignore"
-    if [path.name for path in folder.iterdir()] == [ignore.name] and ignore.read_text("utf-8") == _IGNORE:
-        ignore.unlink()
-        try:
-            folder.rmdir()
-        except OSError:
-            # Another session has just begun and put its file there.
-            ignore.write_text(_IGNORE, "utf-8")
 
 
 def _lock(file: IO[bytes], *, wait: bool) -> None:

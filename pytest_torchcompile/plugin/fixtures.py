@@ -73,12 +73,15 @@ def record_speedup(pytestconfig: pytest.Config) -> Callable[..., Speedup]:
 
     def measure_and_record(eager: Any, compiled: Any, *args: Any, **arguments: Any) -> Speedup:
         __tracebackhide__ = True
-        reason = benchmark.why_not_timed(pytestconfig)
+        project = _project_options(pytestconfig)
+        seconds = project.get("benchmark_seconds")
+        is_off = arguments.get("seconds", seconds) == 0
+        reason = "benchmark_seconds=0" if is_off else benchmark.why_not_timed(pytestconfig)
         if reason:
             pytest.skip(f"not timed: {reason}")
         item = pytestconfig.stash[CURRENT_ITEM]
-        project = _project_options(pytestconfig)
-        seconds = project.get("benchmark_seconds") or benchmark.plan(item).seconds
+        if seconds is None:
+            seconds = benchmark.plan(item).seconds
         options = {"seconds": seconds, "min_speedup": project.get("min_speedup")}
         given = {name: value for name, value in options.items() if value is not None}
         with turns.alone(pytestconfig):
@@ -98,11 +101,10 @@ def compile_check(pytestconfig: pytest.Config) -> Callable[..., list[CheckResult
 
     def check_with_options(factory: Any, **arguments: Any) -> list[CheckResult]:
         __tracebackhide__ = True
-        if benchmark.why_not_timed(pytestconfig):
-            arguments["benchmark_seconds"] = 0
         marked = Marked.from_values("compile_check()", arguments, pytestconfig)
         item = pytestconfig.stash[CURRENT_ITEM]
-        check = functools.partial(check_methods, factory, marked.declaration, marked.options)
+        time = benchmark.timing_of(item, marked.options, default=0.0)
+        check = functools.partial(check_methods, factory, marked.declaration, marked.options, time=time)
         again = functools.cache(check)
         results = [
             finish(item, result, functools.partial(_nth, again, number))

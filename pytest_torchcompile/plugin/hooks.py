@@ -199,7 +199,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     with turns.running(item.config):
-        steps.note(item.config, item.nodeid)
+        steps.note(item.config, item.nodeid, steps.BEFORE if cases.case_of(item) else "")
         try:
             return (yield)
         finally:

@@ -110,7 +110,8 @@ def check_elsewhere(item: pytest.Item) -> CheckResult:
             the result of the case.
     """
     note(item.config, item.nodeid, "in a process of its own")
-    with tempfile.TemporaryDirectory(prefix="compile-isolate-") as folder:
+    # The case may have left files there that can't be deleted.
+    with tempfile.TemporaryDirectory(prefix="compile-isolate-", ignore_cleanup_errors=True) as folder:
         file = pathlib.Path(folder, "result")
         done = subprocess.run(
             _command(item, pathlib.Path(folder)),
@@ -143,7 +144,7 @@ def _as_exception(ending: Ending) -> BaseException:
     return raised
 
 
-def _ending_of_crash(item: pytest.Item, done: subprocess.CompletedProcess[str], step: str) -> Ending:
+def _ending_of_crash(item: pytest.Item, done: subprocess.CompletedProcess[str], step: str | None) -> Ending:
     """Return the ending of a process that wrote no result."""
     from pytest_torchcompile.plugin.lost import result_of_process
     from pytest_torchcompile.reports.failure import failure_text
@@ -159,12 +160,32 @@ def _command(item: pytest.Item, folder: pathlib.Path) -> list[str]:
     """Return the command for pytest with the arguments of this run, but for the item to run."""
     config = item.config
     given = [str(argument) for argument in config.invocation_params.args]
-    paths = set(config.known_args_namespace.file_or_dir)
     path, separator, name = item.nodeid.partition("::")
-    own = [*(argument for argument in given if argument not in paths), "-o", f"cache_dir={folder}"]
-    # The item of a --compile-model belongs to no file. The flag is among the arguments.
-    one = [f"{config.rootpath / path}{separator}{name}"] if separator else []
-    return [sys.executable, "-m", "pytest", *own, "--compile-check", *one]
+    # The item of a --compile-model belongs to no file: the flag is among the arguments. The paths stay,
+    # because without any pytest collects the whole project.
+    if separator:
+        paths = set(config.known_args_namespace.file_or_dir)
+        given = [argument for argument in given if argument not in paths]
+        given.append(f"{config.rootpath / path}{separator}{name}")
+    return [sys.executable, "-m", "pytest", *given, *_own_files(config, folder), "--compile-check"]
+
+
+def _own_files(config: pytest.Config, folder: pathlib.Path) -> list[str]:
+    """Return the arguments with which the process writes to `folder` instead of to files of this run.
+
+    pytest would delete this run's ``--basetemp``, and empty its log and its reports.
+    """
+    arguments = {
+        "basetemp": f"--basetemp={folder / 'tmp'}",
+        "log_file": f"--log-file={folder / 'log'}",
+        "xmlpath": f"--junit-xml={folder / 'junit.xml'}",
+        "report_log": f"--report-log={folder / 'report.jsonl'}",
+        # pytest-cov adds the data of these processes to those of this run when it ends.
+        "cov_append": "--cov-append",
+    }
+    # Without its plugin, pytest refuses an option.
+    known = [argument for option, argument in arguments.items() if hasattr(config.option, option)]
+    return ["-o", f"cache_dir={folder}", *known]
 
 
 def _most_useful(lines: list[str]) -> list[str]:

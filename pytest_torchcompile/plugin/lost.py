@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _PHASE = "|".join((*PHASES, LIFECYCLE))
 _ID = re.compile(rf"\[(?:.*-)?(?P<method>[^-\[\]]+)-(?P<phase>{_PHASE})\](?:@.*)?$")
-"""Matches the end of the id of a case's item. pytest-xdist may append a group after ``@``."""
+"""Matches the end of the id of a case's item, and of others. pytest-xdist may append a group after ``@``."""
 
 
 def result_of(case: Case, error: BaseException) -> CheckResult:
@@ -86,27 +86,33 @@ def _where_of_ours(error: BaseException) -> str:
 # --- processes ------------------------------------------------------------------------------------
 
 
-def result_of_process(nodeid: str, status: int | None, step: str) -> CheckResult | None:
+def result_of_process(nodeid: str, status: int | None, step: str | None) -> CheckResult | None:
     """Return the result of a case whose process died; None if the item is no case.
+
+    If the process wrote no step of the item, its id decides.
 
     Args:
         nodeid: the id of the item.
         status: the exit status as `subprocess` returns it, negative for a signal; None if unknown.
-        step: the last step that the process wrote; empty if there is none.
+        step: the last step of the item that the process wrote, see `steps.last_of`.
     """
     from pytest_torchcompile.results import CheckResult, Verdict
 
     found = _ID.search(nodeid)
-    if found is None:
+    if found is None or step == "":
         return None
     last = f" (last step: {step})" if step else ""
-    reason = f"{ending(status)}{last}: compiled code, or the policy itself, ended it"
+    reason = f"{ending(status)}{last}: {_cause(status, step)}"
     return CheckResult(method=found["method"], phase=found["phase"], verdict=Verdict.CRASHED, reason=reason)
 
 
-def is_case(nodeid: str) -> bool:
-    """Return whether the id is that of a case's item."""
-    return _ID.search(nodeid) is not None
+def _cause(status: int | None, step: str | None) -> str:
+    """Return what may have ended a process, see `result_of_process`."""
+    if status is not None and _signal(status) == "SIGKILL":
+        return "often the system does this when memory runs out"
+    if status is not None and status >= 0 and step is None:
+        return "pytest did not reach the case there"
+    return "compiled code, or the policy itself, ended it"
 
 
 def ending(status: int | None) -> str:
@@ -115,11 +121,15 @@ def ending(status: int | None) -> str:
         return "the process of this case died"
     if status >= 0:
         return f"the process of this case ended with status {status} and without a result"
+    return f"the process of this case was killed by {_signal(status)}"
+
+
+def _signal(status: int) -> str:
+    """Return the name of the signal that ended a process, from its exit status."""
     try:
-        name = signal.Signals(-status).name
+        return signal.Signals(-status).name
     except ValueError:
-        name = f"signal {-status}"
-    return f"the process of this case was killed by {name}"
+        return f"signal {-status}"
 
 
 def status_of_worker(node: Any) -> int | None:

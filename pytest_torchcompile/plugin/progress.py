@@ -27,7 +27,7 @@ def watched(item: pytest.Item) -> Iterator[Progress]:
         yield progress
     finally:
         progress.stop()
-        steps.note(item.config, item.nodeid)
+        steps.note(item.config, item.nodeid, steps.AFTER)
 
 
 class _Watched(Progress):

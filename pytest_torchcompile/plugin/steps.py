@@ -18,6 +18,9 @@ from pytest_torchcompile.texts import one_line
 _STEPS = pytest.StashKey["Steps"]()
 _MOST_CHARACTERS = 500
 
+BEFORE, AFTER = "before the check", "after the check"
+"""The steps of a case in which its fixtures and its hooks run."""
+
 
 class Steps:
     """The file of one process.
@@ -66,7 +69,7 @@ def note(config: pytest.Config, where: str, step: str = "") -> None:
     Args:
         config: pytest's config.
         where: the id of the item, or what the session does between items.
-        step: the step of the item's check; empty before and after the check.
+        step: the step of the case; empty if `where` is no case.
     """
     steps = config.stash.get(_STEPS, None)
     if steps is not None:
@@ -92,10 +95,14 @@ def read(text: bytes) -> tuple[str, str, str]:
     return head, where, step
 
 
-def last_of(path: pathlib.Path, nodeid: str) -> str:
-    """Return the last step that a process wrote for an item; empty if there is none or it can't be read."""
+def last_of(path: pathlib.Path, nodeid: str) -> str | None:
+    """Return the last step that a process wrote for an item; empty if the item is no case.
+
+    Returns:
+        None if the process wrote nothing of the item, or the file can't be read.
+    """
     try:
         _, where, step = read(path.read_bytes())
     except OSError:
-        return ""
-    return step if where == one_line(nodeid)[:_MOST_CHARACTERS] else ""
+        return None
+    return step if where == one_line(nodeid)[:_MOST_CHARACTERS] else None

@@ -3,5 +3,6 @@
 In: nothing. Out: contexts that isolate a check (random numbers, flags, time limits) and facts about the
 device.
 
-Other folders use `autocast`, `budget`, `code_cache`, `devices`, `isolation`, `progress`, `watchdog`.
+Other folders use `autocast`, `budget`, `code_cache`, `devices`, `folders`, `isolation`, `progress`,
+`watchdog`.
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import math
 import statistics
@@ -42,7 +43,7 @@ Arguments = Callable[[], tuple[tuple[Any, ...], Mapping[str, Any]]]
 
 
 class NotTimed(CompileCheckError):
-    """Timing would not measure what is deployed; the message says why."""
+    """Timing is off, or would not measure what is deployed; the message says why."""
 
 
 def seconds_to_time(options: CheckOptions, *, default: float) -> float:
@@ -50,6 +51,12 @@ def seconds_to_time(options: CheckOptions, *, default: float) -> float:
     if options.benchmark_seconds is not None:
         return options.benchmark_seconds
     return default if options.min_speedup is None else SECONDS
+
+
+def timing_if_asked(options: CheckOptions) -> Callable[[Pair], Speedup] | None:
+    """Return a function that times a pair; None if the options do not ask for timing."""
+    seconds = seconds_to_time(options, default=0.0)
+    return functools.partial(time_pair, options=options, seconds=seconds) if seconds else None
 
 
 def time_pair(

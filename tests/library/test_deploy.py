@@ -294,6 +294,23 @@ def test_one_that_is_surely_slower_stays_eager(log):
     assert "Agent stays eager: too slow: get_value" in log.text
 
 
+@pytest.mark.parametrize("breaks", [0, 1])
+def test_one_that_exceeds_a_budget_stays_eager(log, breaks):
+    class Broken(Agent):
+        def get_value(self, x):
+            hidden = self.trunk(x)
+            torch._dynamo.graph_break()
+            return self.critic(hidden)
+
+    agent = checked(Broken(), max_graph_breaks=breaks)
+    allowed = breaks == 1
+    assert ("get_value" in vars(agent)) == allowed
+    assert ("Broken stays eager: over budget: get_value, rollout phase" in log.text) != allowed
+    if not allowed:
+        with pytest.raises(NotEquivalent, match="1 graph breaks, max_graph_breaks=0"):
+            checked(Broken(), max_graph_breaks=breaks, fallback=False)
+
+
 @pytest.mark.parametrize(("backend", "error"), [(shifted, NotEquivalent), (failing, CompileFailed)])
 def test_without_fallback_it_raises(backend, error):
     with pytest.raises(error, match="get_value, rollout phase"):

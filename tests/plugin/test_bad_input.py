@@ -113,6 +113,18 @@ MISUSE = {
         f"{MARK} on test_policy.py::test_agent got 3 among methods; accepted: method names and functions "
         "f(model, **inputs)",
     ),
+    "an object that is called": (
+        f"{MARK}(observation=Box((2,)), methods='__call__')\ndef test_agent(): return note('ran')",
+        "test_agent[usage-error]",
+        f"{MARK} on test_policy.py::test_agent got '__call__' among methods; accepted: method names and "
+        "functions f(model, **inputs); instead write methods=lambda policy, observation: policy(observation)",
+    ),
+    "a module for a method": (
+        f"{MARK}(observation=Box((2,)), methods=nn.ReLU())\ndef test_agent(): return note('ran')",
+        "test_agent[usage-error]",
+        f"{MARK} on test_policy.py::test_agent got ReLU() among methods; accepted: method names and "
+        "functions f(model, **inputs)",
+    ),
     "pytest.param": (
         f"@pytest.mark.parametrize('size', [pytest.param(2, marks={MARK[1:]}(observation=Box((2,))))])\n"
         "def test_agent(size): return note('ran')",

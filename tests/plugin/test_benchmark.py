@@ -1,5 +1,6 @@
 """Speedups in the report and in pytest-benchmark, whose options work as usual."""
 
+import contextlib
 import csv
 import importlib.util
 import json
@@ -335,6 +336,47 @@ def test_more_than_min_speedup_passes(timed):
     timed.check("--compile-min-speedup=0.0001").assert_outcomes(passed=2)
 
 
+CHECKED_BY_FIXTURE = """
+def test_agent(compile_check):
+    compile_check(Agent, observation=Box((2,)), methods="get_value", phases="rollout"{more})
+"""
+CHECKED = {"marker": AGENT.replace("{more}", ", phases='rollout'{more}"), "fixture": CHECKED_BY_FIXTURE}
+
+
+@pytest.mark.parametrize("by", CHECKED)
+def test_a_case_is_timed_in_a_turn_of_its_own(timed, monkeypatch, by):
+    """Under pytest-xdist no other test runs meanwhile; here the turn is only watched."""
+    from pytest_torchcompile.plugin import turns
+    from pytest_torchcompile.timing import speed
+
+    turn, calls = [], []
+    time_pair = speed.time_pair
+
+    @contextlib.contextmanager
+    def alone(config):
+        turn.append(config)
+        yield
+        turn.pop()
+
+    def watched(*args, **kwargs):
+        calls.append(len(turn))
+        return time_pair(*args, **kwargs)
+
+    monkeypatch.setattr(turns, "alone", alone)
+    monkeypatch.setattr(speed, "time_pair", watched)
+    timed.write(CHECKED[by].format(more=""))
+    timed.check().assert_outcomes(passed=1)
+    assert calls == [1, 1], "eager against itself, then against compiled"
+
+
+@pytest.mark.parametrize("by", CHECKED)
+def test_a_case_that_is_not_timed_says_why(timed, by):
+    timed.write(CHECKED[by].format(more=", min_speedup=1000"))
+    result = timed.check("--benchmark-disable")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["*not timed: --benchmark-disable"])
+
+
 def test_min_speedup_of_a_marker_over_the_projects(timed):
     timed.write(AGENT.format(more=', phases="rollout", min_speedup=0.0001'))
     timed.check("--compile-min-speedup=1000").assert_outcomes(passed=1)
@@ -388,6 +430,18 @@ def test_record_speedup_where_timing_is_off(timed, flag):
     result = timed.pytest(flag, "-rs")
     result.assert_outcomes(skipped=1)
     result.stdout.fnmatch_lines([f"SKIPPED * not timed: {flag}"])
+
+
+@pytest.mark.parametrize("more", ["", ", seconds=0.05"])
+def test_record_speedup_with_no_seconds_to_time(timed, more):
+    """As everywhere, an argument of the call goes before the project's option."""
+    timed.write(BY_HAND.format(more=more))
+    result = timed.pytest("--compile-benchmark-seconds=0", "-rs")
+    if more:
+        result.assert_outcomes(passed=1)
+    else:
+        result.assert_outcomes(skipped=1)
+        result.stdout.fnmatch_lines(["SKIPPED * not timed: benchmark_seconds=0"])
 
 
 def test_record_speedup_among_only_benchmarks(timed):

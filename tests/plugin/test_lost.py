@@ -6,7 +6,9 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from .project import failure, verdicts
+from pytest_torchcompile.plugin.lost import result_of_process
+
+from .project import failure, flat, verdicts
 
 MARKED = '@pytest.mark.compiled_equivalence(observation=Box((2,)), phases="rollout")'
 REPORTS = ("--compile-report=report.json", "--compile-report=report.md", "--junitxml=report.xml")
@@ -156,6 +158,59 @@ def test_a_process_that_died_is_a_row(project, monkeypatch, tmp_path_factory, ho
     assert "crashed: forward, rollout phase" in (project.path / "report.xml").read_text()
 
 
+def test_a_test_that_is_no_case_is_none_whatever_its_id(project):
+    project.write(
+        f"""
+@pytest.mark.parametrize("where", ["postgres-update"])
+def test_plain(where): {CRASH}
+
+@pytest.fixture
+def dying(): {CRASH}
+
+{MARKED}
+def test_ending(dying): return Agent()
+"""
+    )
+    result = project.subprocess("-n1", "--compile-report=report.json")
+    result.assert_outcomes(failed=2)
+    assert verdicts(result) == {ENDING: "crashed"}
+    (case,) = json.loads((project.path / "report.json").read_text())["cases"]
+    assert "(last step: before the check)" in case["reason"]
+
+
+@pytest.mark.parametrize(
+    ("nodeid", "step", "is_case"),
+    [(ENDING, None, True), (ENDING, "", False), ("test_policy.py::test_a", None, False)],
+)
+def test_of_a_process_that_wrote_no_step_the_id_decides(nodeid, step, is_case):
+    """As of one on another host, whose file can't be read."""
+    assert (result_of_process(nodeid, None, step) is not None) == is_case
+
+
+@pytest.mark.parametrize(
+    ("status", "step", "cause"),
+    [
+        (-9, "compiling", "often the system does this when memory runs out"),
+        (-11, "compiling", "compiled code, or the policy itself, ended it"),
+        (2, "compiling", "compiled code, or the policy itself, ended it"),
+        (2, None, "pytest did not reach the case there"),
+        (-11, None, "compiled code, or the policy itself, ended it"),
+        (None, None, "compiled code, or the policy itself, ended it"),
+    ],
+)
+def test_the_reason_names_what_may_have_ended_the_process(status, step, cause):
+    assert result_of_process(ENDING, status, step).reason.endswith(f": {cause}")
+
+
+def test_a_process_of_its_own_that_does_not_reach_its_case_does_not_blame_the_policy(project):
+    once = "import pathlib\nif pathlib.Path('read').exists(): raise ImportError('no second time')\n"
+    project.write(once + 'note("read")\n' + policy())
+    result = project.check("--compile-isolate")
+    result.assert_outcomes(failed=1)
+    assert "and without a result: pytest did not reach the case there" in flat(failure(result))
+    assert "ImportError: no second time" in failure(result)
+
+
 @pytest.mark.parametrize("arguments", [(), ("--lf", "--lfnf=none"), ("-k", "ending")], ids=" ".join)
 def test_a_process_of_its_own_runs_its_case_whatever_narrows_the_session(project, arguments):
     call = "import os; os.environ.clear(); return super().forward(x)"
@@ -176,6 +231,60 @@ def test_a_skip_in_a_process_of_its_own_is_one(project):
     result.assert_outcomes(skipped=1)
     assert verdicts(result) == {ENDING: "skipped"}
     result.stdout.fnmatch_lines(["SKIPPED*no GPU"])
+
+
+KEEPING = f"""
+import logging
+
+@pytest.fixture(scope="session")
+def kept(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kept")
+    (folder / "file").touch()
+    return folder
+
+def test_before(kept): logging.getLogger().warning("before")
+
+{MARKED}
+def test_agent(tmp_path):
+    note("folders", str(tmp_path))
+    return Agent()
+
+def test_after(kept):
+    assert (kept / "file").exists()
+    logging.getLogger().warning("after")
+"""
+
+
+@pytest.mark.parametrize("without", [(), ("-p", "no:logging", "-p", "no:junitxml")], ids=["all", "some"])
+def test_a_process_of_its_own_leaves_the_files_of_the_session_alone(project, without):
+    project.write(KEEPING)
+    files = () if without else ("--log-file=log.txt", "--junit-xml=report.xml")
+    result = project.check("--compile-isolate", "--basetemp=base", *files, *without)
+    result.assert_outcomes(passed=3)
+    # It makes the policy twice.
+    assert len(set(project.lines("folders"))) == 1
+    assert not any(str(project.path / "base") in folder for folder in project.lines("folders"))
+    if files:
+        assert [line.split()[-1] for line in project.lines("log.txt")] == ["before", "after"]
+        names = [case.get("name") for case in ET.parse(project.path / "report.xml").iter("testcase")]
+        assert len(names) == 3
+
+
+def test_coverage_adds_up_over_processes_of_their_own(project):
+    project.write(
+        "".join(
+            f"class {name}(Agent):\n"
+            "    def forward(self, x):\n"
+            "        return self.critic(x)\n\n"
+            f"{MARKED}\n"
+            f"def test_{name}():\n"
+            f"    return {name}()\n\n"
+            for name in ("One", "Other")
+        )
+    )
+    result = project.subprocess("--compile-isolate", "--cov=test_policy", "--cov-report=term-missing")
+    result.assert_outcomes(passed=2)
+    result.stdout.re_match_lines([r"test_policy.py +\d+ +0 +100%"])
 
 
 # --- compiled code that ends the process, where eager returns ---------------------------------------

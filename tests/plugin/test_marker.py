@@ -110,6 +110,32 @@ def test_adapters_are_named_after_the_function(project):
     }
 
 
+@pytest.mark.parametrize("adapter", ["functools.partial(scaled, by=2)", "Scaled()"])
+def test_whatever_the_library_calls_is_an_adapter_of_a_marker_too(project, adapter):
+    project.write(
+        f"""
+        import functools
+
+        def scaled(model, x, by=1): return model.critic(x) * by
+
+        class Scaled:
+            def __call__(self, model, x): return scaled(model, x)
+
+        ADAPTER = {adapter}
+
+        @pytest.mark.compiled_equivalence(observation=Box((2,)), phases="rollout", methods=ADAPTER)
+        def test_agent(): return Agent()
+
+        def test_by_hand(compile_check):
+            compile_check(Agent, observation=Box((2,)), phases="rollout", methods=ADAPTER)
+        """
+    )
+    assert verdicts(project.check()) == {
+        "test_policy.py::test_agent[adapter-rollout]": "equal",
+        "test_policy.py::test_by_hand (adapter-rollout)": "equal",
+    }
+
+
 SELECTABLE = """
     @pytest.mark.compiled_equivalence(observation=Box((2,)), methods=["get_value", "get_logits"])
     def test_agent(): return Agent()

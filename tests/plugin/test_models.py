@@ -71,6 +71,16 @@ def test_several_of_each_beside_test_files(project, tables):
     ]
 
 
+def test_a_flag_in_a_process_of_its_own_collects_what_the_session_does(project):
+    """Not the whole project, in which a file may be broken."""
+    project.write("import not_there", name="test_broken")
+    project.write("def test_plain(): pass")
+    arguments = ("--compile-isolate", "--compile-phases=rollout", "test_policy.py")
+    result = project.check(*FLAGS, *arguments)
+    result.assert_outcomes(passed=2)
+    assert verdicts(result) == {BY_FLAG: "equal"}
+
+
 WRONG_ONCE_COMPILED = """
 import torch
 

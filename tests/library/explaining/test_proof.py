@@ -121,6 +121,23 @@ def test_a_folder_of_the_users_is_left_alone(tmp_path: Path) -> None:
     assert not (tmp_path / "proofs" / ".gitignore").exists()
 
 
+def test_another_process_makes_the_folder_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under pytest-xdist, two cases whose folders would have the same name."""
+    mkdir = Path.mkdir
+
+    def later(self: Path, *args: Any, **kwargs: Any) -> None:
+        if self.name == "forward-rollout":
+            mkdir(self)
+        mkdir(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", later)
+    script = Script(source="print('mine')", tensors={})
+    proof = write_proof(tmp_path / "proofs", "forward, rollout", script, limit_s=100)
+    assert proof.folder.name == "forward-rollout-2"
+    assert (proof.folder / "repro.py").read_text() == script.source
+    assert list((tmp_path / "proofs" / "forward-rollout").iterdir()) == []
+
+
 def test_a_backend_without_a_name(tmp_path: Path) -> None:
     def wrong(graph: Any, inputs: Any) -> Any:
         return lambda *args: tuple(out + 1 for out in graph(*args))
