@@ -33,9 +33,10 @@ from pytest_torchcompile.checking.trial import Failure, Trial
 from pytest_torchcompile.generation import recipes, strategies
 from pytest_torchcompile.generation.recipes import Recipe
 from pytest_torchcompile.options import CheckOptions
-from pytest_torchcompile.policies.calls import Outcome, Side
+from pytest_torchcompile.policies.calls import Side
 from pytest_torchcompile.policies.declaration import Declaration
 from pytest_torchcompile.policies.methods import as_methods
+from pytest_torchcompile.policies.outcome import Outcome
 from pytest_torchcompile.runtime.isolation import isolated
 from tests.faults.correct import CORRECT, Correct
 

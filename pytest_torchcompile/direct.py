@@ -17,10 +17,11 @@ from pytest_torchcompile.compiling.toolchain import repeat_without_broken_files
 from pytest_torchcompile.errors import CompileFailed, NotEquivalent, UsageError
 from pytest_torchcompile.generation.recipes import Recipe, random_recipe
 from pytest_torchcompile.options import PHASES, REFERENCES, CheckOptions, validated
-from pytest_torchcompile.policies.calls import Outcome, Side
+from pytest_torchcompile.policies.calls import Side
 from pytest_torchcompile.policies.declaration import Declaration
 from pytest_torchcompile.policies.input_advice import eager_raises
 from pytest_torchcompile.policies.methods import as_methods
+from pytest_torchcompile.policies.outcome import Outcome
 from pytest_torchcompile.policies.snapshots import copied, map_tensors
 from pytest_torchcompile.policies.twins import Factory
 from pytest_torchcompile.reports import failure

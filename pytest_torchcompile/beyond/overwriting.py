@@ -16,7 +16,8 @@ from pytest_torchcompile.comparing.measure import Tolerance
 from pytest_torchcompile.comparing.tolerance import judge
 from pytest_torchcompile.generation import recipes
 from pytest_torchcompile.options import CheckOptions
-from pytest_torchcompile.policies.calls import Outcome, Side
+from pytest_torchcompile.policies.calls import Side
+from pytest_torchcompile.policies.outcome import Outcome
 from pytest_torchcompile.runtime.isolation import quietly
 
 REMARK = (

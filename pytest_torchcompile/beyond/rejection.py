@@ -20,7 +20,8 @@ from pytest_torchcompile.errors import UsageError
 from pytest_torchcompile.generation import descriptions, recipes
 from pytest_torchcompile.generation.recipes import Recipe
 from pytest_torchcompile.options import CheckOptions
-from pytest_torchcompile.policies.calls import Outcome, Side
+from pytest_torchcompile.policies.calls import Side
+from pytest_torchcompile.policies.outcome import Outcome
 from pytest_torchcompile.policies.outputs import NamedValues
 from pytest_torchcompile.results import Difference
 from pytest_torchcompile.runtime.isolation import quietly

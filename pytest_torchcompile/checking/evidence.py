@@ -7,7 +7,7 @@ import heapq
 import operator
 
 from pytest_torchcompile.comparing.tolerance import Judgement
-from pytest_torchcompile.policies.calls import Outcome
+from pytest_torchcompile.policies.outcome import Outcome
 from pytest_torchcompile.results import Deviation, Difference, Verdict
 from pytest_torchcompile.texts import some
 

@@ -23,8 +23,9 @@ from pytest_torchcompile.compiling.capture import Recorder, failure_text
 from pytest_torchcompile.errors import CompileFailed
 from pytest_torchcompile.generation.recipes import Recipe, random_recipe
 from pytest_torchcompile.options import CheckOptions
-from pytest_torchcompile.policies.calls import Around, Outcome, Side
+from pytest_torchcompile.policies.calls import Around, Side
 from pytest_torchcompile.policies.ordinary import equal_values
+from pytest_torchcompile.policies.outcome import Outcome
 from pytest_torchcompile.policies.outputs import NamedValues
 from pytest_torchcompile.results import Difference
 from pytest_torchcompile.runtime.isolation import Stream

@@ -20,7 +20,7 @@ from pytest_torchcompile.errors import UsageError
 from pytest_torchcompile.generation.recipes import Recipe, random_recipe
 from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.policies.backward import FROM_ALL, Learning
-from pytest_torchcompile.policies.calls import Around, Outcome, Side, training_in
+from pytest_torchcompile.policies.calls import Around, Side, training_in
 from pytest_torchcompile.policies.counters import CounterValues
 from pytest_torchcompile.policies.declaration import Declaration
 from pytest_torchcompile.policies.holders import policy_of
@@ -35,6 +35,7 @@ from pytest_torchcompile.policies.methods import (
     bind_all,
     without_defaults,
 )
+from pytest_torchcompile.policies.outcome import Outcome
 from pytest_torchcompile.policies.state import ModuleState
 from pytest_torchcompile.policies.twins import Factory, Twins, build_twins
 from pytest_torchcompile.results import Capture

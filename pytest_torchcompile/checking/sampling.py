@@ -20,7 +20,8 @@ from pytest_torchcompile.compiling.capture import Recorder, failure_text
 from pytest_torchcompile.errors import CompileFailed
 from pytest_torchcompile.generation.recipes import Recipe, random_recipe
 from pytest_torchcompile.options import CheckOptions
-from pytest_torchcompile.policies.calls import Outcome, Side
+from pytest_torchcompile.policies.calls import Side
+from pytest_torchcompile.policies.outcome import Outcome
 from pytest_torchcompile.results import Difference
 from pytest_torchcompile.runtime.isolation import Stream
 from pytest_torchcompile.texts import first_line, raised_text

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from pytest_torchcompile import internals
-from pytest_torchcompile.policies.calls import Outcome
+from pytest_torchcompile.policies.outcome import Outcome
 from pytest_torchcompile.results import Sensitivity
 
 

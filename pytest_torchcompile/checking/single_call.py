@@ -21,7 +21,8 @@ from pytest_torchcompile.comparing.references import References, references
 from pytest_torchcompile.comparing.tolerance import Judgement, judge
 from pytest_torchcompile.compiling.capture import Recorder, failure_text
 from pytest_torchcompile.errors import CompileFailed
-from pytest_torchcompile.policies.calls import Around, Outcome, Side
+from pytest_torchcompile.policies.calls import Around, Side
+from pytest_torchcompile.policies.outcome import Outcome
 from pytest_torchcompile.policies.outputs import NamedValues
 from pytest_torchcompile.policies.snapshots import copied, map_tensors
 from pytest_torchcompile.policies.state import same

@@ -11,9 +11,9 @@ from pytest_torchcompile.comparing.measure import Tolerance
 from pytest_torchcompile.comparing.tolerance import judge
 from pytest_torchcompile.compiling.capture import why_not_compiled
 from pytest_torchcompile.options import CheckOptions
-from pytest_torchcompile.policies.calls import Outcome
 from pytest_torchcompile.policies.copies import why_stale
 from pytest_torchcompile.policies.holders import policy_of
+from pytest_torchcompile.policies.outcome import Outcome
 from pytest_torchcompile.results import Verdict
 from pytest_torchcompile.texts import raised_text, some
 

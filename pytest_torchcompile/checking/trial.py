@@ -38,7 +38,8 @@ from pytest_torchcompile.generation import recipes, tensors
 from pytest_torchcompile.generation.recipes import Recipe
 from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.policies.backward import Learning
-from pytest_torchcompile.policies.calls import Outcome, Rerun
+from pytest_torchcompile.policies.calls import Rerun
+from pytest_torchcompile.policies.outcome import Outcome
 from pytest_torchcompile.results import Deviation, Difference, Sensitivity, Verdict
 from pytest_torchcompile.runtime.isolation import quietly
 from pytest_torchcompile.texts import first_line

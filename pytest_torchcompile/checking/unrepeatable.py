@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from pytest_torchcompile.policies.calls import Outcome, Side
+from pytest_torchcompile.policies.calls import Side
+from pytest_torchcompile.policies.outcome import Outcome
 from pytest_torchcompile.policies.state import unequal_numbers
 
 

@@ -6,7 +6,8 @@ comparing the side that was called with the side that was not.
 
 from __future__ import annotations
 
-from pytest_torchcompile.policies.calls import Outcome, Side
+from pytest_torchcompile.policies.calls import Side
+from pytest_torchcompile.policies.outcome import Outcome
 from pytest_torchcompile.policies.state import same
 
 PREFIX = "parameter "

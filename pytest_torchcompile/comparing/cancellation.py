@@ -15,7 +15,8 @@ import torch
 from pytest_torchcompile import internals
 from pytest_torchcompile.comparing import operators
 from pytest_torchcompile.comparing.rounding import comparable
-from pytest_torchcompile.policies.calls import Outcome, Rerun
+from pytest_torchcompile.policies.calls import Rerun
+from pytest_torchcompile.policies.outcome import Outcome
 
 _ADDS = frozenset(
     f"aten::{name}" for name in ("add", "sub", "rsub", "sum", "mean", "addcmul", "lerp", "cumsum")

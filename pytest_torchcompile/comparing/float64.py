@@ -17,7 +17,8 @@ from torch.utils.hooks import RemovableHandle
 
 from pytest_torchcompile import internals
 from pytest_torchcompile.errors import UsageError
-from pytest_torchcompile.policies.calls import GRADIENT, Outcome, Rerun, Side
+from pytest_torchcompile.policies.calls import Rerun, Side
+from pytest_torchcompile.policies.outcome import GRADIENT, Outcome
 from pytest_torchcompile.policies.reachable import Reachable
 from pytest_torchcompile.policies.snapshots import map_tensors
 from pytest_torchcompile.results import Difference

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from pytest_torchcompile.comparing.measure import NonfiniteMask
-from pytest_torchcompile.policies.calls import Outcome
+from pytest_torchcompile.policies.outcome import Outcome
 
 Reference = Callable[[], Outcome | None]
 """Returns the float64 reference of a call; None if it does not run."""

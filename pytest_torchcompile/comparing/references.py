@@ -12,7 +12,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pytest_torchcompile.comparing.cancellation import largest_operands
 from pytest_torchcompile.comparing.float64 import float64_reference
 from pytest_torchcompile.comparing.rounding import Floor, add_run, choice_floors, rounding_floors
-from pytest_torchcompile.policies.calls import Outcome, Rerun, Side
+from pytest_torchcompile.policies.calls import Rerun, Side
+from pytest_torchcompile.policies.outcome import Outcome
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

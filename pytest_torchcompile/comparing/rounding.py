@@ -18,7 +18,8 @@ from collections.abc import Collection, Iterator
 import torch
 
 from pytest_torchcompile.comparing.monte_carlo import MonteCarlo
-from pytest_torchcompile.policies.calls import Outcome, Rerun
+from pytest_torchcompile.policies.calls import Rerun
+from pytest_torchcompile.policies.outcome import Outcome
 
 RUNS = 8
 

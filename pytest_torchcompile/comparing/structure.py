@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from pytest_torchcompile.policies.calls import Outcome
+from pytest_torchcompile.policies.outcome import Outcome
 from pytest_torchcompile.results import Difference
 from pytest_torchcompile.texts import first_line
 

@@ -22,7 +22,7 @@ from pytest_torchcompile.comparing.nonfinite import Reference, hidden_nonfinite
 from pytest_torchcompile.comparing.references import References
 from pytest_torchcompile.comparing.rounding import Floor, comparable, flipped_rows, flips_a_choice
 from pytest_torchcompile.comparing.structure import generators, plain_values, settings, structural
-from pytest_torchcompile.policies.calls import Outcome
+from pytest_torchcompile.policies.outcome import Outcome
 from pytest_torchcompile.results import Difference
 
 CANCELS = 4 * torch.finfo(torch.float32).eps

@@ -29,8 +29,9 @@ from pytest_torchcompile.lifecycle.sides import LifecycleSides
 from pytest_torchcompile.lifecycle.stories import Story
 from pytest_torchcompile.lifecycle.trial import StoryTrial
 from pytest_torchcompile.options import CheckOptions
-from pytest_torchcompile.policies.calls import Around, Outcome, Side
+from pytest_torchcompile.policies.calls import Around, Side
 from pytest_torchcompile.policies.methods import Method
+from pytest_torchcompile.policies.outcome import Outcome
 from pytest_torchcompile.policies.snapshots import copied, map_tensors
 from pytest_torchcompile.results import Difference
 from pytest_torchcompile.runtime.budget import Budget

@@ -9,7 +9,8 @@ from pytest_torchcompile.comparing.measure import Tolerance
 from pytest_torchcompile.comparing.tolerance import judge
 from pytest_torchcompile.lifecycle.stories import Kind, Manner, Move, Story, story_text
 from pytest_torchcompile.lifecycle.trial import NO_VALUES, StoryFailure
-from pytest_torchcompile.policies.calls import Outcome, Rerun
+from pytest_torchcompile.policies.calls import Rerun
+from pytest_torchcompile.policies.outcome import Outcome
 
 
 def likeness(failure: StoryFailure, rerun: Callable[..., Rerun], tolerance: Tolerance) -> Iterator[str]:

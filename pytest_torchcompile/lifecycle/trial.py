@@ -26,8 +26,9 @@ from pytest_torchcompile.lifecycle.side import LifecycleSide
 from pytest_torchcompile.lifecycle.sides import LifecycleSides
 from pytest_torchcompile.lifecycle.stories import MAY_COMPILE, Change, Kind, Move, Story, story_text
 from pytest_torchcompile.options import CheckOptions
-from pytest_torchcompile.policies.calls import Around, Outcome, Rerun
+from pytest_torchcompile.policies.calls import Around, Rerun
 from pytest_torchcompile.policies.counters import CounterValues
+from pytest_torchcompile.policies.outcome import Outcome
 from pytest_torchcompile.results import Difference, Verdict
 from pytest_torchcompile.texts import first_line
 

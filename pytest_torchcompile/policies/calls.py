@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 import functools
 import types
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,92 +19,18 @@ from torch import nn
 
 from pytest_torchcompile import internals
 from pytest_torchcompile.errors import UsageError
-from pytest_torchcompile.policies.aliasing import Aliases, aliases, strides
+from pytest_torchcompile.policies.aliasing import aliases, strides
 from pytest_torchcompile.policies.backward import FROM_ALL, Backward, Gradients, Learning, backward_of
-from pytest_torchcompile.policies.generators import GeneratorState
 from pytest_torchcompile.policies.holders import policy_of
+from pytest_torchcompile.policies.outcome import Outcome
 from pytest_torchcompile.policies.outputs import NamedValues, is_mapping, named_values
 from pytest_torchcompile.policies.state import ModuleState
 from pytest_torchcompile.runtime import isolation
 from pytest_torchcompile.texts import raised_text
 
-GRADIENT = "gradient of"
-"""The prefix of the paths of gradients that a backward computed."""
-
-LEFT = ".grad of"
-"""The prefix of the paths of gradients that a call itself left in ``.grad``."""
+T = TypeVar("T")
 
 Around = Callable[[], contextlib.AbstractContextManager[Any]]
-
-
-@dataclasses.dataclass(kw_only=True)
-class Outcome:
-    """Everything that one call leaves behind.
-
-    The tensors are copies, because a later call of the same side may write to the originals.
-
-    Args:
-        error: what the call raised, in forward or backward. It is an `Exception`, except if the compiled side
-            raises one of `EXITS`.
-        outputs: what it returned.
-        requires_grad: paths of the outputs that require grad and have an autograd history.
-        unfollowed: paths of the outputs that require grad but have no history, so no gradient flows back.
-        inference: paths of the outputs that are inference tensors, which no gradient may be computed from.
-        learnt_from: paths of the outputs whose gradients were computed.
-        gradients: by name of the leaf (a parameter, a tensor among the attributes, an input); None if
-            autograd found no path to it.
-        left: by name of the leaf, what the call itself left in ``.grad``.
-        state: buffers, attributes, flags and written parameters after the call.
-        inputs: the inputs after the call, which may have changed them.
-        earlier: tensors among the policy's attributes that had a graph before the call; empty after it.
-        aliases: which outputs share memory with one another, or with a tensor that is no output.
-        strides: strides of the outputs, by path.
-        seed: seed of the random generators before the call.
-        random: state of the random generators after the call.
-        generators: states of the random generators among the policy's attributes after the call, by path.
-        settings: torch's settings of the process after the call and after its backward, by name. They are
-            restored each time.
-    """
-
-    error: BaseException | None = None
-    outputs: NamedValues = dataclasses.field(default_factory=NamedValues)
-    requires_grad: frozenset[str] = frozenset()
-    unfollowed: frozenset[str] = frozenset()
-    inference: frozenset[str] = frozenset()
-    learnt_from: tuple[str, ...] = ()
-    gradients: Gradients = dataclasses.field(default_factory=dict)
-    left: Gradients = dataclasses.field(default_factory=dict)
-    state: NamedValues = dataclasses.field(default_factory=NamedValues)
-    inputs: NamedValues = dataclasses.field(default_factory=NamedValues)
-    earlier: tuple[torch.Tensor, ...] = ()
-    aliases: Aliases = frozenset()
-    strides: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
-    seed: int = 0
-    random: isolation.RandomState | None = None
-    generators: dict[str, GeneratorState] = dataclasses.field(default_factory=dict)
-    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-    def drew(self) -> tuple[str, ...]:
-        """Return the names of the generators that the call drew from. Seeds all generators again."""
-        if self.random is None:
-            return ()
-        isolation.seed_everything(self.seed)
-        return isolation.RandomState().unequal(self.random)
-
-    def elementwise(self) -> dict[str, torch.Tensor]:
-        """Return the tensors that are compared element by element: outputs, state, inputs."""
-        found = self.outputs.tensors | self.state.tensors | self.inputs.tensors
-        return {path: _real(tensor) for path, tensor in found.items()}
-
-    def differentiated(self) -> dict[str, torch.Tensor]:
-        """Return the gradients that exist, which are compared tensor by tensor."""
-        found = {f"{GRADIENT} {name}": gradient for name, gradient in self.gradients.items()}
-        found |= {f"{LEFT} {name}": gradient for name, gradient in self.left.items()}
-        return {path: _real(gradient) for path, gradient in found.items() if gradient is not None}
-
-    def plain(self) -> dict[str, Any]:
-        """Return the values that are compared by ``==``."""
-        return self.outputs.plain | self.inputs.plain | self.state.plain
 
 
 Rerun = Callable[..., Outcome]
@@ -240,31 +165,22 @@ class Side:
         if differentiate is not None:
             outcome.earlier = tuple(self._with_history().values())
         with self.around(), under():
-            try:
-                with isolation.Settings(), torch.set_grad_enabled(differentiate is not None):
-                    returned = self.invoke(args, kwargs)
-                    outcome.settings |= isolation.Settings().values
-            except (MemoryError, torch.OutOfMemoryError, UsageError):
-                raise
-            except self._caught as error:
-                if internals.is_configuration_error(error):
-                    raise
+            with torch.set_grad_enabled(differentiate is not None):
+                returned, settings, error = self._attempt(lambda: self.invoke(args, kwargs))
+            if error is not None:
                 return Outcome(error=error)
+            outcome.settings |= settings
             outcome.random = isolation.RandomState()
             outcome.generators = {} if self.state is None else self.state.generators()
             outcome.outputs = named_values(returned)
             outcome.inputs = self.named_inputs(args, kwargs, drawn)
             outcome.left = self._left_gradients()
             if differentiate is not None:
-                try:
-                    with isolation.Settings():
-                        outcome.gradients = differentiate(outcome)
-                        after = isolation.Settings().values
-                    outcome.settings |= {f"{name} after backward": value for name, value in after.items()}
-                except (MemoryError, torch.OutOfMemoryError):
-                    raise
-                except self._caught as error:
+                gradients, settings, error = self._attempt(functools.partial(differentiate, outcome))
+                if gradients is None:
                     return Outcome(error=error)
+                outcome.gradients = gradients
+                outcome.settings |= {f"{name} after backward": value for name, value in settings.items()}
             outcome.state = self.values()
         # A graph is as large as what its call has saved.
         outcome.earlier = ()
@@ -282,10 +198,24 @@ class Side:
             values.tensors = {path: tensor.detach().clone() for path, tensor in values.tensors.items()}
         return outcome
 
-    @property
-    def _caught(self) -> tuple[type[BaseException], ...]:
-        """The exceptions of a call that are recorded in its outcome."""
-        return (Exception, *EXITS) if self.is_compiled else (Exception,)
+    def _attempt(
+        self, function: Callable[[], T]
+    ) -> tuple[T, dict[str, Any], None] | tuple[None, dict[str, Any], BaseException]:
+        """Return what a function returns and torch's settings after it, which are restored; or its exception.
+
+        Raises:
+            MemoryError, torch.OutOfMemoryError, UsageError, Exception: see `step`.
+        """
+        caught = (Exception, *EXITS) if self.is_compiled else Exception
+        try:
+            with isolation.Settings():
+                return function(), isolation.Settings().values, None
+        except (MemoryError, torch.OutOfMemoryError, UsageError):
+            raise
+        except caught as error:
+            if internals.is_configuration_error(error):
+                raise
+            return None, {}, error
 
     def _gradients(
         self, seed: int, learning: Learning, between: Inputs | None, outcome: Outcome
@@ -388,11 +318,6 @@ class Side:
         """Return the tensors whose gradients are compared: the policy's leaves, inputs that require grad."""
         asking = {p: t for p, t in inputs.tensors.items() if t.requires_grad and t.is_leaf}
         return ({} if self.state is None else self.state.leaves()) | asking
-
-
-def _real(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a complex tensor as real and imaginary parts in a new last dimension; others unchanged."""
-    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def _call_hook(name: str, function: Callable[[Any], Any], model: nn.Module | None) -> Any:

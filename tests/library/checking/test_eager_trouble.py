@@ -13,7 +13,7 @@ from torch import nn
 from pytest_torchcompile import Box, Verdict
 from pytest_torchcompile.checking.evidence import Evidence
 from pytest_torchcompile.comparing.tolerance import Judgement
-from pytest_torchcompile.policies.calls import Outcome
+from pytest_torchcompile.policies.outcome import Outcome
 from pytest_torchcompile.reports.failure import failure_text
 from pytest_torchcompile.results import Difference
 

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from pytest_torchcompile.comparing.cancellation import largest_operands
-from pytest_torchcompile.policies.calls import Outcome, Side
+from pytest_torchcompile.policies.calls import Side
+from pytest_torchcompile.policies.outcome import Outcome
 
 NEAR_ONE = 1 + 1e-6 * torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
 WEIGHT = torch.full((8, 1), 0.125)

@@ -19,7 +19,8 @@ from pytest_torchcompile.comparing.measure import MULTIPLE, Measured, Tolerance
 from pytest_torchcompile.comparing.monte_carlo import HALF_SHIFT, SHIFT, TERMS_AT_SHIFT, MonteCarlo
 from pytest_torchcompile.comparing.rounding import FINITE, RUNS, Floor, Movement, rounding_floors
 from pytest_torchcompile.comparing.tolerance import judge
-from pytest_torchcompile.policies.calls import Outcome, Side
+from pytest_torchcompile.policies.calls import Side
+from pytest_torchcompile.policies.outcome import Outcome
 from pytest_torchcompile.policies.snapshots import copied, map_tensors
 
 EPS = torch.finfo(torch.float32).eps

@@ -23,7 +23,8 @@ from pytest_torchcompile.comparing.measure import Tolerance
 from pytest_torchcompile.comparing.monte_carlo import MonteCarlo
 from pytest_torchcompile.comparing.references import references
 from pytest_torchcompile.comparing.tolerance import Judgement, judge
-from pytest_torchcompile.policies.calls import Outcome, Side
+from pytest_torchcompile.policies.calls import Side
+from pytest_torchcompile.policies.outcome import Outcome
 from pytest_torchcompile.policies.snapshots import copied, map_tensors
 
 Function = Callable[..., Any]
