@@ -213,20 +213,23 @@ class CheckOptions:
         "and stories; a single compile that takes longer is stopped and counts as failed",
     )
     max_graph_breaks: int | None = _option(
-        None, values.optional(values.integer(0)), "an integer >= 0", "fail a case that has more graph breaks"
+        None,
+        values.optional(values.integer(0)),
+        "an integer >= 0",
+        "fail a case that has more graph breaks, but no lifecycle, whose moves compile again by design",
     )
     max_recompiles: int | None = _option(
         None,
         values.optional(values.integer(0)),
         "an integer >= 0",
-        "fail a case that recompiles more often after its first call with a batch of at least 2; a batch "
-        "that varies, a batch of 1 and each memory layout (3 to 6) cost one recompile each",
+        "fail a case, but no lifecycle, that recompiles more often after its first call with a batch of at "
+        "least 2; a batch that varies, a batch of 1 and each memory layout (3 to 6) cost one recompile each",
     )
     max_compile_seconds: float | None = _option(
         None,
         values.optional(values.number(0.0)),
         "a number of seconds",
-        "fail a case that spends more time on compiling",
+        "fail a case, but no lifecycle, that spends more time on compiling",
     )
     explain_seconds: float = _option(
         60.0,
