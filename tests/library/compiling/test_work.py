@@ -385,7 +385,10 @@ def test_the_sentence_of_the_terminal() -> None:
         work_inside=200,
         work_left_eager={"gru at agent.py:31": 800},
     )
-    expected = "20 % compiled; eager: gru at agent.py:31 (12,480 of 17,300 parameters, 80 % of the work)"
+    expected = (
+        "20 % compiled; eager: gru at agent.py:31 (12,480 of 17,300 parameters, 80 % of the work); the eager part "
+        "is compared with itself, and min_coverage_work=0.5 makes that a failure"
+    )
     assert capture.what_is_eager == expected
     row = CheckResult(method="act", phase="rollout", verdict=Verdict.EQUAL, capture=capture).row()
     assert notes.sentences([("a", row)]) == [f"a: {expected}"]
