@@ -294,7 +294,7 @@ def why_not_compiled(capture: Capture, method: Method, options: CheckOptions, re
     """Return why the capture does not prove that the method was compiled; empty if it does."""
     if capture.graphs == 0:
         reasons = filter(None, (internals.why_disabled(), recorder.suppressed()))
-        return f"no graph was captured: {'; '.join(reasons) or _why_not_reached(method)}"
+        return f"no graph was captured: {'; '.join(reasons) or _why_not_reached(method, capture)}"
     if capture.coverage == 0:
         return (
             f"{counted(capture.graphs, 'graph')} captured, but none takes a parameter that eager uses; "
@@ -324,7 +324,9 @@ def _why_too_little(capture: Capture, options: CheckOptions) -> str:
     return ""
 
 
-def _why_not_reached(method: Method) -> str:
+def _why_not_reached(method: Method, capture: Capture) -> str:
+    if capture.breaks:
+        return f"dynamo ran {method.name!r} eager: {capture.breaks[0]}"
     if torch.compile.__module__ != "torch":
         replacement = f"{torch.compile.__module__}.{torch.compile.__qualname__}"
         return f"torch.compile has been replaced by {replacement}"

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from pytest_torchcompile.internals.failures import is_compilers_code
 from pytest_torchcompile.texts import at, is_users_code
 
 
@@ -73,9 +74,11 @@ def graph_breaks(since: int) -> list[str]:
     texts = []
     for reason in output_graph.graph_break_reasons[since:]:  # type: ignore[attr-defined]  # imported there
         lines = str(reason.reason).strip().splitlines() or ["graph break"]
-        # The innermost line may be torch's, as in a function under `torch.compiler.disable`.
+        # The innermost line may be torch's, as in a function under `torch.compiler.disable`; if that is the
+        # whole method, all lines are.
         users = [frame for frame in reason.user_stack if is_users_code(frame.filename)]
-        place = next(reversed(users or reason.user_stack), None)
+        others = [frame for frame in reason.user_stack if not is_compilers_code(frame.filename)]
+        place = next(reversed(users or others), None)
         texts.append(lines[0] + (at(place.filename, place.lineno) if place else ""))
     return texts
 
