@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import linecache
 import os
 import re
 import sys
@@ -81,6 +82,15 @@ def _folder_of(package: str) -> str:
     """Return the folder of an imported package, with a separator at its end; else what begins no path."""
     file = getattr(sys.modules.get(package), "__file__", None)
     return os.path.join(os.path.dirname(os.path.abspath(file)), "") if isinstance(file, str) else "\0"
+
+
+def line_that_raised(error: BaseException) -> str:
+    """Return the source of the line that raised; empty if it is not known."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    if not frames:
+        return ""
+    frame, number = frames[-1]
+    return linecache.getline(frame.f_code.co_filename, number)
 
 
 def raised_text(error: BaseException) -> str:

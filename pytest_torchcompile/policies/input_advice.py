@@ -7,9 +7,7 @@ one message of torch or Python, and returns a sentence with that line; it return
 from __future__ import annotations
 
 import dataclasses
-import linecache
 import re
-import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,8 +16,9 @@ from torch import nn
 
 from pytest_torchcompile.errors import UsageError
 from pytest_torchcompile.policies.reachable import Reachable, path_of
+from pytest_torchcompile.policies.state_advice import of_one_instead_of_two, of_wrong_shape
 from pytest_torchcompile.specs import spaces, trees
-from pytest_torchcompile.texts import raised_text
+from pytest_torchcompile.texts import line_that_raised, raised_text
 
 Reader = Callable[[BaseException, Mapping[str, Any], Reachable], str]
 
@@ -95,28 +94,6 @@ def _channels(error: BaseException, tree: Mapping[str, Any], policy: Reachable) 
 
     what = f"a convolution takes {need} channels, in the first dimension after the batch"
     return _with_line(what, tree, with_channels) or what
-
-
-def _state_layout(error: BaseException, tree: Mapping[str, Any], policy: Reachable) -> str:
-    if not re.search(r"Expected hidden(\[0\])? size|hx should also be [23]-D|hidden state", str(error)):
-        return ""
-    layers = [module for module in policy.modules.values() if isinstance(module, nn.RNNBase)]
-    shapes = {_state_shape(layer) for layer in layers}
-    if len(shapes) != 1:
-        return ""
-    shape = shapes.pop()
-    right = spaces.State(shape, batch_dim=1)
-
-    def as_state(spec: Any) -> Any:
-        given = getattr(spec, "shape", ())
-        is_state = isinstance(spec, spaces.State) or given in (shape, shape[1:])
-        return right if is_state and spec != right else None
-
-    return _with_line("a recurrent layer takes the batch in the second dimension", tree, as_state)
-
-
-def _state_shape(layer: nn.RNNBase) -> tuple[int, int]:
-    return layer.num_layers * (2 if layer.bidirectional else 1), layer.proj_size or layer.hidden_size
 
 
 def _reshaped(spec: Any, shape: tuple[int, ...]) -> Any:
@@ -246,7 +223,7 @@ def _key(error: BaseException, tree: Mapping[str, Any], policy: Reachable) -> st
     """Read the exceptions of a policy that takes a dict and is given a tensor or a dict with other keys."""
     if isinstance(error, KeyError) and error.args and isinstance(error.args[0], str):
         return _without_key(error.args[0], tree)
-    keys = re.findall(r"\w\[[\"'](\w+)[\"']\]", _line_that_raised(error))
+    keys = re.findall(r"\w\[[\"'](\w+)[\"']\]", line_that_raised(error))
     if keys and isinstance(error, (IndexError, TypeError, UserWarning)):
         for name, spec in tree.items():
             if isinstance(spec, spaces.Spec) and not isinstance(spec, spaces.Constant):
@@ -278,14 +255,6 @@ def _attribute(error: BaseException, tree: Mapping[str, Any], policy: Reachable)
     )
 
 
-def _line_that_raised(error: BaseException) -> str:
-    frames = list(traceback.walk_tb(error.__traceback__))
-    if not frames:
-        return ""
-    frame, number = frames[-1]
-    return linecache.getline(frame.f_code.co_filename, number)
-
-
 # --- what they share ------------------------------------------------------------------------------
 
 
@@ -303,7 +272,7 @@ def _with_line(what: str, tree: Mapping[str, Any], change: Callable[[Any], Any])
     ((name, *keys), changed) = found[0]
     if isinstance(changed, str):
         return f"{what}: write {name}={changed}" if not keys else f"{what}: write {changed}"
-    return f"{what}: write {name}={trees.with_leaf(tree, (name, *keys), changed)[name]!r}"
+    return f"{what}: write {trees.redeclared(tree, {(name, *keys): changed})}"
 
 
 def _changed(spec: Any, change: Callable[[Any], Any]) -> Any:
@@ -323,7 +292,8 @@ def _named_tensors(policy: Reachable) -> dict[str, torch.Tensor]:
 _READERS: tuple[Reader, ...] = (
     _last_dimension,
     _channels,
-    _state_layout,
+    of_one_instead_of_two,
+    of_wrong_shape,
     _index,
     _out_of_range,
     _dtype,

@@ -37,8 +37,8 @@ def rebuild(tree: Any, value_of: Callable[[tuple[Any, ...]], Any], path: tuple[A
     return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
 
 
-def with_leaf(tree: Any, path: tuple[Any, ...], spec: Spec) -> Any:
-    """Return the tree with the spec at `path` replaced by `spec`, in new containers."""
+def with_leaf(tree: Any, path: tuple[Any, ...], spec: Any) -> Any:
+    """Return the tree with the spec at `path` replaced by `spec`, a spec or a nest, in new containers."""
     if isinstance(tree, Wrapped):
         return Wrapped(with_leaf(tree.spec, path, spec), tree.wrap)
     if not path:
@@ -58,6 +58,23 @@ def dotted(path: tuple[Any, ...]) -> str:
 def declared(tree: Mapping[str, Any]) -> str:
     """Return declared inputs as keyword arguments: ``observation=Box((8,)), action=Discrete(4)``."""
     return ", ".join(f"{name}={spec!r}" for name, spec in tree.items())
+
+
+def redeclared(tree: Mapping[str, Any], changes: Mapping[tuple[Any, ...], Any]) -> str:
+    """Return the inputs in which something changes, with the changes, as `declared` writes them.
+
+    Args:
+        tree: the declared inputs.
+        changes: by path, what replaces a spec: a spec, or a nest of specs.
+
+    Example:
+        >>> redeclared({"x": Discrete(2), "done": Discrete(3)}, {("done",): Discrete(2)})
+        'done=Discrete(2)'
+    """
+    new: dict[str, Any] = dict(tree)
+    for path, spec in changes.items():
+        new = with_leaf(new, path, spec)
+    return declared({name: new[name] for name in tree if any(path[0] == name for path in changes)})
 
 
 def mask_of(tree: Any, action: LegalAction) -> tuple[Any, ...]:
