@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pytest_torchcompile.errors import UsageError
-from pytest_torchcompile.specs.spaces import LegalAction, Spec, Wrapped
+from pytest_torchcompile.specs.spaces import LegalAction, LegalMask, Spec, Wrapped
+from pytest_torchcompile.texts import suggestion
 
 
 def leaves(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Spec]]:
@@ -89,9 +90,13 @@ def mask_of(tree: Any, action: LegalAction) -> tuple[Any, ...]:
         if not isinstance(spec, LegalAction) and (dotted(path) == action.mask or path[-1:] == (action.mask,))
     ]
     if len(found) != 1:
-        names = ", ".join(dotted(path) for path, spec in leaves(tree) if spec is not action)
+        names = [dotted(path) for path, spec in leaves(tree) if spec is not action]
+        masks = [dotted(path) for path, spec in leaves(tree) if isinstance(spec, LegalMask)]
+        meant = suggestion(action.mask, names)
+        if not meant and len(masks) == 1:
+            meant = f" (did you mean {masks[0]!r}?)"
         raise UsageError(
-            f"{action!r} names {len(found) or 'no'} input{'s' if len(found) > 1 else ''}; "
-            f"the inputs are: {names or 'none'}"
+            f"{action!r} names {len(found) or 'no'} input{'s' if len(found) > 1 else ''}"
+            f"{'' if found else meant}; the inputs are: {', '.join(names) or 'none'}"
         )
     return found[0]

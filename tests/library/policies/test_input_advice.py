@@ -15,6 +15,9 @@ from pytest_torchcompile import (
     Box,
     Discrete,
     Image,
+    LegalAction,
+    MultiBinary,
+    MultiDiscrete,
     OneHot,
     State,
     Tokens,
@@ -39,6 +42,44 @@ class Calls(nn.Module):
 
     def forward(self, x: Any, state: Any = None) -> Any:
         return self.function(self, x) if state is None else self.function(self, x, state)
+
+
+class Acts(nn.Module):
+    """A policy with 4 logits and an embedding of 12 rows; `forward` is a function of it and its inputs."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.function = function
+        self.pi = nn.Linear(8, 4)
+        self.table = nn.Embedding(12, 4)
+
+    def forward(self, x: torch.Tensor, action: Any) -> Any:
+        return self.function(self, x, action)
+
+
+def log_prob(m: Any, x: Any, action: Any) -> Any:
+    return torch.distributions.Categorical(logits=m.pi(x), validate_args=False).log_prob(action)
+
+
+def gathered(m: Any, x: Any, action: Any) -> Any:
+    return m.pi(x).gather(1, action[:, None])
+
+
+def by_converted(m: Any, x: Any, action: Any) -> Any:
+    return m.pi(x).gather(1, action.long()[:, None])
+
+
+def filled(m: Any, x: Any, action: Any) -> Any:
+    action_mask = action["action_mask"]
+    return m.pi(x).masked_fill(~action_mask, -1.0)
+
+
+def chosen(m: Any, x: Any, action: Any) -> Any:
+    return torch.where(action, m.pi(x), -1.0)
+
+
+def looked_up(m: Any, x: Any, action: Any) -> Any:
+    return m.pi(x) + m.table(action)
 
 
 def mlp(dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -119,6 +160,38 @@ LINES: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
         "state=State((1, 16), batch_dim=1)",
     ),
     "state without layers": (recurrent, Box((8,)), {"state": State(16)}, "state=State((1, 16), batch_dim=1)"),
+    "too many actions": (lambda: Acts(gathered), Box((8,)), {"action": Discrete(9)}, "action=Discrete(4)"),
+    "too many for a distribution": (
+        lambda: Acts(log_prob),
+        Box((8,)),
+        {"action": Discrete(9)},
+        "action=Discrete(4)",
+    ),
+    "floats for a distribution": (
+        lambda: Acts(log_prob),
+        Box((8,)),
+        {"action": Box(4)},
+        "action=Discrete(4)",
+    ),
+    "a float": (lambda: Acts(by_converted), Box((8,)), {"action": Box(())}, "action=Discrete(4)"),
+    "floats into one of two": (
+        lambda: Acts(looked_up),
+        Box((8,)),
+        {"action": Box(12)},
+        "action=Discrete(12)",
+    ),
+    "a mask of floats": (
+        lambda: Acts(filled),
+        Box((8,)),
+        {"action": {"action_mask": MultiBinary(4)}},
+        "action={'action_mask': LegalMask(4)}",
+    ),
+    "a condition of floats": (
+        lambda: Acts(chosen),
+        Box((8,)),
+        {"action": MultiBinary(4)},
+        "action=MultiBinary((4,), dtype='bool')",
+    ),
     "states": (Lstm, Box((8,)), {"states": (State((1, 16)), State((1, 16)))}, RIGHT),
     "one state of two": (Lstm, Box((8,)), {"states": State((1, 16), batch_dim=1)}, RIGHT),
     "one state of two, batch first": (Lstm, Box((8,)), {"states": State((1, 16))}, RIGHT),
@@ -232,6 +305,33 @@ def test_nothing_is_guessed() -> None:
     assert "write" not in advice(error, bounded, mlp())
     assert advice(ValueError("not today"), {"observation": Box((8,))}, mlp()) == ""
     assert advice(KeyError(3), {"observation": Box((8,))}, mlp()) == ""
+
+
+def test_nothing_is_guessed_of_indices() -> None:
+    """The index may be a number of the policy itself, or come from another input."""
+    above = "index 4 is out of bounds for dimension 1 with size 4"
+    one = {"observation": Box((8,)), "action": Discrete(9)}
+    assert advice(RuntimeError(above), one, mlp()).endswith("write action=Discrete(4)")
+    assert advice(IndexError(above), one, mlp()) == ""
+    # These specs draw no 4.
+    for spec in (Discrete(4), Discrete(9, start=5), Box((), 0, 3, "int64"), Tokens(4), Box((2,))):
+        assert advice(RuntimeError(above), {"observation": Box((8,)), "action": spec}, mlp()) == ""
+    for other in (Discrete(7), MultiDiscrete((9, 9)), LegalAction("mask"), Tokens(9), Box((), 0, 9, "int64")):
+        assert advice(RuntimeError(above), {**one, "goal": other}, mlp()) == ""
+    classes = RuntimeError("Class values must be smaller than num_classes.")
+    assert "write" not in advice(classes, {"observation": Discrete(20)}, embedding())
+
+
+def test_nothing_is_guessed_of_masks() -> None:
+    """The floats that are used as a mask are none of the inputs whose name the line has."""
+
+    def other(m: Any, x: Any, action: Any) -> Any:
+        mask = m.pi(x)
+        return mask.masked_fill(mask, -1.0)
+
+    verdict, reason = reason_of(lambda: Acts(other), Box((8,)), {"action": MultiBinary(4)})
+    assert verdict is Verdict.EAGER_FAILED
+    assert "write" not in reason
 
 
 def test_nothing_is_guessed_of_states() -> None:
