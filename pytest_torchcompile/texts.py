@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import functools
+import itertools
+import linecache
 import os
 import re
 import sys
@@ -81,6 +83,26 @@ def _folder_of(package: str) -> str:
     """Return the folder of an imported package, with a separator at its end; else what begins no path."""
     file = getattr(sys.modules.get(package), "__file__", None)
     return os.path.join(os.path.dirname(os.path.abspath(file)), "") if isinstance(file, str) else "\0"
+
+
+_PRIVATE_TORCH = f"{os.sep}torch{os.sep}_"
+"""What the path of a module has by which torch runs operators, modes and compiled code."""
+
+
+def line_that_raised(error: BaseException) -> str:
+    """Return the source of the policy's or torch's line that raised; empty if it is not known.
+
+    What this package runs inside the call, such as a dispatch mode that records, is left out.
+    """
+    inner: list[tuple[str, int]] = []
+    for frame, number in traceback.walk_tb(error.__traceback__):
+        file = frame.f_code.co_filename
+        if is_users_code(file):
+            inner = []
+        inner.append((file, number))
+    own = itertools.takewhile(lambda place: not is_of_ours(place[0]), inner)
+    lines = [linecache.getline(*place) for place in own if _PRIVATE_TORCH not in place[0]]
+    return lines[-1] if lines else ""
 
 
 def raised_text(error: BaseException) -> str:

@@ -9,14 +9,14 @@ import torch
 
 from pytest_torchcompile.checking.evidence import Evidence
 from pytest_torchcompile.checking.pair import Pair
-from pytest_torchcompile.checking.repeating import only_trains
+from pytest_torchcompile.checking.repeating import only_trains, takes_one_row
 from pytest_torchcompile.checking.sizes import Sizes
 from pytest_torchcompile.checking.stops import Stop
 from pytest_torchcompile.checking.trial import Failure, Trial
 from pytest_torchcompile.generation import recipes
 from pytest_torchcompile.generation.recipes import Recipe
 from pytest_torchcompile.options import CheckOptions
-from pytest_torchcompile.policies.input_advice import eager_raises
+from pytest_torchcompile.policies.input_advice import advice, eager_raises
 from pytest_torchcompile.results import Verdict
 from pytest_torchcompile.texts import raised_text, some
 
@@ -88,6 +88,8 @@ class FixedExamples:
         if outcome.error is not None:
             pair = self.pair
             text = eager_raises(outcome.error, recipe.batch, pair.tree, pair.twins.eager)
+            if not advice(outcome.error, pair.tree, pair.twins.eager):
+                text += takes_one_row(pair, recipe)
             if pair.phase == "rollout":
                 text += only_trains(pair.method.name, pair, recipe)
             raise Stop(Verdict.EAGER_FAILED, text)

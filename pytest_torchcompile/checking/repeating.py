@@ -6,8 +6,10 @@ on its second call and not on its first says nothing about compiled.
 
 from __future__ import annotations
 
+import dataclasses
+
 from pytest_torchcompile.checking.pair import Pair
-from pytest_torchcompile.generation.recipes import Recipe
+from pytest_torchcompile.generation.recipes import Fill, Recipe
 from pytest_torchcompile.policies.holders import policy_of
 from pytest_torchcompile.policies.methods import as_methods
 from pytest_torchcompile.texts import raised_text
@@ -50,6 +52,26 @@ def graph_advice(error: BaseException, pair: Pair) -> str:
         f"; it keeps a tensor with the graph of an earlier call: detach it, or create it again before each "
         f"call: reset=lambda policy: {remade}"
     )
+
+
+def takes_one_row(pair: Pair, recipe: Recipe) -> str:
+    """Return advice on a method that raises on a batch and returns on one row; empty for others.
+
+    All rows are zeros, or the value of the declared range that is next to it, so that one row has whatever
+    content the batch has.
+
+    Args:
+        pair: the two sides; eager has raised.
+        recipe: the example.
+    """
+    zeros = tuple(Fill(start=0, stop=0) for _ in recipe.fills)
+    batch = dataclasses.replace(recipe, fills=zeros)
+    row = dataclasses.replace(batch, batch=1)
+    if recipe.batch == 1 or pair.run(pair.eager, row).error is not None:
+        return ""
+    if pair.run(pair.eager, batch).error is None:
+        return ""
+    return "; it returns on one row: batch=1"
 
 
 def only_trains(name: str, pair: Pair, recipe: Recipe) -> str:

@@ -7,19 +7,24 @@ one message of torch or Python, and returns a sentence with that line; it return
 from __future__ import annotations
 
 import dataclasses
-import linecache
 import re
-import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from pytest_torchcompile.errors import UsageError
+from pytest_torchcompile.policies.advice_lines import with_line
+from pytest_torchcompile.policies.index_advice import (
+    of_indices,
+    of_masks,
+    of_too_many_choices,
+    of_too_many_rows,
+)
 from pytest_torchcompile.policies.reachable import Reachable, path_of
+from pytest_torchcompile.policies.state_advice import of_one_instead_of_two, of_wrong_shape
 from pytest_torchcompile.specs import spaces, trees
-from pytest_torchcompile.texts import raised_text
+from pytest_torchcompile.texts import line_that_raised, raised_text
 
 Reader = Callable[[BaseException, Mapping[str, Any], Reachable], str]
 
@@ -73,7 +78,7 @@ def _last_dimension(error: BaseException, tree: Mapping[str, Any], policy: Reach
         shape = getattr(spec, "shape", ())
         return _reshaped(spec, (*shape[:-1], need)) if shape and shape[-1] == got else None
 
-    return _with_line(what, tree, resized) or what
+    return with_line(what, tree, resized) or what
 
 
 def _channels(error: BaseException, tree: Mapping[str, Any], policy: Reachable) -> str:
@@ -94,29 +99,7 @@ def _channels(error: BaseException, tree: Mapping[str, Any], policy: Reachable) 
         return _reshaped(spec, (need, *others))
 
     what = f"a convolution takes {need} channels, in the first dimension after the batch"
-    return _with_line(what, tree, with_channels) or what
-
-
-def _state_layout(error: BaseException, tree: Mapping[str, Any], policy: Reachable) -> str:
-    if not re.search(r"Expected hidden(\[0\])? size|hx should also be [23]-D|hidden state", str(error)):
-        return ""
-    layers = [module for module in policy.modules.values() if isinstance(module, nn.RNNBase)]
-    shapes = {_state_shape(layer) for layer in layers}
-    if len(shapes) != 1:
-        return ""
-    shape = shapes.pop()
-    right = spaces.State(shape, batch_dim=1)
-
-    def as_state(spec: Any) -> Any:
-        given = getattr(spec, "shape", ())
-        is_state = isinstance(spec, spaces.State) or given in (shape, shape[1:])
-        return right if is_state and spec != right else None
-
-    return _with_line("a recurrent layer takes the batch in the second dimension", tree, as_state)
-
-
-def _state_shape(layer: nn.RNNBase) -> tuple[int, int]:
-    return layer.num_layers * (2 if layer.bidirectional else 1), layer.proj_size or layer.hidden_size
+    return with_line(what, tree, with_channels) or what
 
 
 def _reshaped(spec: Any, shape: tuple[int, ...]) -> Any:
@@ -127,7 +110,7 @@ def _reshaped(spec: Any, shape: tuple[int, ...]) -> Any:
     return dataclasses.replace(spec, shape=shape)
 
 
-# --- dtypes and indices ---------------------------------------------------------------------------
+# --- dtypes ---------------------------------------------------------------------------------------
 
 _DTYPES = (
     "same dtype",
@@ -135,12 +118,6 @@ _DTYPES = (
     "expected scalar type",
     "not implemented for 'Byte'",
     "not implemented for 'Long'",
-)
-_INDICES = (
-    "to have one of the following scalar types: Long, Int",
-    "one_hot is only applicable to index tensor",
-    "tensors used as indices must be",
-    "Expected dtype int64 for index",
 )
 
 
@@ -162,50 +139,7 @@ def _dtype(error: BaseException, tree: Mapping[str, Any], policy: Reachable) -> 
         return dataclasses.replace(spec, dtype=name) if has_dtype and given != name else None
 
     what = f"the parameters of the policy are {name}, so give it numbers of that dtype"
-    return _with_line(what, tree, as_own)
-
-
-def _index(error: BaseException, tree: Mapping[str, Any], policy: Reachable) -> str:
-    if not any(text in str(error) for text in _INDICES):
-        return ""
-    count = _embedded(policy) or "n"
-
-    def as_index(spec: Any) -> str:
-        if not (isinstance(spec, spaces.Box) and spec.is_float):
-            return ""
-        if not spec.shape:
-            return f"Discrete({count})"
-        if len(spec.shape) == 1:
-            return f"Tokens({count}, length={spec.shape[0]!r})"
-        last = count - 1 if isinstance(count, int) else "n - 1"
-        return f"Box({spec.shape!r}, low=0, high={last}, dtype='int64')"
-
-    return _with_line("the policy takes whole numbers, as indices", tree, as_index)
-
-
-def _out_of_range(error: BaseException, tree: Mapping[str, Any], policy: Reachable) -> str:
-    if not re.search("index out of range in self|Class values must be smaller", str(error)):
-        return ""
-    count = _embedded(policy)
-    if not count:
-        return "an index is larger than the table that it is looked up in: declare fewer values"
-
-    def smaller(spec: Any) -> Any:
-        if isinstance(spec, spaces.Discrete) and spec.start + spec.n > count > spec.start:
-            return dataclasses.replace(spec, n=count - spec.start)
-        if isinstance(spec, spaces.Tokens) and spec.vocabulary > count:
-            return dataclasses.replace(spec, vocabulary=count)
-        if isinstance(spec, spaces.Box) and not spec.is_float and not getattr(spec.high, "shape", ()):
-            return dataclasses.replace(spec, low=0, high=count - 1)
-        return None
-
-    return _with_line(f"its embedding has {count} rows", tree, smaller)
-
-
-def _embedded(policy: Reachable) -> int:
-    """Return the number of rows of the policy's only embedding; 0 if it has none or several sizes."""
-    found = {m.num_embeddings for m in policy.modules.values() if isinstance(m, nn.Embedding)}
-    return found.pop() if len(found) == 1 else 0
+    return with_line(what, tree, as_own)
 
 
 # --- devices --------------------------------------------------------------------------------------
@@ -246,7 +180,7 @@ def _key(error: BaseException, tree: Mapping[str, Any], policy: Reachable) -> st
     """Read the exceptions of a policy that takes a dict and is given a tensor or a dict with other keys."""
     if isinstance(error, KeyError) and error.args and isinstance(error.args[0], str):
         return _without_key(error.args[0], tree)
-    keys = re.findall(r"\w\[[\"'](\w+)[\"']\]", _line_that_raised(error))
+    keys = re.findall(r"\w\[[\"'](\w+)[\"']\]", line_that_raised(error))
     if keys and isinstance(error, (IndexError, TypeError, UserWarning)):
         for name, spec in tree.items():
             if isinstance(spec, spaces.Spec) and not isinstance(spec, spaces.Constant):
@@ -278,39 +212,7 @@ def _attribute(error: BaseException, tree: Mapping[str, Any], policy: Reachable)
     )
 
 
-def _line_that_raised(error: BaseException) -> str:
-    frames = list(traceback.walk_tb(error.__traceback__))
-    if not frames:
-        return ""
-    frame, number = frames[-1]
-    return linecache.getline(frame.f_code.co_filename, number)
-
-
 # --- what they share ------------------------------------------------------------------------------
-
-
-def _with_line(what: str, tree: Mapping[str, Any], change: Callable[[Any], Any]) -> str:
-    """Return `what` and the declaration of the only input that `change` changes; empty if it is not one.
-
-    Args:
-        what: the first half of the sentence.
-        tree: the declared inputs.
-        change: takes a spec, and returns the right one, as a spec or as text; nothing if it is not at fault.
-    """
-    found = [(path, changed) for path, spec in trees.leaves(tree) if (changed := _changed(spec, change))]
-    if len(found) != 1:
-        return ""
-    ((name, *keys), changed) = found[0]
-    if isinstance(changed, str):
-        return f"{what}: write {name}={changed}" if not keys else f"{what}: write {changed}"
-    return f"{what}: write {name}={trees.with_leaf(tree, (name, *keys), changed)[name]!r}"
-
-
-def _changed(spec: Any, change: Callable[[Any], Any]) -> Any:
-    try:
-        return change(spec)
-    except UsageError:  # its bounds do not allow the change
-        return None
 
 
 def _named_tensors(policy: Reachable) -> dict[str, torch.Tensor]:
@@ -323,9 +225,12 @@ def _named_tensors(policy: Reachable) -> dict[str, torch.Tensor]:
 _READERS: tuple[Reader, ...] = (
     _last_dimension,
     _channels,
-    _state_layout,
-    _index,
-    _out_of_range,
+    of_one_instead_of_two,
+    of_wrong_shape,
+    of_indices,
+    of_too_many_rows,
+    of_too_many_choices,
+    of_masks,
     _dtype,
     _device,
     _key,

@@ -266,7 +266,7 @@ def bind(method: Method, model: nn.Module, tree: Mapping[str, Any]) -> Binding:
             positional.append(OBSERVATION)
             waiting = False
         elif parameter.default is parameter.empty and parameter.kind is not parameter.VAR_POSITIONAL:
-            proposed = conventions.proposed_input(parameter.name, policy_of(model))
+            proposed = conventions.proposed_input(parameter.name, policy_of(model), signature.parameters)
             hints = {name: suggestion(name, [parameter.name]) for name in others}
             also = next((f"; inputs has {name!r}{hint}" for name, hint in hints.items() if hint), "")
             raise UsageError(

@@ -116,8 +116,45 @@ def spec_like(tensor: Any, policy: Any) -> str:
     return f"Box({shape}{'' if usual else f', dtype={dtype!r}'})"
 
 
-def proposed_input(name: str, policy: Any) -> str:
-    """Return a spec, for a message, of a parameter with this name."""
+def own_states(modules: Iterable[nn.Module]) -> list[Any]:
+    """Return the specs of the states of the recurrent layers among `modules`, each once.
+
+    The state of an LSTM is a tuple of two, ``(h, c)``. Those of ``nn.LSTM``, ``nn.GRU`` and ``nn.RNN`` have
+    the batch in the second dimension, also with ``batch_first=True``.
+
+    Example:
+        >>> own_states([nn.GRU(8, 32), nn.LSTMCell(8, 16)])
+        [State((1, 32), batch_dim=1), (State((16,)), State((16,)))]
+    """
+    found: list[Any] = []
+    for module in modules:
+        match module:
+            case nn.RNNBase():
+                layers = module.num_layers * (2 if module.bidirectional else 1)
+                hidden = spaces.State((layers, module.proj_size or module.hidden_size), batch_dim=1)
+                cell = spaces.State((layers, module.hidden_size), batch_dim=1)
+            case nn.RNNCellBase():
+                hidden = cell = spaces.State((module.hidden_size,))
+            case _:
+                continue
+        state = (hidden, cell) if isinstance(module, (nn.LSTM, nn.LSTMCell)) else hidden
+        if state not in found:
+            found.append(state)
+    return found
+
+
+_HIDDEN = frozenset({"h", "hx", "h0", "h_0", "hidden"})
+_CELL = frozenset({"c", "cx", "c0", "c_0", "cell"})
+
+
+def proposed_input(name: str, policy: Any, parameters: Iterable[str] = ()) -> str:
+    """Return a spec, for a message, of a parameter with this name.
+
+    Args:
+        name: the parameter.
+        policy: the policy, whose layers tell sizes.
+        parameters: all parameters of the method; a cell state among them is no part of the hidden state.
+    """
     linears = [module for module in _modules(policy) if isinstance(module, nn.Linear)]
     # A critic's head has one output.
     actions = next((m.out_features for m in reversed(linears) if m.out_features > 1), 4)
@@ -127,9 +164,14 @@ def proposed_input(name: str, policy: Any) -> str:
         return f"Discrete({actions})"
     if "done" in name or "start" in name:
         return "Flag()"
-    if "state" in name or "hidden" in name:
-        return "State((1, 64), batch_dim=1)"
-    return "Box((8,))"
+    is_state = "state" in name or "hidden" in name or name == "hx"
+    states = own_states(_modules(policy))
+    if len(states) == 1 and (is_state or name in _HIDDEN | _CELL):
+        (state,) = states
+        if isinstance(state, tuple) and (name in ("h", *_CELL) or not _CELL.isdisjoint(parameters)):
+            return repr(state[name in _CELL])
+        return repr(state)
+    return "State((1, 64), batch_dim=1)" if is_state else "Box((8,))"
 
 
 def _modules(policy: Any) -> Iterator[nn.Module]:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pytest_torchcompile.errors import UsageError
-from pytest_torchcompile.specs.spaces import LegalAction, Spec, Wrapped
+from pytest_torchcompile.specs.spaces import LegalAction, LegalMask, Spec, Wrapped
+from pytest_torchcompile.texts import suggestion
 
 
 def leaves(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Spec]]:
@@ -37,8 +38,8 @@ def rebuild(tree: Any, value_of: Callable[[tuple[Any, ...]], Any], path: tuple[A
     return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
 
 
-def with_leaf(tree: Any, path: tuple[Any, ...], spec: Spec) -> Any:
-    """Return the tree with the spec at `path` replaced by `spec`, in new containers."""
+def with_leaf(tree: Any, path: tuple[Any, ...], spec: Any) -> Any:
+    """Return the tree with the spec at `path` replaced by `spec`, a spec or a nest, in new containers."""
     if isinstance(tree, Wrapped):
         return Wrapped(with_leaf(tree.spec, path, spec), tree.wrap)
     if not path:
@@ -60,6 +61,23 @@ def declared(tree: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={spec!r}" for name, spec in tree.items())
 
 
+def redeclared(tree: Mapping[str, Any], changes: Mapping[tuple[Any, ...], Any]) -> str:
+    """Return the inputs in which something changes, with the changes, as `declared` writes them.
+
+    Args:
+        tree: the declared inputs.
+        changes: by path, what replaces a spec: a spec, or a nest of specs.
+
+    Example:
+        >>> redeclared({"x": Discrete(2), "done": Discrete(3)}, {("done",): Discrete(2)})
+        'done=Discrete(2)'
+    """
+    new: dict[str, Any] = dict(tree)
+    for path, spec in changes.items():
+        new = with_leaf(new, path, spec)
+    return declared({name: new[name] for name in tree if any(path[0] == name for path in changes)})
+
+
 def mask_of(tree: Any, action: LegalAction) -> tuple[Any, ...]:
     """Return the path of the mask that `action` names.
 
@@ -72,9 +90,13 @@ def mask_of(tree: Any, action: LegalAction) -> tuple[Any, ...]:
         if not isinstance(spec, LegalAction) and (dotted(path) == action.mask or path[-1:] == (action.mask,))
     ]
     if len(found) != 1:
-        names = ", ".join(dotted(path) for path, spec in leaves(tree) if spec is not action)
+        names = [dotted(path) for path, spec in leaves(tree) if spec is not action]
+        masks = [dotted(path) for path, spec in leaves(tree) if isinstance(spec, LegalMask)]
+        meant = suggestion(action.mask, names)
+        if not meant and len(masks) == 1:
+            meant = f" (did you mean {masks[0]!r}?)"
         raise UsageError(
-            f"{action!r} names {len(found) or 'no'} input{'s' if len(found) > 1 else ''}; "
-            f"the inputs are: {names or 'none'}"
+            f"{action!r} names {len(found) or 'no'} input{'s' if len(found) > 1 else ''}"
+            f"{'' if found else meant}; the inputs are: {', '.join(names) or 'none'}"
         )
     return found[0]

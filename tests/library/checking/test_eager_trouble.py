@@ -101,6 +101,62 @@ def test_a_graph_from_an_earlier_call_is_told_with_what_helps() -> None:
     assert "reset=lambda policy: policy.reset_noise()" in result.reason
 
 
+# --- one row --------------------------------------------------------------------------------------
+
+
+class KeepsState(nn.Module):
+    """Keeps a hidden state of one row in an attribute, as a policy that acts in one environment."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.GRUCell(5, 3)
+        self.hidden = torch.zeros(1, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.hidden = self.cell(x, self.hidden).detach()
+        return self.cell(x, self.hidden)
+
+
+class OfNumber(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(5, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        value = self.net(x)
+        return value * value.item()
+
+
+class Refuses(nn.Module):
+    """Raises for some values, which one row has less often than a batch."""
+
+    def __init__(self, refused: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.net = nn.Linear(5, 1)
+        self.refused = refused
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.refused(x).any():
+            raise ValueError("refused")
+        return self.net(x)
+
+
+@pytest.mark.parametrize("policy", [KeepsState, OfNumber])
+@pytest.mark.parametrize("phase", ["rollout", "update"])
+def test_a_policy_of_one_row_is_told_so(policy: Callable[[], nn.Module], phase: str) -> None:
+    result = check(policy, phase, **CALLS)
+    assert result.verdict is Verdict.EAGER_FAILED
+    assert result.reason.endswith("; it returns on one row: batch=1")
+    assert check(policy, phase, **{**CALLS, "batch": 1}).verdict is not Verdict.EAGER_FAILED
+
+
+@pytest.mark.parametrize("refused", [lambda x: x[-1] > 0.5, lambda x: x < 9])
+def test_a_policy_that_raises_for_some_values_is_not_told_a_batch_size(refused: Any) -> None:
+    result = check(lambda: Refuses(refused), "rollout", **{**CALLS, "batch": (16, 5)})
+    assert result.verdict is Verdict.EAGER_FAILED
+    assert "one row" not in result.reason
+
+
 # --- training only --------------------------------------------------------------------------------
 
 

@@ -284,8 +284,21 @@ def test_a_mask_is_found_by_its_name_or_by_its_path() -> None:
 
 
 def test_a_mask_that_no_input_is_called_names_the_inputs() -> None:
-    with pytest.raises(UsageError, match=r"names no input; the inputs are: x, y\.0, y\.1\.mask, z\.0, z\.1"):
+    with pytest.raises(
+        UsageError, match=r"names no input.*; the inputs are: x, y\.0, y\.1\.mask, z\.0, z\.1"
+    ):
         mask_of(TREE, LegalAction("legal"))
+
+
+def test_the_mask_that_is_meant_is_named() -> None:
+    nested = {"observation": {"state": Box((8,)), "action_mask": LegalMask(4)}}
+    with pytest.raises(UsageError, match=r"did you mean 'observation\.action_mask'\?\); the inputs are"):
+        mask_of(nested, LegalAction("mask"))
+    with pytest.raises(UsageError, match=r"did you mean 'legal_mask'\?"):
+        mask_of({"legal_mask": LegalMask(4), "other": LegalMask(4)}, LegalAction("legal_maks"))
+    for tree in ({"x": Box((8,))}, {"a": LegalMask(4), "b": LegalMask(4)}):
+        with pytest.raises(UsageError, match=r"names no input; the inputs are"):
+            mask_of(tree, LegalAction("mask"))
 
 
 def test_a_mask_that_is_not_unique_is_refused() -> None:
