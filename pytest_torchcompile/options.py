@@ -8,13 +8,14 @@ pass a *source*, which names the origin of a value in messages.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import importlib.util
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pytest_torchcompile import values
 from pytest_torchcompile.errors import UsageError
-from pytest_torchcompile.texts import suggestion
+from pytest_torchcompile.texts import REFERENCE_PAGE, suggestion
 
 PHASES = ("rollout", "update")
 LIFECYCLE = "lifecycle"
@@ -386,8 +387,15 @@ def validated(name: str, value: Any, source: str) -> Any:
         raise UsageError(f"{source} got {name}={value!r}; accepted: {metadata['expected']}") from None
 
 
+_MOST_NAMES = 12
+"""The most accepted names that a message lists; of more it shows the nearest and the page that lists all."""
+
+
 def unknown_name(source: str, kind: str, name: str, accepted: Iterable[str]) -> str:
     """Return the message for a name that is not among `accepted`; it suggests the nearest one."""
     accepted = sorted(accepted)
-    hint = suggestion(name, accepted)
-    return f"{source} got unknown {kind} {name!r}{hint}; accepted: {', '.join(accepted) or 'none'}"
+    listed = ", ".join(accepted) or "none"
+    if len(accepted) > _MOST_NAMES:
+        near = difflib.get_close_matches(name, accepted)
+        listed = f"{', '.join(near)}{', and the others in ' if near else 'those in '}{REFERENCE_PAGE}"
+    return f"{source} got unknown {kind} {name!r}{suggestion(name, accepted)}; accepted: {listed}"

@@ -20,8 +20,11 @@ PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 _STANDARD_LIBRARY = os.path.join(sysconfig.get_path("stdlib"), "")
 
-VERDICTS_PAGE = "https://github.com/pytest-torchcompile/pytest-torchcompile/blob/main/docs/verdicts.md"
+_DOCS = "https://github.com/pytest-torchcompile/pytest-torchcompile/blob/main/docs"
+VERDICTS_PAGE = f"{_DOCS}/verdicts.md"
 """The page with a section on each verdict and on each other finding; see `meaning_of`."""
+REFERENCE_PAGE = f"{_DOCS}/reference.md"
+"""The page that lists the arguments of the marker and all options."""
 
 
 def meaning_of(finding: str) -> str:

@@ -1200,6 +1200,8 @@ def test_a_guard_is_told_with_the_whole_path_of_a_loaded_file() -> None:
     cut, unknown = __file__[-18:], "x/no_such_file.py"
     reason = "0/1: G['COUNT'] == 4  # counted()  # {}:12 in forward (HINT: ...)"
     assert events._guard(reason.format(cut)) == f"G['COUNT'] == 4{at(__file__, 12)}"
+    padded = reason.replace("  # ", " " * 40 + "  # ", 1)
+    assert events._guard(padded.format(cut)) == f"G['COUNT'] == 4{at(__file__, 12)}"
     assert events._guard(reason.format(unknown)) == f"G['COUNT'] == 4{at(unknown, 12)}"
 
 

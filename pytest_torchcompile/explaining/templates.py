@@ -67,10 +67,18 @@ def without_wrapper(named):
 
 
 def parts(value, path, depth=0):
-    """Yield the tensors in what a policy returns, by path."""
+    """Yield the tensors in what a policy returns, by path; numbers and numpy arrays as tensors."""
     if isinstance(value, torch.Tensor):
         yield path, value
-    elif depth > 8 or value is None or isinstance(value, (str, bytes, int, float, type)):
+    elif isinstance(value, (bool, float, numpy.number, numpy.bool_)):
+        yield path, torch.as_tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
+    elif isinstance(value, int):
+        if abs(value) < 2**63:
+            yield path, torch.tensor(value)
+    elif isinstance(value, numpy.ndarray):
+        if value.dtype.kind in "biufc":
+            yield path, torch.from_numpy(numpy.ascontiguousarray(value))
+    elif depth > 8 or value is None or isinstance(value, (str, bytes, type)):
         return
     elif hasattr(value, "_fields"):
         for name in value._fields:

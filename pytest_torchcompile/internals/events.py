@@ -108,7 +108,8 @@ def _guard(reason: str) -> str:
     """Convert ``0/1: GUARD  # SOURCE  # FILE:LINE in FUNCTION (...)`` to ``GUARD (at FILE:LINE)``."""
     guard, *comments = reason.strip().splitlines()[0].split("  # ")
     place = re.match(r"(\S+):(\d+) in ", comments[-1]) if comments else None
-    return re.sub(r"^\d+/\d+: ", "", guard) + (at(_whole(place[1]), int(place[2])) if place else "")
+    # Torch aligns the comments of guards with spaces.
+    return re.sub(r"^\d+/\d+: ", "", guard).rstrip() + (at(_whole(place[1]), int(place[2])) if place else "")
 
 
 def _whole(end: str) -> str:

@@ -99,7 +99,9 @@ def case_of(item: pytest.Item) -> Case | None:
 
 
 def misuse(item: pytest.Item) -> str:
-    """Return why the marker can't work on this item; empty if it can."""
+    """Return why the marker can't work on this item; empty if it can, or the item has no marker."""
+    if item.get_closest_marker(MARKER) is None:
+        return ""
     where = f"@pytest.mark.{MARKER} on {item.nodeid}"
     case = case_of(item)
     function = getattr(item, "obj", None)

@@ -211,8 +211,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     cases.forget(item)
     benchmark.forget(item)
     item.config.stash[CURRENT_ITEM] = item
-    if options.enabled(item.config) and item.get_closest_marker(options.MARKER) is not None:
-        sentence = cases.misuse(item)
+    if options.enabled(item.config):
+        sentence = cases.misuse(item) or selection.misspelt_marker(item)
         if sentence:
             pytest.fail(sentence, pytrace=False)
 

@@ -19,6 +19,7 @@ from pytest_torchcompile.errors import UsageError
 from pytest_torchcompile.options import OPTIONS, PROFILES, CheckOptions, boolean, unknown_name, validated
 from pytest_torchcompile.policies.declaration import ARGUMENTS, Declaration
 from pytest_torchcompile.runtime.code_cache import remove_broken
+from pytest_torchcompile.texts import REFERENCE_PAGE
 
 PROOFS = ".compile-failures"
 """The folder of the scripts that show failures, in pytest's root."""
@@ -26,7 +27,7 @@ PROOFS = ".compile-failures"
 MARKER = "compiled_equivalence"
 MARKER_HELP = (
     f"{MARKER}(*, {', '.join((*ARGUMENTS, *OPTIONS))}): the function returns a policy; "
-    f"check that it computes the same once compiled. Runs with --compile-check."
+    f"check that it computes the same once compiled. Runs with --compile-check. {REFERENCE_PAGE}"
 )
 
 SESSION_OPTIONS = {
@@ -55,7 +56,7 @@ SESSION_OPTIONS = {
     "fail_on": (
         "METRIC:THRESHOLD",
         "fail a case that is worse than the baseline by more than chance, such as speedup:10%%; also "
-        "difference, graphs, breaks, recompiles, compile-time, memory; may be given several times",
+        "verdict, difference, graphs, breaks, recompiles, compile-time, memory; may be given several times",
     ),
 }
 """Options of a whole session, which the marker does not accept: metavar and help text."""
@@ -63,7 +64,8 @@ SESSION_OPTIONS = {
 
 def add_options(parser: pytest.Parser) -> None:
     """Declare ``--compile-check``, and a flag and an ini setting for each option."""
-    group = parser.getgroup("compile-check", "compiled against eager (pytest-torchcompile)")
+    title = f"compiled against eager (pytest-torchcompile), {REFERENCE_PAGE}"
+    group = parser.getgroup("compile-check", title)
     group.addoption(
         "--compile-check",
         action=argparse.BooleanOptionalAction,

@@ -209,8 +209,6 @@ class Reporting:
         return asked or bool(self._document["cases"])
 
     def _write_why_nothing_was_checked(self, terminalreporter: Any) -> None:
-        for sentence in selection.near_misses(self._config):
-            terminalreporter.write_line(sentence, red=True)
         if selection.fails_without_cases(self._config):
             terminalreporter.write_line(
                 f"the session fails: it is strict and ran all tests, but no test is marked {MARKER}",

@@ -1,12 +1,13 @@
 """Decides whether a session without a case fails, and finds misspelt markers.
 
-pytest ignores a misspelt marker, so the test passes without being checked. A strict session without a case
-fails unless the user selected some of the tests.
+pytest ignores a misspelt marker, so the test would pass without being checked. A strict session without a
+case fails unless the user selected some of the tests.
 """
 
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,12 +19,11 @@ from pytest_torchcompile.plugin.options import MARKER, enabled, merged
 _SELECTING = ("keyword", "markexpr", "lf", "stepwise", "deselect")
 """Options of pytest that leave tests out."""
 _SENT = "compile_check_selection"
-_NEAR = pytest.StashKey[list[str]]()
 _LEFT_OUT = pytest.StashKey[bool]()
 
 
 def record(config: pytest.Config, before: Iterable[pytest.Item], after: Iterable[pytest.Item]) -> None:
-    """Store whether the collection left out cases, and which markers are almost ours.
+    """Store whether the collection left out cases.
 
     Args:
         config: pytest's config.
@@ -31,34 +31,43 @@ def record(config: pytest.Config, before: Iterable[pytest.Item], after: Iterable
         after: the items that are left to run.
     """
     left = set(map(id, after))
-    before = list(before)
     config.stash[_LEFT_OUT] = any(_is_ours(item) and id(item) not in left for item in before)
-    config.stash[_NEAR] = sorted({f"{n}: is {m!r} a misspelt {MARKER!r}?" for n, m in _near_misses(before)})
     if hasattr(config, "workeroutput"):
-        config.workeroutput[_SENT] = (config.stash[_LEFT_OUT], config.stash[_NEAR])
+        config.workeroutput[_SENT] = config.stash[_LEFT_OUT]
 
 
 def receive(config: pytest.Config, workeroutput: dict[str, Any]) -> None:
     """Add what a worker of pytest-xdist has stored."""
-    left_out, near = workeroutput.get(_SENT, (False, []))
-    config.stash[_LEFT_OUT] = config.stash.get(_LEFT_OUT, False) or left_out
-    config.stash[_NEAR] = sorted({*config.stash.get(_NEAR, []), *near})
+    config.stash[_LEFT_OUT] = config.stash.get(_LEFT_OUT, False) or workeroutput.get(_SENT, False)
 
 
 def _is_ours(item: pytest.Item) -> bool:
     return item.get_closest_marker(MARKER) is not None
 
 
-def _near_misses(items: Iterable[pytest.Item]) -> Iterable[tuple[str, str]]:
-    for item in items:
-        for marker in item.iter_markers():
-            if marker.name != MARKER and difflib.get_close_matches(marker.name, [MARKER], cutoff=0.8):
-                yield item.nodeid, marker.name
+def misspelt_marker(item: pytest.Item) -> str:
+    """Return the message about a marker of the item that is almost ours; empty if there is none.
+
+    A marker that the project has registered is its own.
+    """
+    for marker in item.iter_markers():
+        if _is_almost_ours(marker.name) and marker.name not in _registered(item.config):
+            return (
+                f"@pytest.mark.{marker.name} on {item.nodeid}: pytest knows no such marker, so nothing is "
+                f"checked; write @pytest.mark.{MARKER}, or register {marker.name!r} under markers in the ini "
+                f"file if it is another marker"
+            )
+    return ""
 
 
-def near_misses(config: pytest.Config) -> list[str]:
-    """Return a sentence for each test with a marker that is almost ours."""
-    return config.stash.get(_NEAR, [])
+@functools.cache
+def _is_almost_ours(name: str) -> bool:
+    return name != MARKER and bool(difflib.get_close_matches(name, [MARKER], cutoff=0.8))
+
+
+def _registered(config: pytest.Config) -> list[str]:
+    """Return the names in pytest's list of markers, whose lines are like ``slow(seconds): what it means``."""
+    return [line.partition(":")[0].partition("(")[0].strip() for line in config.getini("markers")]
 
 
 def fails_without_cases(config: pytest.Config) -> bool:

@@ -23,6 +23,8 @@ HEADINGS = (
 )
 TEXTS = (0, 1, 3, 9)
 """The columns that hold text; the others hold numbers."""
+_ENDED_EARLY = (Verdict.EAGER_FAILED, Verdict.SKIPPED, Verdict.CRASHED)
+"""The verdicts of cases that may end before torch compiles anything."""
 
 
 def headings(*, timed: bool) -> tuple[str, ...]:
@@ -53,8 +55,13 @@ def cells(name: str, values: Mapping[str, Any], *, timed: bool) -> tuple[str, ..
 
 
 def _coverage(values: Mapping[str, Any]) -> str:
-    """Return the share of the parameters in graphs; ``each call`` if all are, but compiled on each call."""
+    """Return the share of the parameters in graphs; ``-`` if the case ended before anything was compiled.
+
+    It is ``each call`` if all are in graphs, which each call compiled again.
+    """
     inside = values["coverage"]
+    if values["verdict"] in _ENDED_EARLY and not values["graphs"]:
+        return "-"
     if inside == 1 and values["verdict"] == Verdict.NOT_COMPILED and values["recompiles"]:
         return "each call"
     return inside if isinstance(inside, str) else share(inside).replace(" ", "")
@@ -92,7 +99,14 @@ def held_text(rows: Iterable[Mapping[str, Any]]) -> str:
 
 def _worst(values: Mapping[str, Any]) -> str:
     """Return the worst difference over what is allowed, with its place; only the place if it has no size."""
-    return " ".join(filter(None, (share_text(values), values["worst_place"]))) or "0"
+    whole = " ".join(filter(None, (share_text(values), values["worst_place"])))
+    return whole or short_worst_text(values)
+
+
+def short_worst_text(values: Mapping[str, Any]) -> str:
+    """Return the worst difference over what is allowed; ``-`` if it has no size or nothing was compared."""
+    unsized = values["worst_place"] or not values["examples"]
+    return share_text(values) or ("-" if unsized else "0")
 
 
 def share_text(values: Mapping[str, Any]) -> str:

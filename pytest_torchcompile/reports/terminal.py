@@ -25,8 +25,8 @@ _BEFORE_SHORT = 3
 
 _TEXTS = [table.HEADINGS[position] for position in table.TEXTS]
 _INDENT = "  "
-_LEAST_NAME = 12
-"""The least number of characters that are shown of a name."""
+_LEAST_NAME = 20
+"""The least number of characters that are shown of a name: indent, some of the method, the longest phase."""
 _LEAST_WIDTH = 40
 """Sentences are not broken into shorter lines than this."""
 
@@ -92,7 +92,7 @@ def lines(cases: Sequence[Case], width: int) -> Iterator[Line]:
     """Yield the lines of the table: the headings, and the rows of the cases.
 
     It tries, until the lines fit: all columns; the test's name on a line above its cases; fewer columns;
-    shorter figures; names with ``...`` in the middle.
+    shorter figures; names with ``...`` in the middle of the method.
 
     Args:
         cases: at least one case.
@@ -137,15 +137,21 @@ def _of_columns(headings: tuple[str, ...], rows: list[tuple[str, ...]], left_out
 def _with_short_figures(case: Case, cells: tuple[str, ...], headings: tuple[str, ...]) -> tuple[str, ...]:
     """Return the cells without the place of the worst difference and the interval of the speedup."""
     short = {
-        "worst / allowed": table.share_text(case.values) or ("-" if case.values["worst_place"] else "0"),
+        "worst / allowed": table.short_worst_text(case.values),
         "speedup": table.short_speedup_text(case.values),
     }
     return tuple(short.get(heading, cell) for heading, cell in zip(headings, cells, strict=True))
 
 
 def _with_short_names(grid: _Grid, width: int) -> _Grid:
+    """Return a grid in which names are as short as needed. Phases stay whole: they tell rows apart."""
     longest = max(grid.widths[0] - (grid.width - width), _LEAST_NAME)
-    return grid._replace(cells=[(shortened(cells[0], longest), *cells[1:]) for cells in grid.cells])
+
+    def short(name: str) -> str:
+        method, hyphen, phase = name.rpartition("-") if "-" in name else (name, "", "")
+        return shortened(method, longest - len(hyphen + phase)) + hyphen + phase
+
+    return grid._replace(cells=[(short(cells[0]), *cells[1:]) for cells in grid.cells])
 
 
 def _name(case: Case) -> tuple[str, str]:

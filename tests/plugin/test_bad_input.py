@@ -199,6 +199,36 @@ def test_what_is_wrong_with_the_test_or_the_marker(project, case):
     assert verdicts(result) == {}
 
 
+@pytest.mark.parametrize("name", ["compile_equivalence", "compiled_equivalance"])
+@pytest.mark.parametrize(
+    "tests", ["{}\ndef test_it(): note('ran')", "{}\nclass TestIt:\n    def test_it(self): note('ran')"]
+)
+def test_a_misspelt_marker_is_an_error(project, name, tests):
+    """The test would pass, and other tests that are checked would hide it."""
+    project.write(
+        tests.format(f"@pytest.mark.{name}(observation=Box((2,)))")
+        + f"\n{MARKED}\ndef test_agent(): return Agent()"
+    )
+    result = project.check()
+    result.assert_outcomes(errors=1, passed=1)
+    assert project.lines("ran") == []
+    (sentence,) = failures(result).values()
+    where = "test_policy.py::TestIt::test_it" if "class" in tests else "test_policy.py::test_it"
+    assert sentence == (
+        f"@pytest.mark.{name} on {where}: pytest knows no such marker, so nothing is checked; write "
+        f"{MARK}, or register {name!r} under markers in the ini file if it is another marker"
+    )
+    project.pytest().assert_outcomes(passed=1, skipped=1)
+
+
+@pytest.mark.parametrize("name", ["equivalence", "compile", "torch_compiled", "compile_equivalence", "slow"])
+def test_other_markers_are_the_projects_own(project, name):
+    """Names that are not close, and one that is but is registered."""
+    project.pytester.makeini("[pytest]\nmarkers =\n    compile_equivalence(backend): another one")
+    project.write(f"@pytest.mark.{name}\ndef test_other(): pass")
+    project.check().assert_outcomes(passed=1)
+
+
 @pytest.mark.parametrize("case", [case for case in MISUSE if case != "pytest.param"])
 def test_misuse_is_only_told_when_the_check_is_asked_for(project, case):
     project.write(MISUSE[case][0])

@@ -6,7 +6,7 @@ import pytest
 import torch._inductor
 
 from pytest_torchcompile.options import OPTIONS, CheckOptions
-from pytest_torchcompile.policies.declaration import ARGUMENTS
+from pytest_torchcompile.reports.metrics import METRICS
 from pytest_torchcompile.results import CheckResult, Verdict
 
 from .project import failure, failures, since_pytest_9, table, verdicts
@@ -363,16 +363,16 @@ def test_an_unknown_argument_of_the_marker_is_told_with_a_suggestion(project):
         """
     )
     result = project.check()
-    accepted = "; accepted: " + ", ".join(sorted([*ARGUMENTS, *OPTIONS]))
+    page = "https://github.com/pytest-torchcompile/pytest-torchcompile/blob/main/docs/reference.md"
     where = "@pytest.mark.compiled_equivalence on test_policy.py::test_"
     assert failures(result)["test_option[usage-error]"] == (
-        f"{where}option got unknown argument 'atoll' (did you mean 'atol'?){accepted}"
+        f"{where}option got unknown argument 'atoll' (did you mean 'atol'?); accepted: atol, rtol, and the others in {page}"
     )
     assert failures(result)["test_declaration[usage-error]"] == (
-        f"{where}declaration got unknown argument 'observatoin' (did you mean 'observation'?){accepted}"
+        f"{where}declaration got unknown argument 'observatoin' (did you mean 'observation'?); accepted: observation, observe, and the others in {page}"
     )
     assert failures(result)["test_nothing_near[usage-error]"] == (
-        f"{where}nothing_near got unknown argument 'precision'{accepted}"
+        f"{where}nothing_near got unknown argument 'precision'; accepted: those in {page}"
     )
     assert project.lines("factory ran") == []
 
@@ -560,6 +560,9 @@ def test_examples_and_batch_are_counted_in_the_report(project):
 def test_every_option_is_in_the_help(project):
     # Older pytests break lines at dashes.
     text = " ".join(project.pytest("--help").stdout.str().split()).replace("- ", "-")
+    assert "blob/main/docs/reference.md" in text
+    for metric in ("verdict", *METRICS):
+        assert metric in text.partition("--compile-fail-on")[2].partition("--compile-profile")[0]
     for name, field in OPTIONS.items():
         assert f"--compile-{name.replace('_', '-')}" in text
         assert f"compile_{name} (" in text

@@ -251,6 +251,12 @@ class Positive(Linear):
     def forward(self, x):
         return nn.functional.softplus(super().forward(x))
 
+class Explorer(Linear):
+    """Returns no tensor."""
+    def forward(self, x):
+        action = super().forward(x).detach().numpy()
+        return {"array": action, "number": float(action.sum()), "count": 3}
+
 class Used(nn.Module):
     """What each change of a lifecycle finds something in."""
     def __init__(self):
@@ -322,6 +328,11 @@ def test_a_backend_that_only_the_users_module_knows(agents: Any, tmp_path: Path)
     found = proof_of(agents.Linear, tmp_path, backend="off_by_one")
     assert_shows(found, "off_by_one")
     assert "agents_of_a_user" in Path(found.proof, "repro.py").read_text()
+
+
+def test_a_script_compares_numpy_arrays_and_numbers(agents: Any, tmp_path: Path) -> None:
+    """A policy that acts in an environment often returns numpy's arrays."""
+    assert_shows(proof_of(agents.Explorer, tmp_path, backend="off_by_one"), "off_by_one")
 
 
 def test_scripts_that_do_not_show_it(

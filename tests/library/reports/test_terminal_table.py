@@ -6,6 +6,7 @@ import re
 import pytest
 from documents import differing, document, result, speedup
 
+from pytest_torchcompile import Capture
 from pytest_torchcompile.reports import table
 from pytest_torchcompile.reports.document import cases_of
 from pytest_torchcompile.reports.terminal import lines
@@ -51,8 +52,42 @@ def test_at_80_columns():
         ["test_policy.py::test_more"],
         ["forward-lifecycle", "within rounding", "0", "-"],
         ["test_policy.py::test_other"],
-        ["get_action_an...he_team-rollout", "equal", "0", "-"],
+        ["get_actio...in_the_team-rollout", "equal", "0", "-"],
     ]
+
+
+@pytest.mark.parametrize("width", [60, 70, 80])
+def test_a_shortened_name_keeps_its_phase(width):
+    """Rows of one method differ only in it."""
+    phases = ("rollout", "update", "lifecycle")
+    results = {
+        f"test_{phase}": result(method="get_action_and_value_of_each", phase=phase) for phase in phases
+    }
+    texts = table_of(width, **results, test_other=result("within rounding", speedup=speedup()))
+    names = [text.split()[0] for text in texts if "..." in text]
+    assert [name.rpartition("-")[2] for name in names] == sorted(phases)
+    assert all(text.startswith("  g") for text in texts if "..." in text)
+
+
+@pytest.mark.parametrize(
+    ("found", "worst", "compiled"),
+    [
+        (result("eager failed", examples=0, capture=Capture()), "-", "-"),
+        (result("crashed", examples=0, capture=Capture()), "-", "-"),
+        (
+            result("compile failed", examples=0, capture=Capture(left_eager=("weight",), elements=(8,))),
+            "-",
+            "0%",
+        ),
+        (result("not compiled", capture=Capture(left_eager=("weight",), elements=(8,))), "0", "0%"),
+        (result("eager failed", capture=Capture(graphs=1, parameters=("weight",))), "0", "100%"),
+        (result(), "0", "100%"),
+    ],
+)
+def test_what_was_not_measured_is_a_hyphen(found, worst, compiled):
+    cells = table.cells("name", found.row(), timed=False)
+    assert (cells[3], cells[4]) == (worst, compiled)
+    assert table.short_worst_text(found.row()) == worst
 
 
 def test_the_cases_of_a_test_stand_below_its_name():
