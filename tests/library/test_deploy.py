@@ -307,7 +307,7 @@ def test_one_that_exceeds_a_budget_stays_eager(log, breaks):
     assert ("get_value" in vars(agent)) == allowed
     assert ("Broken stays eager: over budget: get_value, rollout phase" in log.text) != allowed
     if not allowed:
-        with pytest.raises(NotEquivalent, match="1 graph breaks, max_graph_breaks=0"):
+        with pytest.raises(NotEquivalent, match="1 graph break, max_graph_breaks=0"):
             checked(Broken(), max_graph_breaks=breaks, fallback=False)
 
 

@@ -77,15 +77,15 @@ def test_a_mark_that_skips_it_leaves_a_row(project):
 
 
 def test_a_defect_of_ours_is_a_row_that_says_so(project, monkeypatch):
-    from pytest_torchcompile.checking.case import CheckProtocol
+    from pytest_torchcompile.checking.fixed_examples import FixedExamples
 
-    monkeypatch.setattr(CheckProtocol, "_try_eager", None)
+    monkeypatch.setattr(FixedExamples, "_try_eager", None)
     project.write(policy())
     result = project.check("--compile-report=report.json")
     assert list(verdicts(result).values()) == ["crashed"]
     (case,) = json.loads((project.path / "report.json").read_text())["cases"]
     assert case["reason"].startswith("a defect of pytest-torchcompile: TypeError: ")
-    assert "case.py:" in case["reason"]
+    assert "fixed_examples.py:" in case["reason"]
 
 
 def test_what_ends_the_session_is_a_row(project):

@@ -430,6 +430,6 @@ def test_the_marker_is_registered_and_documented(project):
         [
             "@pytest.mark.compiled_equivalence([*], observation, inputs, methods, observe, reset, act, learn, loss, profile, backend, mode, *): the "
             "function returns a policy; check that it computes the same once compiled. "
-            "Runs with --compile-check."
+            "Runs with --compile-check. https://*/docs/reference.md"
         ]
     )
