@@ -298,8 +298,7 @@ class Pair:
         outcome = self.run(self.eager, recipe, under=watched, phase=phase)
         if outcome.error is None and phase in ("", self.phase):
             self.accepted = recipe
-        # Not in place: copies of this pair share the set, and call the method in other ways.
-        self._used = self._used | uses.used
+        self._used |= uses.used
         self.recorder.expect(work)
         self._draws |= bool(outcome.drew())
         self.learning = self.learning.leaving_out(outcome.unfollowed)
@@ -307,12 +306,36 @@ class Pair:
         if not self.shared:
             written.protect(self.eager, self.compiled)
         if outcome.error is None and self.eager.state is not None:
+            counted = self.eager.state.counters.now()
             self.eager.state.counters.assign(counters)
             again = self.run(self.eager, recipe, phase=phase)
             unequal = unrepeatable.leave_out((self.eager, self.compiled), outcome, again)
             if unequal:
                 self.notes.append(f"not compared, as eager does not repeat it: {some(unequal)}")
+            if again.error is None:
+                self._reset_flags(
+                    {p: v for p, v in counted.items() if v is not counters.get(p)}, recipe, phase
+                )
         return outcome
+
+    def _reset_flags(self, counted: CounterValues, recipe: Recipe, phase: str) -> None:
+        """Let the reset restore flags that a call has set, if the next one raises with them.
+
+        A first call may create tensors and set a flag. The reset deletes the tensors, so the flag goes too.
+
+        Args:
+            counted: the counters that the call has changed.
+            recipe: the example.
+            phase: the phase; empty for that of the pair.
+        """
+        flags = {place: value for place, value in counted.items() if isinstance(value, bool)}
+        if not flags or self.eager.state is None:
+            return
+        self.eager.state.counters.assign(flags)
+        if self.run(self.eager, recipe, phase=phase).error is not None:
+            for side in (self.eager, self.compiled):
+                if side.state is not None:
+                    side.state.counters.leave_to_reset(flags)
 
     def drop_deployed_code_that_draws(self) -> None:
         """Drop the compiled code of a factory that returns something compiled, if the method draws.

@@ -88,6 +88,8 @@ class LifecycleProtocol:
             self._try_eager()
             story = canonical(self._sides.acting, list(self._learning), self._options.batch, self._possible())
             failure = self._trial.run_possible(story)
+            if failure is None:
+                self._require_called(story)
             self._require_compiled(failure.story if failure else story, failure)
             failure = failure or self._train()
             failure = self._search(failure, story, name)
@@ -145,6 +147,19 @@ class LifecycleProtocol:
     @staticmethod
     def _raised(pair: Pair, recipe: Recipe, error: BaseException) -> str:
         return eager_raises(error, recipe.batch, pair.tree, pair.twins.eager)
+
+    def _require_called(self, story: Story) -> None:
+        """Raise `Stop` if eager raised whenever it acted or learnt: only loads and changes are left then."""
+        plain = dict.fromkeys(move.template for move in story if move.plain)
+        refused = [
+            f"{move}, on which {self._trial.rejected[move]}"
+            for move in plain
+            if self._trial.is_rejected(move)
+        ]
+        if plain and len(refused) == len(plain):
+            raise Stop(
+                Verdict.EAGER_FAILED, f"no acting or learning was compared: left out {'; '.join(refused)}"
+            )
 
     def _require_compiled(self, story: Story, failure: StoryFailure | None) -> None:
         """Raise `Stop` if a method of the story was not compiled. After an exception, methods did not run."""

@@ -48,14 +48,16 @@ class Counters:
             if name not in found.spaces[path]
         }
         self._of_modes: dict[Place, dict[bool, Any]] = {}
+        self._left_to_reset: set[Place] = set()
 
     def now(self) -> CounterValues:
         """Return the present values, also of those that a class defines and a call may replace."""
+        left_out = self._of_modes.keys() | self._left_to_reset
         values = {place: self._value(place) for place in (*self._places, *self._of_classes)}
         return {
             place: value
             for place, value in values.items()
-            if isinstance(value, SCALARS) and place not in self._of_modes
+            if isinstance(value, SCALARS) and place not in left_out
         }
 
     def _value(self, place: Place) -> Any:
@@ -76,9 +78,9 @@ class Counters:
 
     def keeps(self, place: Place, original: Any, value: Any) -> bool:
         """Return whether a value is a counter, which replaces another or one that a class defines."""
-        if not isinstance(value, SCALARS) or place[0] in self._found.containers:
+        if place in self._left_to_reset or place[0] in self._found.containers:
             return False
-        return isinstance(original, SCALARS) or place in self._of_classes
+        return isinstance(value, SCALARS) and (isinstance(original, SCALARS) or place in self._of_classes)
 
     def floats(self) -> dict[Place, float]:
         """Return the present finite floats that a user may assign.
@@ -114,6 +116,13 @@ class Counters:
         for place in places:
             self._of_modes.setdefault(place, {})
         self.reset_modes()
+
+    def leave_to_reset(self, places: Iterable[Place]) -> None:
+        """Leave out values that belong to other state, such as the flag of a lazy initialisation.
+
+        From now on `ModuleState.reset` restores them with it.
+        """
+        self._left_to_reset.update(places)
 
     @property
     def left_to_modes(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -448,6 +449,30 @@ def test_a_loss_that_raises_is_the_users_error() -> None:
     result = check(Agent, loss=lambda policy, batch: batch["returns"])
     assert result.verdict is Verdict.EAGER_FAILED
     assert "learning by loss, eager raises KeyError: 'returns'" in result.reason
+
+
+class Closes(Agent):
+    """Raises from one of its calls on, as an environment that has ended."""
+
+    def __init__(self, last: int) -> None:
+        super().__init__()
+        self.calls, self.last = 0, last
+
+    def forward(self, x: torch.Tensor) -> Any:
+        self.calls += 1
+        if self.calls > self.last:
+            raise RuntimeError("closed")
+        return super().forward(x)
+
+
+def test_a_policy_that_soon_refuses_every_call_has_not_lived() -> None:
+    """Loads and changes of weights are compared nevertheless, which proves nothing."""
+    result = check(functools.partial(Closes, 4))
+    assert result.verdict is Verdict.EAGER_FAILED
+    assert result.reason.startswith(
+        "no acting or learning was compared: left out act(forward), on which eager"
+    )
+    assert "closed" in result.reason
 
 
 def test_a_method_that_raises_in_training_is_said_not_to_learn() -> None:

@@ -444,3 +444,39 @@ class AveragingWrongly(Averaging):
 def test_a_buffer_that_is_none_before_the_first_call(phase: str) -> None:
     assert_passes(check(Averaging, phase, observation=OBSERVATION, nonfinite=False))
     assert_differs(check(AveragingWrongly, phase, observation=OBSERVATION, nonfinite=False), "buffer mean")
+
+
+class MadeLazily(Base):
+    """Makes a tensor in its first call, and sets a flag that its class defines."""
+
+    is_ready = False
+    factor = 1.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.is_ready:
+            self.scale = torch.full((3,), 2.0)
+            self.is_ready = True
+        factor = self.factor if torch.compiler.is_compiling() else 1.0
+        return self.layer(x) * self.scale * factor
+
+
+class MadeLazilyWithOwnFlag(MadeLazily):
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_ready = False
+
+
+@pytest.mark.parametrize("policy", [MadeLazily, MadeLazilyWithOwnFlag])
+@pytest.mark.parametrize("phase", ["rollout", "update", "lifecycle"])
+def test_a_flag_of_a_lazy_initialisation_is_restored_with_what_was_made(
+    phase: str, policy: type[MadeLazily]
+) -> None:
+    right = check(policy, phase, observation=OBSERVATION)
+    assert_passes(right)
+    assert not right.notes
+    wrong = type("Wrong", (policy,), {"factor": 1.5})
+    assert_differs(check(wrong, phase, observation=OBSERVATION), "output", "values")
+    model = policy()
+    check(model, phase, observation=OBSERVATION)
+    assert not model.is_ready
+    assert not hasattr(model, "scale")
