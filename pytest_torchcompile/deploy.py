@@ -20,7 +20,9 @@ from torch import nn
 
 from pytest_torchcompile import internals
 from pytest_torchcompile.check import check_methods
-from pytest_torchcompile.compiling.capture import Recorder, compile_function, failure_text
+from pytest_torchcompile.compiling.capture import Recorder
+from pytest_torchcompile.compiling.compilation import compile_function
+from pytest_torchcompile.compiling.failures import failure_text
 from pytest_torchcompile.errors import CompileFailed, NotEquivalent, UsageError
 from pytest_torchcompile.generation.recipes import random_recipe
 from pytest_torchcompile.options import PHASES, CheckOptions

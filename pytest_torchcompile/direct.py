@@ -12,7 +12,8 @@ from pytest_torchcompile.checking.pair import Pair
 from pytest_torchcompile.checking.single_call import SingleCall
 from pytest_torchcompile.checking.stops import Stop, require_repeated
 from pytest_torchcompile.comparing.measure import Tolerance
-from pytest_torchcompile.compiling.capture import failure_text, why_not_compiled
+from pytest_torchcompile.compiling.capture import why_not_compiled
+from pytest_torchcompile.compiling.failures import failure_text
 from pytest_torchcompile.compiling.toolchain import repeat_without_broken_files
 from pytest_torchcompile.errors import CompileFailed, NotEquivalent, UsageError
 from pytest_torchcompile.generation.recipes import Recipe, random_recipe

@@ -13,7 +13,7 @@ from torch import nn
 from pytest_torchcompile.checking.pair import Pair
 from pytest_torchcompile.comparing.measure import Tolerance
 from pytest_torchcompile.comparing.tolerance import judge
-from pytest_torchcompile.compiling.capture import failure_text
+from pytest_torchcompile.compiling.failures import failure_text
 from pytest_torchcompile.errors import UsageError
 from pytest_torchcompile.generation import recipes
 from pytest_torchcompile.options import CheckOptions

@@ -19,7 +19,8 @@ from pytest_torchcompile.checking.pair import Pair
 from pytest_torchcompile.comparing.measure import Tolerance
 from pytest_torchcompile.comparing.references import references
 from pytest_torchcompile.comparing.tolerance import judge
-from pytest_torchcompile.compiling.capture import Recorder, failure_text
+from pytest_torchcompile.compiling.capture import Recorder
+from pytest_torchcompile.compiling.failures import failure_text
 from pytest_torchcompile.errors import CompileFailed
 from pytest_torchcompile.generation.recipes import Recipe, random_recipe
 from pytest_torchcompile.options import CheckOptions

@@ -14,7 +14,8 @@ from torch import nn
 from pytest_torchcompile import internals
 from pytest_torchcompile.checking import unrepeatable, written
 from pytest_torchcompile.comparing.float64 import widened
-from pytest_torchcompile.compiling.capture import Recorder, Uses, compile_method, require_known
+from pytest_torchcompile.compiling.capture import Recorder, Uses
+from pytest_torchcompile.compiling.compilation import compile_method, require_known
 from pytest_torchcompile.compiling.work import Work, owners_of
 from pytest_torchcompile.errors import UsageError
 from pytest_torchcompile.generation.recipes import Recipe, random_recipe

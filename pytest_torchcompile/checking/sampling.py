@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from pytest_torchcompile.checking.pair import Pair
-from pytest_torchcompile.compiling.capture import Recorder, failure_text
+from pytest_torchcompile.compiling.capture import Recorder
+from pytest_torchcompile.compiling.failures import failure_text
 from pytest_torchcompile.errors import CompileFailed
 from pytest_torchcompile.generation.recipes import Recipe, random_recipe
 from pytest_torchcompile.options import CheckOptions

@@ -19,7 +19,8 @@ from pytest_torchcompile.comparing.float64 import widened
 from pytest_torchcompile.comparing.measure import Tolerance
 from pytest_torchcompile.comparing.references import References, references
 from pytest_torchcompile.comparing.tolerance import Judgement, judge
-from pytest_torchcompile.compiling.capture import Recorder, failure_text
+from pytest_torchcompile.compiling.capture import Recorder
+from pytest_torchcompile.compiling.failures import failure_text
 from pytest_torchcompile.errors import CompileFailed
 from pytest_torchcompile.policies.calls import Around, Side
 from pytest_torchcompile.policies.outcome import Outcome

@@ -32,7 +32,7 @@ from pytest_torchcompile.comparing.measure import Tolerance
 from pytest_torchcompile.comparing.references import References, references
 from pytest_torchcompile.comparing.rounding import Floor, comparable, scale_for
 from pytest_torchcompile.comparing.tolerance import Judgement, judge
-from pytest_torchcompile.compiling.capture import failure_text
+from pytest_torchcompile.compiling.failures import failure_text
 from pytest_torchcompile.compiling.recompiling import Recompiling
 from pytest_torchcompile.generation import recipes, tensors
 from pytest_torchcompile.generation.recipes import Recipe

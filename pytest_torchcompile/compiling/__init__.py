@@ -2,5 +2,6 @@
 
 In: a method and the options of `torch.compile`. Out: the compiled method and its `Capture`.
 
-Other folders use `budgets`, `capture`, `recompiling`, `recurrent`, `toolchain`, `work`.
+Other folders use `budgets`, `capture`, `compilation`, `failures`, `recompiling`, `recurrent`, `toolchain`,
+`work`.
 """

@@ -1,4 +1,4 @@
-"""Compile one method and record what the compiler captured.
+"""Record what the compiler captured of one method.
 
 That torch.compile returns a callable proves nothing: it also does so when it is disabled, when it falls back
 to eager, and when it never sees the method. The proof is which of the module's parameters the captured graphs
@@ -12,16 +12,15 @@ import contextlib
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
 from pytest_torchcompile import internals
-from pytest_torchcompile.compiling.toolchain import advice, compilers_own_error
+from pytest_torchcompile.compiling.failures import failure_text
 from pytest_torchcompile.compiling.work import CountedWork, Work
-from pytest_torchcompile.errors import UsageError
 from pytest_torchcompile.generation.recipes import Recipe
 from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.policies.methods import Method
@@ -30,83 +29,10 @@ from pytest_torchcompile.results import Capture
 from pytest_torchcompile.runtime.isolation import drop_frames
 from pytest_torchcompile.runtime.progress import Progress, silent
 from pytest_torchcompile.runtime.watchdog import Watchdog
-from pytest_torchcompile.texts import at, clipped, counted, first_line, share, some, suggestion
+from pytest_torchcompile.texts import counted, share, some
 
 # If generated code raises one of these at run time, the code is invalid; a failing kernel raises others.
 _BROKEN_CODE = (AssertionError, AttributeError, NameError, SyntaxError, TypeError)
-
-
-def require_known(options: CheckOptions) -> None:
-    """Return if torch knows the backend, the mode and inductor's options.
-
-    Raises:
-        UsageError: otherwise; it lists the known values.
-    """
-    require_known_backend(options)
-    require_known_settings(options)
-
-
-def require_known_backend(options: CheckOptions) -> None:
-    """Return if torch knows the backend; see `require_known`."""
-    if isinstance(options.backend, str):
-        known = torch.compiler.list_backends(exclude_tags=())
-        # The others are for debugging torch itself.
-        shown = sorted(
-            {*torch.compiler.list_backends(), "aot_eager", "aot_eager_decomp_partition", "eager"} & {*known}
-        )
-        _require(options, "backend", options.backend, known, ", ".join(shown))
-
-
-def is_misspelt_backend(backend: str) -> bool:
-    """Whether torch has no such backend but a similar one. Any other name may be registered later."""
-    known = torch.compiler.list_backends(exclude_tags=())
-    return backend not in known and bool(suggestion(backend, known))
-
-
-def require_known_settings(options: CheckOptions) -> None:
-    """Return if torch knows the mode and inductor's options; see `require_known`."""
-    if options.mode is not None:
-        known = internals.known_modes()
-        _require(options, "mode", options.mode, known, ", ".join(known))
-    for name in options.options or ():
-        known = internals.known_inductor_options()
-        _require(options, "options", name, known, "what torch._inductor.list_options() lists")
-
-
-def _require(options: CheckOptions, option: str, value: str, known: list[str], accepted: str) -> None:
-    if value in known:
-        return
-    hint = suggestion(value, known)
-    source = options.source(option)
-    flags = {"the command line": f" of --compile-{option}"}
-    is_file = source.endswith((".toml", ".ini", ".cfg"))
-    origin = f" of compile_{option} in {source}" if is_file else flags.get(source, "")
-    raise UsageError(f"{option}={value!r}{origin} is unknown to torch{hint}; accepted: {accepted}")
-
-
-def compile_method(method: Method, model: nn.Module, options: CheckOptions) -> Callable[..., Any]:
-    """Return the method under torch.compile; it is compiled on its first call.
-
-    Raises:
-        UsageError: if torch.compile rejects the options.
-    """
-    return compile_function(method.of(model), options)
-
-
-def compile_function(function: Callable[..., Any], options: CheckOptions) -> Callable[..., Any]:
-    """Return a function or module under torch.compile; see `compile_method`."""
-    try:
-        return internals.isolated_compile(
-            function,
-            backend=options.backend,
-            mode=options.mode,
-            dynamic=options.dynamic,
-            fullgraph=options.fullgraph,
-            # A copy, because torch.compile takes some options out of it.
-            options=None if options.options is None else dict(options.options),
-        )
-    except Exception as error:
-        raise UsageError(f"torch.compile rejects the module or the options: {first_line(error)}") from error
 
 
 COMPILED_BEFORE = (
@@ -334,29 +260,6 @@ def _why_not_reached(method: Method, capture: Capture) -> str:
         f"dynamo skipped {method.name!r}, or used code that was compiled before the check; call "
         f"torch.compiler.reset() first, or run with TORCH_LOGS=dynamo to see why"
     )
-
-
-def failure_text(error: BaseException) -> str:
-    """Return a sentence on a compile failure: type, first line, and the line that was being compiled."""
-    inner = internals.inner_error(error)
-    of_backend = internals.of_backend(inner)
-    if of_backend is not None:
-        raised, line = of_backend
-        return f"{type(inner).__name__}: {clipped(raised, 200)}, in the backend{at(*line) if line else ''}"
-    place = internals.compiler_stack(error) or internals.traced_line(inner)
-    if place is None:
-        frames = traceback.extract_tb(inner.__traceback__)
-        place = (frames[-1].filename, frames[-1].lineno) if frames else None
-    where = at(*place) if place else ""
-    if internals.fails_under_inference_mode(inner):
-        return (
-            "before torch 2.13 AOTAutograd can't compile code under torch.inference_mode(); use "
-            f"torch.no_grad() in the policy{where}"
-        )
-    printed = compilers_own_error(inner) if "compile error" in first_line(inner) else ""
-    said = first_line(inner) + (f": {printed}" if printed else "") + where
-    remedy = advice(inner)
-    return f"{remedy} ({first_line(inner)})" if remedy else said
 
 
 def _parameters_of(model: nn.Module) -> dict[str, torch.Tensor]:

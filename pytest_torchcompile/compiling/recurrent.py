@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from pytest_torchcompile import internals
-from pytest_torchcompile.compiling.capture import Recorder, compile_function
+from pytest_torchcompile.compiling.capture import Recorder
+from pytest_torchcompile.compiling.compilation import compile_function
 from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.texts import clipped, first_line
 

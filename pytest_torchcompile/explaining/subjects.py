@@ -22,7 +22,9 @@ from pytest_torchcompile.checking.trial import Trial
 from pytest_torchcompile.comparing.measure import Tolerance
 from pytest_torchcompile.comparing.references import references
 from pytest_torchcompile.comparing.tolerance import judge
-from pytest_torchcompile.compiling.capture import Recorder, compile_method, failure_text
+from pytest_torchcompile.compiling.capture import Recorder
+from pytest_torchcompile.compiling.compilation import compile_method
+from pytest_torchcompile.compiling.failures import failure_text
 from pytest_torchcompile.errors import CompileFailed, UsageError
 from pytest_torchcompile.generation.recipes import Recipe
 from pytest_torchcompile.lifecycle.sides import LifecycleSides

@@ -20,7 +20,7 @@ from pytest_torchcompile.comparing.measure import Tolerance
 from pytest_torchcompile.comparing.references import References, references
 from pytest_torchcompile.comparing.rounding import Floor
 from pytest_torchcompile.comparing.tolerance import judge
-from pytest_torchcompile.compiling.capture import failure_text
+from pytest_torchcompile.compiling.failures import failure_text
 from pytest_torchcompile.compiling.recompiling import Recompiling
 from pytest_torchcompile.lifecycle.side import LifecycleSide
 from pytest_torchcompile.lifecycle.sides import LifecycleSides

@@ -72,7 +72,7 @@ def _require_settings(options: CheckOptions) -> None:
     # With -W error, a warning from torch's own imports would end the session.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from pytest_torchcompile.compiling.capture import require_known_settings
+        from pytest_torchcompile.compiling.compilation import require_known_settings
 
         require_known_settings(options)
 
@@ -82,7 +82,7 @@ def _require_backend(options: CheckOptions) -> None:
         return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from pytest_torchcompile.compiling.capture import is_misspelt_backend, require_known_backend
+        from pytest_torchcompile.compiling.compilation import is_misspelt_backend, require_known_backend
 
         if is_misspelt_backend(options.backend):
             require_known_backend(options)

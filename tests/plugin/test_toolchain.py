@@ -120,7 +120,7 @@ def test_old_broken_files_are_removed_at_the_start_and_fresh_ones_are_left(proje
     ],
 )
 def test_the_sentence_on_a_failure(cache, error, sentence):
-    from pytest_torchcompile.compiling.capture import failure_text
+    from pytest_torchcompile.compiling.failures import failure_text
 
     if isinstance(error, OSError):
         error.filename = error.filename.replace("{cache}", str(cache))
