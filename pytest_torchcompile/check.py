@@ -54,7 +54,7 @@ def check_equivalence(
     *,
     observation: Any = None,
     inputs: Mapping[str, Any] | None = None,
-    methods: Any = "forward",
+    methods: Any = None,
     observe: Callable[[Any], Any] | None = None,
     reset: Callable[[Any], Any] | None = None,
     act: Any = None,
@@ -70,7 +70,8 @@ def check_equivalence(
         observation: spec of the first argument of every method, without the batch dimension; None uses the
             policy's ``observation_space``. A function is called with the built policy and returns the spec.
         inputs: specs of further arguments by parameter name, given to the methods that take them.
-        methods: a name, an adapter ``f(model, **inputs)``, or several.
+        methods: a name, an adapter ``f(model, **inputs)``, or several; None means ``forward``, and a note
+            names the methods of the policy that training loops call too.
         observe: given the policy after a call, returns what else to compare, such as a distribution
             that the policy stores.
         reset: called with the policy before each call, to restore state that the check can't restore.
@@ -118,7 +119,7 @@ def check_methods(
     time: Callable[[Pair], Speedup] | None,
 ) -> list[CheckResult]:
     """Run `check_equivalence` with merged options; `time` is that of `check_case`."""
-    named = as_methods(declaration.methods)
+    named = as_methods(declaration.checked)
     results = [
         check_case(
             factory,

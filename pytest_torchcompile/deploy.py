@@ -26,10 +26,11 @@ from pytest_torchcompile.compiling.failures import failure_text
 from pytest_torchcompile.errors import CompileFailed, NotEquivalent, UsageError
 from pytest_torchcompile.generation.recipes import random_recipe
 from pytest_torchcompile.options import PHASES, CheckOptions
+from pytest_torchcompile.policies.binding import bind, input_tree
 from pytest_torchcompile.policies.calls import Side
 from pytest_torchcompile.policies.declaration import Declaration
 from pytest_torchcompile.policies.holders import Holder, is_holder, policy_of
-from pytest_torchcompile.policies.methods import Method, as_methods, bind, input_tree
+from pytest_torchcompile.policies.methods import Method, as_methods
 from pytest_torchcompile.policies.state import ModuleState
 from pytest_torchcompile.policies.twins import comes_compiled
 from pytest_torchcompile.reports import failure
@@ -271,7 +272,7 @@ def _compiled(
 ) -> Compilation:
     """Compile the methods in place and warm them up; undo this if it fails."""
     with contextlib.ExitStack() as undo:
-        for method in as_methods(declaration.methods):
+        for method in as_methods(declaration.checked):
             undo.callback(_put_in_place(method, model, options))
         recorder = Recorder(model)
         with isolated(), recorder.watching():
@@ -302,7 +303,7 @@ def _warm_up(model: nn.Module, declaration: Declaration, options: CheckOptions, 
     """
     tree = input_tree(declaration, model)
     phases = [phase for phase in options.phases if phase in PHASES]
-    for method in as_methods(declaration.methods) if times else ():
+    for method in as_methods(declaration.checked) if times else ():
         binding = bind(method, model, tree)
         state = ModuleState(model, parameters=True)
         side = Side(

@@ -21,21 +21,14 @@ from pytest_torchcompile.errors import UsageError
 from pytest_torchcompile.generation.recipes import Recipe, random_recipe
 from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.policies.backward import FROM_ALL, Learning
+from pytest_torchcompile.policies.binding import OBSERVATION, Arguments, Binding, bind_all, without_defaults
 from pytest_torchcompile.policies.calls import Around, Side, training_in
 from pytest_torchcompile.policies.counters import CounterValues
 from pytest_torchcompile.policies.declaration import Declaration
 from pytest_torchcompile.policies.holders import policy_of
 from pytest_torchcompile.policies.input_advice import advice, eager_raises
 from pytest_torchcompile.policies.loss import called_methods
-from pytest_torchcompile.policies.methods import (
-    OBSERVATION,
-    Arguments,
-    Binding,
-    Method,
-    as_methods,
-    bind_all,
-    without_defaults,
-)
+from pytest_torchcompile.policies.methods import Method, as_methods, beside_forward
 from pytest_torchcompile.policies.outcome import Outcome
 from pytest_torchcompile.policies.state import ModuleState
 from pytest_torchcompile.policies.twins import Factory, Twins, build_twins
@@ -100,6 +93,12 @@ class Pair:
         own = {name: spec for name, spec in self.tree.items() if name not in given}
         if own:
             self.twins.notes.append(f"inputs are the policy's own spaces: {declared(own)}")
+        others = beside_forward(self.twins.eager) if declaration.methods is None else []
+        if others:
+            self.twins.notes.append(
+                f"not checked: {some(others)}; to check them too: methods={['forward', *others]!r}; "
+                f"to silence this note: methods='forward'"
+            )
         self.recorder = Recorder(self.twins.compiled, progress, options.max_seconds)
         self._draws = False
         self._counters: CounterValues = {}
@@ -134,7 +133,7 @@ class Pair:
         bindings = self._bindings(model)
         model.eval()
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
-            for method in as_methods(self.declaration.methods):
+            for method in as_methods(self.declaration.checked):
                 binding = bindings[method.name]
                 recipe = random_recipe(binding.tree, self._options.batch[0], self._options.seed)
                 args, kwargs, _ = binding.arguments(recipe)

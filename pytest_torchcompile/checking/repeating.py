@@ -85,7 +85,7 @@ def only_trains(name: str, pair: Pair, recipe: Recipe) -> str:
     if pair.first_eager(recipe, "update").error is not None:
         return ""
     called = "policy" if name == "forward" else f"policy.{name}"
-    others = [m.name for m in as_methods(pair.declaration.methods) if m.name != name and m.adapter is None]
+    others = [m.name for m in as_methods(pair.declaration.checked) if m.name != name and m.adapter is None]
     acts = others[0] if others else "select_action"
     return (
         f"; it was called in eval(), as a policy acts, and returns in train(): {name} is for training only. "

@@ -22,8 +22,8 @@ from pytest_torchcompile.lifecycle.side import layers_with_modes
 from pytest_torchcompile.lifecycle.sides import LifecycleSides
 from pytest_torchcompile.lifecycle.stories import Change, Kind, Manner, Move, Story, story_text
 from pytest_torchcompile.options import CheckOptions
+from pytest_torchcompile.policies.binding import Arguments
 from pytest_torchcompile.policies.holders import Holder
-from pytest_torchcompile.policies.methods import Arguments
 from pytest_torchcompile.results import Difference
 from pytest_torchcompile.texts import some
 

@@ -21,9 +21,9 @@ from pytest_torchcompile.lifecycle.changes import Changes
 from pytest_torchcompile.lifecycle.stories import Kind, Manner, Move
 from pytest_torchcompile.policies import loss
 from pytest_torchcompile.policies.backward import Gradients
+from pytest_torchcompile.policies.binding import Arguments
 from pytest_torchcompile.policies.calls import Side
 from pytest_torchcompile.policies.counters import CounterValues
-from pytest_torchcompile.policies.methods import Arguments
 from pytest_torchcompile.policies.ordinary import equal_values, is_ordinary, ordinary
 from pytest_torchcompile.policies.outcome import Outcome
 from pytest_torchcompile.policies.outputs import named_values

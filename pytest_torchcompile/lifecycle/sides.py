@@ -43,7 +43,7 @@ class LifecycleSides:
         loss = declaration.loss
         # A loss may call any of the methods.
         methods = [
-            *as_methods(declaration.methods if loss else declaration.living),
+            *as_methods(declaration.checked if loss else declaration.living),
             *([users_loss(loss)] if loss else []),
         ]
         for method in methods:

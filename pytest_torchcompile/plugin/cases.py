@@ -81,7 +81,7 @@ def cases_from(read: Callable[[], Marked], config: pytest.Config, *, markers: in
         return [Case(markers=markers, error=str(error))]
     single = [
         Case(methods=(name,), phase=phase, marked=marked, markers=markers)
-        for name in named_methods(marked.declaration.methods)
+        for name in named_methods(marked.declaration.checked)
         for phase in marked.options.phases
         if phase != LIFECYCLE
     ]
@@ -180,7 +180,7 @@ def _checked(
         )
     return check_case(
         factory,
-        next(m for m in as_methods(declaration.methods) if m.name in case.methods),
+        next(m for m in as_methods(declaration.checked) if m.name in case.methods),
         case.phase,
         declaration=declaration,
         options=options,

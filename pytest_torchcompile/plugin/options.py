@@ -253,8 +253,8 @@ def _toml_table(config: pytest.Config) -> dict[str, Any]:
 
 
 def project_methods(config: pytest.Config) -> Any:
-    """Return the methods to check if the test names none: command line, ini file, else ``forward``."""
-    given = config.getoption("compile_methods") or _ini_value(config, "compile_methods") or "forward"
+    """Return the methods to check if the test names none: of the command line or the ini file, or None."""
+    given = config.getoption("compile_methods") or _ini_value(config, "compile_methods") or None
     return given.replace(",", " ").split() if isinstance(given, str) else given
 
 

@@ -20,7 +20,7 @@ class Declaration:
         observation: spec of the first argument of every method, without the batch dimension; None uses the
             policy's own ``observation_space``.
         inputs: specs of further arguments by parameter name, given to the methods that take them.
-        methods: a name, an adapter ``f(model, **inputs)``, or several.
+        methods: a name, an adapter ``f(model, **inputs)``, or several; None means ``forward``.
         observe: given the policy after a call, returns what else to compare: a cached distribution, the
             state of an object that the check does not inspect.
         reset: called with the policy before each call, to restore state that the check can't restore.
@@ -37,7 +37,7 @@ class Declaration:
 
     observation: Any = None
     inputs: Mapping[str, Any] | None = None
-    methods: Any = "forward"
+    methods: Any = None
     observe: Callable[[Any], Any] | None = None
     reset: Callable[[Any], Any] | None = None
     act: Any = None
@@ -45,16 +45,16 @@ class Declaration:
     loss: Callable[[Any, Any], Any] | None = None
 
     def __post_init__(self) -> None:
-        named_methods(self.methods)
+        named_methods(self.checked)
         for name, of in (("observe", "policy"), ("reset", "policy"), ("loss", "policy and a batch")):
             function = getattr(self, name)
             if function is not None and not callable(function):
                 raise UsageError(f"{name}={function!r}; accepted: a function of the {of}")
         for name in ("act", "learn"):
-            unknown = [method for method in listed(getattr(self, name)) if method not in listed(self.methods)]
+            unknown = [method for method in listed(getattr(self, name)) if method not in listed(self.checked)]
             if unknown:
                 raise UsageError(
-                    f"{name}={getattr(self, name)!r}; accepted: some of methods={self.methods!r}"
+                    f"{name}={getattr(self, name)!r}; accepted: some of methods={self.checked!r}"
                 )
         if self.act is not None and not listed(self.act):
             raise UsageError(f"act={self.act!r}; accepted: at least one method; leave it out for all methods")
@@ -62,14 +62,19 @@ class Declaration:
             raise UsageError(f"learn={self.learn!r} can't be combined with a loss; drop one of them")
 
     @property
+    def checked(self) -> Any:
+        """The methods that are checked."""
+        return "forward" if self.methods is None else self.methods
+
+    @property
     def acting(self) -> list[Any]:
         """The methods by which the policy acts in its lifecycle."""
-        return listed(self.methods if self.act is None else self.act)
+        return listed(self.checked if self.act is None else self.act)
 
     @property
     def learning(self) -> list[Any]:
         """The methods by which it may learn; none if the user gives a loss."""
-        every = [] if self.loss else self.methods
+        every = [] if self.loss else self.checked
         return listed(every if self.learn is None else self.learn)
 
     @property

@@ -9,8 +9,9 @@ import torch
 from torch.nn import functional as F
 
 from pytest_torchcompile.errors import UsageError
+from pytest_torchcompile.policies.binding import OBSERVATION
 from pytest_torchcompile.policies.declaration import Declaration
-from pytest_torchcompile.policies.methods import OBSERVATION, Method, as_methods
+from pytest_torchcompile.policies.methods import Method, as_methods
 
 CLIP, VALUE, ENTROPY = 0.2, 0.5, 0.01
 """Clip range, and the weights of the value loss and the entropy bonus: those of CleanRL's ``ppo.py``."""
@@ -109,4 +110,4 @@ class Methods:
 def called_methods(declaration: Declaration) -> tuple[Method, ...]:
     """Return the declared methods and, if the user gives a loss, the loss as one more."""
     loss = (users_loss(declaration.loss),) if declaration.loss else ()
-    return (*as_methods(declaration.methods), *loss)
+    return (*as_methods(declaration.checked), *loss)

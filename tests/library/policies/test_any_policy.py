@@ -919,3 +919,35 @@ def test_the_advice_on_a_method_for_training_names_the_method_that_acts() -> Non
     )
     reason = next(result.reason for result in results if result.method == "learn")
     assert "methods=['learn', 'act'], act='act'" in reason
+
+
+class ActsAndLearns(WithSpaces):
+    def get_value(self, obs: torch.Tensor) -> torch.Tensor:
+        return self.layer(obs)[:, :1]
+
+    def act(self, obs: torch.Tensor) -> torch.Tensor:
+        return self.get_value(obs)
+
+
+class ForwardCallsAct(ActsAndLearns):
+    def forward(self, obs: torch.Tensor, deterministic: bool = False) -> torch.Tensor:
+        return self.act(obs)
+
+
+def _not_checked(result: Any) -> list[str]:
+    return [note for note in result.notes if note.startswith("not checked: ")]
+
+
+@pytest.mark.parametrize(
+    ("policy", "others"),
+    [(ActsAndLearns, ["act", "evaluate_actions", "get_value"]), (ForwardCallsAct, ["evaluate_actions"])],
+)
+def test_methods_beside_forward_are_named_if_none_was_declared(policy: Any, others: list[str]) -> None:
+    (note,) = _not_checked(check(policy))
+    assert f"methods={['forward', *others]}" in note, "not what forward calls, at any depth"
+
+
+@pytest.mark.parametrize("policy", [ActsAndLearns, lambda: nn.Linear(8, 4)])
+def test_no_note_for_declared_methods_and_none_for_a_policy_with_forward_only(policy: Any) -> None:
+    methods = "forward" if policy is ActsAndLearns else None
+    assert not _not_checked(check(policy, observation=Box((8,)), methods=methods))

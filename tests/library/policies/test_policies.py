@@ -26,8 +26,9 @@ from pytest_torchcompile import (
     compile_policy,
 )
 from pytest_torchcompile.checking.pair import Pair
+from pytest_torchcompile.policies.binding import bind, input_tree
 from pytest_torchcompile.policies.declaration import Declaration
-from pytest_torchcompile.policies.methods import Method, as_methods, bind, input_tree
+from pytest_torchcompile.policies.methods import Method, as_methods
 from pytest_torchcompile.policies.state import ModuleState
 from pytest_torchcompile.policies.twins import build_twins
 
