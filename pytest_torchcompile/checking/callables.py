@@ -14,6 +14,7 @@ from pytest_torchcompile.errors import UsageError
 from pytest_torchcompile.policies.calls import Around, Side
 from pytest_torchcompile.policies.holders import Holder, is_holder
 from pytest_torchcompile.policies.state import ModuleState
+from pytest_torchcompile.texts import counted
 
 
 class InPhase:
@@ -76,7 +77,7 @@ def require_inputs(caller: str, function: Any, args: tuple[Any, ...], kwargs: Ma
         signature.bind(*args, **kwargs)
     except TypeError as error:
         name = getattr(called, "__name__", type(called).__name__)
-        given = f"got {len(args) + len(kwargs)} inputs" if args or kwargs else "got no inputs"
+        given = f"got {counted(len(args) + len(kwargs), 'input')}" if args or kwargs else "got no inputs"
         needed = ", ".join(
             str(p).partition("=")[0] for p in signature.parameters.values() if p.default is p.empty
         )

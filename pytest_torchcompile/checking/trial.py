@@ -34,14 +34,16 @@ from pytest_torchcompile.comparing.rounding import Floor, comparable, scale_for
 from pytest_torchcompile.comparing.tolerance import Judgement, judge
 from pytest_torchcompile.compiling.failures import failure_text
 from pytest_torchcompile.compiling.recompiling import Recompiling
-from pytest_torchcompile.generation import recipes, tensors
+from pytest_torchcompile.generation import recipes
 from pytest_torchcompile.generation.recipes import Recipe
 from pytest_torchcompile.options import CheckOptions
 from pytest_torchcompile.policies.backward import Learning
 from pytest_torchcompile.policies.calls import Rerun
+from pytest_torchcompile.policies.ordinary import is_finite
 from pytest_torchcompile.policies.outcome import Outcome
 from pytest_torchcompile.results import Deviation, Difference, Sensitivity, Verdict
 from pytest_torchcompile.runtime.isolation import quietly
+from pytest_torchcompile.specs import trees
 from pytest_torchcompile.texts import first_line
 
 MOST_WITH_FLOAT64 = 4
@@ -88,6 +90,7 @@ class Trial:
         self.small = True
         """Whether a tensor whose largest element is small is compared relative to that element."""
         self._pair = pair
+        self._finite_constants = all(map(is_finite, trees.constants(pair.tree)))
         self._options = options
         self._tolerance = Tolerance(atol=options.atol, rtol=options.rtol)
         self._calls = 0
@@ -112,7 +115,7 @@ class Trial:
         pair = self._pair
         pair.begin(recipe)
         eager, compiled, changed = self._called(recipe, pair.learning)
-        finite = tensors.is_finite(pair.tree, recipe)
+        finite = recipe.is_finite and self._finite_constants
         if eager.error is not None:
             return self._both_reject(recipe, eager.error, compiled.error, finite)
         if compiled.error is not None and pair.recorder.is_compile_failure(compiled.error):

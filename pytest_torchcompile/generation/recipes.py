@@ -101,6 +101,11 @@ class Recipe:
         layouts = dict.fromkeys(fill.layout for fill in self.fills if fill.layout != "contiguous")
         return ", ".join([f"batch {self.batch}", *layouts, *filter(None, [self.shared])])
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether no drawn element is a NaN or an infinity; only edits can be one."""
+        return all(math.isfinite(value) for fill in self.fills for _, value in fill.edits)
+
 
 def uses_time(tree: Any) -> bool:
     """Return whether a shape in the tree has a ``"T"``."""

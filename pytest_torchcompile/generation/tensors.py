@@ -119,22 +119,6 @@ def _share(values: dict[Path, Any], paths: list[Path], how: str) -> None:
         values[path] = tensor if how == ONE_TENSOR else tensor.view_as(tensor)
 
 
-def is_finite(tree: Any, recipe: Recipe) -> bool:
-    """Whether no input has a NaN or an infinity; only edits and constants can have one."""
-    edits = all(math.isfinite(value) for fill in recipe.fills for _, value in fill.edits)
-    constants = (spec.value for _, spec in trees.leaves(tree) if isinstance(spec, spaces.Constant))
-    return edits and all(map(_is_finite_constant, constants))
-
-
-def _is_finite_constant(value: Any) -> bool:
-    """Whether no element of a tensor or array is a NaN or an infinity; true for other values."""
-    if isinstance(value, torch.Tensor):
-        return not (value.is_floating_point() or value.is_complex()) or bool(torch.isfinite(value).all())
-    if isinstance(value, np.ndarray):
-        return value.dtype.kind not in "fc" or bool(np.isfinite(value).all())
-    return True
-
-
 def copy_constant(value: Any) -> Any:
     """Return a copy of a tensor or array, so that no call can change the user's; other values unchanged."""
     if isinstance(value, torch.Tensor):

@@ -2,6 +2,7 @@
 
 In: a factory and a declaration. Out: two equal twins, their state, and the `Outcome` of a call.
 
-Other folders use `backward`, `calls`, `copies`, `counters`, `declaration`, `holders`, `input_advice`, `loss`,
-`methods`, `ordinary`, `outcome`, `outputs`, `reachable`, `snapshots`, `state`, `twins`.
+Other folders use `backward`, `binding`, `calls`, `copies`, `counters`, `declaration`, `holders`,
+`input_advice`, `loss`, `methods`, `ordinary`, `outcome`, `outputs`, `reachable`, `snapshots`, `state`,
+`twins`.
 """

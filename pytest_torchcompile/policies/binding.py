@@ -129,7 +129,7 @@ def _varies(tree: Any) -> bool:
 
 def _constant_tensors(tree: Any) -> list[Any]:
     """Return the tensors and arrays among the constants of an input."""
-    values = (spec.value for _, spec in trees.leaves(tree) if isinstance(spec, spaces.Constant))
+    values = trees.constants(tree)
     return [value for value in values if hasattr(value, "shape") and hasattr(value, "dtype")]
 
 

@@ -22,6 +22,7 @@ from pytest_torchcompile.errors import UsageError
 from pytest_torchcompile.policies.aliasing import aliases, strides
 from pytest_torchcompile.policies.backward import FROM_ALL, Backward, Gradients, Learning, backward_of
 from pytest_torchcompile.policies.holders import policy_of
+from pytest_torchcompile.policies.ordinary import ordinary
 from pytest_torchcompile.policies.outcome import Outcome
 from pytest_torchcompile.policies.outputs import NamedValues, is_mapping, named_values
 from pytest_torchcompile.policies.state import ModuleState
@@ -305,7 +306,9 @@ class Side:
                 nested = named_values(value, f"input {name}")
                 found.tensors |= nested.tensors
         seen = {id(tensor) for tensor in found.tensors.values()}
-        found.tensors |= {f"input {p}": tensor for p, tensor in drawn.items() if id(tensor) not in seen}
+        for path, tensor in drawn.items():
+            if id(tensor) not in seen:
+                found.tensors |= ordinary(tensor, f"input {path}")
         return found
 
     def backward(

@@ -7,7 +7,9 @@ support complex numbers, 8-bit floats and bits.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
 
 from pytest_torchcompile import internals
@@ -123,6 +125,18 @@ def _as_numbers(tensor: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
 
 def _short(name: object) -> str:
     return str(name).removeprefix("torch.")
+
+
+def is_finite(value: Any) -> bool:
+    """Return whether no element of a tensor or array is a NaN or an infinity; true for other values.
+
+    Raises:
+        UsageError: if a tensor can't be converted to ordinary ones.
+    """
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind not in "fc" or bool(np.isfinite(value).all())
+    parts = ordinary(value, "") if isinstance(value, torch.Tensor) else {}
+    return all(bool(torch.isfinite(part).all()) for part in parts.values())
 
 
 def same_values(one: torch.Tensor, other: torch.Tensor) -> bool:

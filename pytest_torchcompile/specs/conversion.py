@@ -148,6 +148,7 @@ def _from_space(space: Any, where: str) -> Any:
     if "Box" in kinds:
         return _from_box(space)
     if "Discrete" in kinds:
+        # int64 whatever the space's dtype: torch gathers by no other, so users convert them too.
         return Discrete(int(space.n), int(getattr(space, "start", 0)))
     if "MultiDiscrete" in kinds:
         return _from_multi_discrete(space)

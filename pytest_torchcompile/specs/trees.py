@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from pytest_torchcompile.errors import UsageError
-from pytest_torchcompile.specs.spaces import LegalAction, LegalMask, Spec, Wrapped
+from pytest_torchcompile.specs.spaces import Constant, LegalAction, LegalMask, Spec, Wrapped
 from pytest_torchcompile.texts import suggestion
 
 
@@ -59,6 +59,17 @@ def dotted(path: tuple[Any, ...]) -> str:
 def declared(tree: Mapping[str, Any]) -> str:
     """Return declared inputs as keyword arguments: ``observation=Box((8,)), action=Discrete(4)``."""
     return ", ".join(f"{name}={spec!r}" for name, spec in tree.items())
+
+
+def constants(tree: Any) -> list[Any]:
+    """Return the values that every example of a tree of specs has.
+
+    Example:
+        >>> from pytest_torchcompile.specs import spaces
+        >>> constants({"x": spaces.Discrete(2), "deterministic": spaces.Constant(True)})
+        [True]
+    """
+    return [spec.value for _, spec in leaves(tree) if isinstance(spec, Constant)]
 
 
 def redeclared(tree: Mapping[str, Any], changes: Mapping[tuple[Any, ...], Any]) -> str:

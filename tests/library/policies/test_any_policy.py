@@ -6,7 +6,7 @@ import collections
 import dataclasses
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import gymnasium
@@ -40,6 +40,7 @@ from pytest_torchcompile import (
     observations,
     register_output,
 )
+from pytest_torchcompile.policies.ordinary import is_finite
 from pytest_torchcompile.reports.failure import failure_text
 from pytest_torchcompile.specs import conventions, conversion
 
@@ -951,3 +952,41 @@ def test_methods_beside_forward_are_named_if_none_was_declared(policy: Any, othe
 def test_no_note_for_declared_methods_and_none_for_a_policy_with_forward_only(policy: Any) -> None:
     methods = "forward" if policy is ActsAndLearns else None
     assert not _not_checked(check(policy, observation=Box((8,)), methods=methods))
+
+
+class Neighbours(nn.Module):
+    """Adds what its neighbours in a fixed graph know, as policies of traffic lights and molecules do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, obs: torch.Tensor, other: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
+        known: torch.Tensor = self.layer(obs + other)
+        return known if edges.is_nested else known * edges.to_dense().float().sum()
+
+
+EDGES: dict[str, Callable[[], torch.Tensor]] = {
+    "8 bits": lambda: torch.eye(8).to(torch.float8_e4m3fn),
+    "jagged": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged),
+    "coo": lambda: torch.eye(8).to_sparse(),
+    "csr": lambda: torch.eye(8).to_sparse_csr(),
+}
+
+
+@pytest.mark.parametrize("kind", EDGES)
+@pytest.mark.parametrize("phase", ["rollout", "update", "lifecycle"])
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+def test_a_constant_of_any_layout_and_dtype_can_be_an_input(kind: str, phase: str) -> None:
+    declared = {"observation": Box((8,)), "inputs": {"other": Box((8,)), "edges": EDGES[kind]()}}
+    assert_passes(check(Neighbours, phase, **declared))
+    assert_differs(check(Neighbours, phase, **declared, backend=twice_as_much), "output")
+
+
+@pytest.mark.parametrize("make", [np.array, torch.tensor, lambda v: torch.tensor(v).to_sparse()])
+@pytest.mark.parametrize("value", [np.nan, -np.inf, complex(0, np.inf)], ids=repr)
+def test_a_nan_or_an_infinity_in_an_input_is_not_finite(make: Any, value: Any) -> None:
+    assert not is_finite(make([1.0, value]))
+    for finite in ([1.0, 2.0], [1, 2], [True], [1j]):
+        assert is_finite(make(finite))
+    assert is_finite("greedy")
