@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -146,11 +147,18 @@ def _mentioned_by(name: str, owner: type) -> set[str]:
     """Return the names that occur in a method, and in the methods that occur in it."""
     mentioned, waiting = set[str](), [name]
     while waiting:
-        code = getattr(getattr(owner, waiting.pop(), None), "__code__", None)
-        new = set(code.co_names if code else ()) - mentioned
+        function = getattr(owner, waiting.pop(), None)
+        code = getattr(inspect.unwrap(function) if callable(function) else None, "__code__", None)
+        new = (_names_in(code) if code else set()) - mentioned
         mentioned |= new
         waiting += new
     return mentioned
+
+
+def _names_in(code: types.CodeType) -> set[str]:
+    """Return the names of globals and attributes in a function, and in the functions inside it."""
+    inner = (_names_in(part) for part in code.co_consts if isinstance(part, types.CodeType))
+    return set(code.co_names).union(*inner)
 
 
 def as_methods(methods: Any) -> tuple[Method, ...]:
