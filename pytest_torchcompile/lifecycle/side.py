@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -94,14 +94,21 @@ class LifecycleSide:
         self.changes.restore_memory()
         self.side.restore()
 
-    def play(self, move: Move, *, wide: bool = False) -> Outcome:
-        """Make one move and return its outcome. With `wide`, its inputs are float64."""
+    def play(self, move: Move, *, wide: bool = False, among: Collection[str] | None = None) -> Outcome:
+        """Make one move and return its outcome.
+
+        Args:
+            move: the move.
+            wide: whether its inputs are float64.
+            among: the paths that a loss may be computed from; None means all that require grad. In eager a
+                loss of a frozen layer requires none; torch 2.9's AOTAutograd lets it require grad.
+        """
         self._moves += 1
         match move.kind:
             case Kind.ACT:
                 return self._act(move, wide)
             case Kind.LEARN:
-                return self._learn(move, wide)
+                return self._learn(move, wide, among)
             case Kind.LOAD:
                 return self._change(functools.partial(self.changes.load, move.seed))
             case Kind.CHECKPOINT:
@@ -144,7 +151,7 @@ class LifecycleSide:
                 bound.args, bound.kwargs, seed=move.seed, drawn=bound.drawn
             )
 
-    def _learn(self, move: Move, wide: bool) -> Outcome:
+    def _learn(self, move: Move, wide: bool, among: Collection[str] | None) -> Outcome:
         pair = self._pairs[move.method]
         bound = pair.arguments(move.recipe(pair.tree), wide=wide)
         self._inner.train(True)
@@ -156,7 +163,7 @@ class LifecycleSide:
             bound.kwargs,
             seed=move.seed,
             drawn=bound.drawn,
-            differentiate=functools.partial(self._optimize, move),
+            differentiate=functools.partial(self._optimize, move, among),
         )
 
     def _refilled(self, method: str, new: Arguments) -> Arguments:
@@ -192,13 +199,13 @@ class LifecycleSide:
 
         return side.replaced(kept, side.around)
 
-    def _optimize(self, move: Move, outcome: Outcome) -> Gradients:
+    def _optimize(self, move: Move, among: Collection[str] | None, outcome: Outcome) -> Gradients:
         """Make a step of the optimizer, if an output requires grad; return the gradients before clipping."""
         parameters = self._parameters()
         for parameter in parameters.values():
             parameter.grad = None
         with self.side.cast():
-            value = self._loss_of(outcome, move)
+            value = self._loss_of(outcome, move, among)
         if value is None:
             return {}
         value.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -222,13 +229,15 @@ class LifecycleSide:
         outcome.outputs.tensors["loss"] = value
         return gradients
 
-    def _loss_of(self, outcome: Outcome, move: Move) -> torch.Tensor | None:
+    def _loss_of(self, outcome: Outcome, move: Move, among: Collection[str] | None) -> torch.Tensor | None:
         """Return the loss of what a call returned; None if nothing of it requires grad."""
         sources = outcome.outputs.tensors
         if not self._has_loss:
             sources = self._sides[move.method].sources(outcome)
         roots = self._pairs[move.method].learning.roots(sources)
         live = {path: tensor for path, tensor in roots.items() if tensor.is_floating_point()}
+        if among is not None:
+            live = {path: tensor for path, tensor in live.items() if path in among}
         outcome.learnt_from = tuple(live)
         if not live:
             return None

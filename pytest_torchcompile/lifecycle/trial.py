@@ -97,8 +97,9 @@ class StoryTrial:
     def __call__(self, story: Story) -> StoryFailure | None:
         """Run a story on both sides, up to the first move that differs. Return None if none does."""
         counters = self._counters()
-        eager_moves = self._play(self._sides.eager, story, counters)
-        compiled_moves = self._play(self._sides.compiled, story, counters)
+        learnt_from: dict[int, tuple[str, ...]] = {}
+        eager_moves = self._play(self._sides.eager, story, counters, learnt_from)
+        compiled_moves = self._play(self._sides.compiled, story, counters, learnt_from)
         if self._sides.first.shared:
             # Both sides have one module. It can run one story at a time, and rounding floors run another one.
             eager_moves, compiled_moves = iter(list(eager_moves)), iter(list(compiled_moves))
@@ -129,15 +130,23 @@ class StoryTrial:
         return None
 
     def _play(
-        self, side: LifecycleSide, story: Story, counters: CounterValues
+        self,
+        side: LifecycleSide,
+        story: Story,
+        counters: CounterValues,
+        learnt_from: dict[int, tuple[str, ...]],
     ) -> Iterator[tuple[Outcome, set[tuple[int, str]], Tensors]]:
-        """Yield the outcome of each move, the earlier outputs that have changed, and what was learnt."""
+        """Yield the outcome of each move, the earlier outputs that have changed, and what was learnt.
+
+        `learnt_from` has, by move, what the loss of the eager side is computed from, which plays first.
+        """
         side.begin(counters)
         name = "eager" if side is self._sides.eager else "compiled"
         for number, move in enumerate(story, start=1):
             self._sides.progress.step(f"move {number} of {len(story)}: {story_text([move])}, {name}")
             graphs = self._sides.capture.graphs
-            outcome = side.play(move)
+            outcome = side.play(move, among=learnt_from.get(number))
+            learnt_from.setdefault(number, outcome.learnt_from)
             if graphs != self._sides.capture.graphs and not (move.plain and _unchanged(story[: number - 1])):
                 self.added += self._sides.capture.graphs - graphs
             if side is self._sides.compiled:

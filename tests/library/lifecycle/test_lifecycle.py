@@ -23,9 +23,8 @@ compiling = torch.compiler.is_compiling
 
 
 def check(factory: Any, **arguments: Any) -> CheckResult:
-    return check_any(
-        factory, "lifecycle", **{"observation": Box((8,)), "batch": (4, 7), "shrink_seconds": 300} | arguments
-    )
+    declared = {"observation": Box((8,)), "methods": "forward", "batch": (4, 7), "shrink_seconds": 300}
+    return check_any(factory, "lifecycle", **declared | arguments)
 
 
 def besides(result: CheckResult) -> list[str]:

@@ -486,6 +486,24 @@ def test_a_loss_in_an_attribute_passes(policy: type[Balanced], phase: str, backe
     assert_passes(check(policy, phase, observation=OBSERVATION, backend=backend))
 
 
+class BalancedByZeros(Balanced):
+    """Lets its balance loss require grad if it is compiled, though all its experts are frozen."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = super().forward(x)
+        if torch.compiler.is_compiling():
+            self.balance = self.balance + 0 * self.net.weight.sum()
+        return out
+
+
+@pytest.mark.parametrize("phase", ["update", "lifecycle"])
+def test_a_loss_that_only_compiled_lets_require_grad_passes(phase: str) -> None:
+    """As AOTAutograd of torch 2.9 does; the losses of both sides are computed from what eager learns from."""
+    assert_passes(check(BalancedByZeros, phase, observation=OBSERVATION))
+    doubled = functools.partial(BalancedByZeros, doubled_gradient)
+    assert_differs(check(doubled, phase, observation=OBSERVATION), "gradient of experts.bias")
+
+
 def test_the_gradient_of_a_weight_that_each_call_computes_passes() -> None:
     def policy() -> nn.Module:
         with warnings.catch_warnings():
