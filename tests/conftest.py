@@ -1,10 +1,13 @@
 """Fixtures and settings of all tests.
 
-torch is imported here, before pytester takes its first snapshot of ``sys.modules``: it drops what is
-imported while it runs pytest in process, and torch can't be imported twice.
+torch and this package are imported here, before pytester takes its first snapshot of ``sys.modules``: it
+drops what is imported while it runs pytest in process. torch can't be imported twice, and a module of this
+package that is would have classes that are no longer those that other modules know.
 """
 
 import contextlib
+import importlib
+import pkgutil
 import warnings
 
 import hypothesis
@@ -20,6 +23,12 @@ with warnings.catch_warnings():
 with contextlib.suppress(ImportError):
     # With it, torch 2.10 loads this at its first compile. Its C module can't be imported twice either.
     import triton  # noqa: F401
+
+import pytest_torchcompile
+
+for module in pkgutil.walk_packages(pytest_torchcompile.__path__, "pytest_torchcompile."):
+    if not module.name.endswith(".__main__"):
+        importlib.import_module(module.name)
 
 pytest_plugins = ["pytester"]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import sys
 import types
 from collections.abc import Iterator, Mapping
@@ -53,7 +55,9 @@ class Holder(nn.Module):
         super().train(mode)
         for owner in self.owners.values():
             if isinstance(getattr(owner, "__dict__", {}).get("training"), bool):
-                owner.training = mode
+                # A frozen dataclass of settings may have a field of this name.
+                with contextlib.suppress(dataclasses.FrozenInstanceError):
+                    owner.training = mode
         return self
 
 

@@ -991,3 +991,27 @@ def test_a_nan_or_an_infinity_in_an_input_is_not_finite(make: Any, value: Any) -
     for finite in ([1.0, 2.0], [1, 2], [True], [1j]):
         assert is_finite(make(finite))
     assert is_finite("greedy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a run was started with."""
+
+    training: bool = True
+
+
+class AgentWithSettings:
+    """A policy that is no module, and keeps settings that can't be changed."""
+
+    def __init__(self) -> None:
+        self.net, self.settings = nn.Linear(8, 4), Settings()
+
+    def act(self, obs: torch.Tensor) -> Any:
+        return self.net(obs)
+
+
+@pytest.mark.parametrize("phase", ["rollout", "update", "lifecycle"])
+def test_a_frozen_field_called_training_is_no_mode(phase: str) -> None:
+    declared = {"observation": Box((8,)), "methods": "act"}
+    assert_passes(check(AgentWithSettings, phase, **declared))
+    assert_differs(check(AgentWithSettings, phase, **declared, backend=twice_as_much), "output")
