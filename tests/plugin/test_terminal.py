@@ -251,9 +251,10 @@ def test_notes_are_in_the_report(project):
     result = project.check()
     result.assert_outcomes(passed=1)
     case = "test_policy.py::test_agent[forward-rollout]"
-    (note,) = (line for line in report_of(result) if line.startswith(f"{case}: "))
+    note, others = (line for line in report_of(result) if line.startswith(f"{case}: "))
     assert "factory is not deterministic" in note
     assert "actor.bias" in note
+    assert f"{case}: not checked: " in others, "the test names no methods"
 
 
 def test_cases_of_a_fixtures_setup_and_teardown_are_rows(project):
